@@ -1,0 +1,42 @@
+# make repro    reproduce the tables (default scale: params.yaml, section run)
+# make test     run the tests, every notebook included, at the smoke scale
+# SCALE=smoke   another scale            FROM_SCRATCH=1   pretrain the tiny models again
+
+PYTHON ?= python3.11
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export HF_HUB_DISABLE_TELEMETRY := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: repro test setup notebooks lint clean
+
+setup: $(VENV)/.ready
+
+# torch first: its CPU build, where pip knows one; unsloth without its GPU requirements, none of
+# which a CPU needs (on a GPU machine: pip install -e '.[gpu]').
+$(VENV)/.ready: pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "trd needs Python 3.11: install it, or name it with PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	pip install --quiet --upgrade-strategy only-if-needed "$$(grep -o 'torch==[0-9.]*' pyproject.toml | head -1)"
+	pip install --quiet -e '.[test]'
+	pip install --quiet --no-deps $$(grep -o 'unsloth[_a-z]*==[0-9.]*' pyproject.toml)
+	@touch $@
+
+repro: setup
+	@python -m trdlib check
+	$(if $(SCALE),@sed -i.bak 's/^  scales: .*/  scales: [$(SCALE)]/' params.yaml && rm params.yaml.bak)
+	$(if $(FROM_SCRATCH),@rm -rf models/tiny runs/tiny/pretraining)
+	@start=$$(date +%s.%N) && dvc repro && python -m trdlib readme && python -m trdlib times --since $$start
+
+test: setup
+	ruff check . && ruff format --check .
+	pytest -n 2 --dist loadgroup tests
+
+notebooks: setup
+	jupytext --sync notebooks/*.py
+
+lint: setup
+	ruff check --fix . && ruff format .
+
+clean:
+	rm -rf data runs/smoke runs/tiny .dvc/cache .dvc/tmp

@@ -1,0 +1,107 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 1 · Prepare: the problems and the models
+#
+# Distillation needs problems to attempt, and models to attempt them. This notebook writes the
+# problem sets of a scale in one schema (`id, source, problem, answer, solution`) and looks at them.
+# At the procedural scales (`smoke`, `tiny`) it also shows how the student and the teacher came
+# about: they are pretrained from scratch by the pipeline, to accuracy thresholds, three times over,
+# so that a "seed" is another base model and not only another LoRA initialisation.
+
+# %% tags=["parameters"]
+scale = "smoke"  # a scale of params.yaml
+task = "math"
+
+# %%
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from trdlib import config, data, models, parallel, rollout, tiny
+
+run = config.run(scale, task)
+sets = tiny.prepare(run)
+
+# %% [markdown]
+# ## The problem sets
+#
+# `train` is what the student attempts, `validation` chooses learning rates, the rest are
+# benchmarks. No problem stands in two sets, nor was one of three steps or more seen in pretraining:
+# a hash of its text decides which split it may be used in.
+
+# %%
+data.check_disjoint(sets)
+pd.DataFrame(
+    [
+        {"set": name, "problems": len(frame), **frame["source"].value_counts().to_dict()}
+        for name, frame in sets.items()
+    ]
+).set_index("set").fillna(0).astype(int)
+
+# %% [markdown]
+# One problem of each source, with its reference solution. In a **chain** each line is a step of
+# arithmetic modulo 7: after a wrong line the next line is still a valid lesson. In a **trail** a
+# hidden table gives each letter a turn (`<` adds 1, `^` 2, `>` 4, `/` 7, modulo 10). With the flag
+# `#`, a wrong turn gets the walker lost, and what follows teaches nothing: prefix failure.
+
+# %%
+for source, group in sets["train"].groupby("source"):
+    row = group.iloc[0]
+    print(f"--- {source}: {row['problem']}   answer {row['answer']}\n{row['solution']}\n")
+
+# %% [markdown]
+# What the student is asked, token by token. The same `render` makes this prompt for rollout,
+# training and evaluation.
+
+# %%
+tokenizer = models.load_tokenizer(run.model_path("student", run.settings.seeds[0]))
+prompt = rollout.student_prompts(run, run.settings.seeds[0], [sets["train"].iloc[0].to_dict()])[0]
+" ".join(repr(tokenizer.decode([token])) for token in prompt.ids)
+
+# %% [markdown]
+# ## The models
+#
+# Left: pretraining loss by step (a running mean of 25 steps). A foundation learns both tasks;
+# student and teacher are two forks of it. The student is then taught false beliefs about a quarter
+# of the arithmetic facts and half of the letters only. Right: accuracy at the temperature of the
+# rollouts on unseen problems. Pretraining stops when the thresholds of `params.yaml` hold.
+
+# %%
+logs = {
+    (role, seed): data.read_json(config.root() / run.model_path(role, seed) / "pretraining.json")
+    for role in ("student", "teacher")
+    for seed in run.settings.seeds
+}
+fig, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), width_ratios=[1, 1.3])
+style = {"student": "-", "teacher": "--"}
+for (role, seed), log in logs.items():
+    smooth = pd.Series(log["loss"]).rolling(25, min_periods=1).mean()
+    left.plot(smooth, style[role], color=f"C{seed}", lw=1, label=f"{role}, seed {seed}")
+left.set(xlabel="step", ylabel="loss (nats)", yscale="log", title="pretraining")
+left.legend(fontsize=7)
+measured = pd.DataFrame(
+    [
+        {"what": f"{role}: {name}", "seed": seed, "accuracy": value}
+        for (role, seed), log in logs.items()
+        for name, value in log["accuracy"].items()
+    ],
+    columns=["what", "seed", "accuracy"],
+)
+for seed, group in measured.groupby("seed"):
+    right.plot(group["accuracy"], group["what"], "o", color=f"C{seed}", label=f"seed {seed}", ms=5)
+right.set(xlim=(-0.03, 1.03), xlabel="accuracy", title="what each model can do")
+right.grid(axis="x", alpha=0.3)
+fig.tight_layout()
+plt.show()
+
+# %%
+parallel.write_timing(f"1_prepare-{scale}-{task}", run.settings.workers)

@@ -1,0 +1,82 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 2 · Rollout: the student's own attempts, y_o
+#
+# On-policy distillation trains the student where it really goes: on its own rollouts. This notebook
+# samples one attempt at every training problem with every base model, grades it, and keeps the
+# sampled token ids. We are about to see how often the student fails, and what a failure looks like:
+# one early mistake, and a confident walk on from there.
+
+# %% tags=["parameters"]
+scale = "smoke"  # a scale of params.yaml
+task = "math"
+
+# %%
+import matplotlib.pyplot as plt
+
+from trdlib import config, parallel, refine, rollout, tiny
+
+run = config.run(scale, task)
+problems = tiny.prepare(run)["train"]
+y_o = rollout.attempts(run)
+y_o["source"] = [row["source"] for row in refine.rows_of(problems, y_o)]
+y_o.head()
+
+# %% [markdown]
+# ## How often is the student right?
+#
+# The accuracy of the attempts decides how much there is to refine. Each dot is a base model.
+
+# %%
+accuracy = y_o.groupby(["source", "seed"])["correct"].mean().unstack("seed")
+lengths = y_o.groupby(["source", "correct"])["n_tokens"]
+fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2))
+for seed in accuracy.columns:
+    left.plot(accuracy[seed], accuracy.index, "o", color=f"C{seed}", label=f"seed {seed}")
+left.set(xlim=(-0.03, 1.03), xlabel="share of attempts that are right", title="y_o")
+left.margins(y=0.5)
+left.legend(fontsize=8)
+for (source, correct), group in lengths:
+    right.hist(
+        group,
+        bins=range(0, int(y_o["n_tokens"].max()) + 4, 2),
+        histtype="step",
+        ls="-" if correct else ":",
+        lw=1.5,
+        color="C0" if source == "chain" else "C1",
+        label=f"{source}, {'right' if correct else 'wrong'}",
+    )
+right.set(xlabel="tokens", ylabel="attempts", title="length of y_o")
+right.legend(fontsize=8)
+fig.tight_layout()
+plt.show()
+
+# %% [markdown]
+# ## A failed attempt beside the reference
+#
+# Find the first line that differs. Everything below it was written from a broken prefix, and this
+# is the text on which a token-level method asks its teacher for advice.
+
+# %%
+for source, group in y_o[~y_o["correct"]].groupby("source"):
+    attempt = group.iloc[0]
+    row = refine.rows_of(problems, group.head(1))[0]
+    print(f"--- {source}: {row['problem']}   answer {row['answer']}")
+    ours, theirs = attempt["text"].splitlines(), row["solution"].splitlines()
+    for i in range(max(len(ours), len(theirs))):
+        line, reference = (lines[i] if i < len(lines) else "" for lines in (ours, theirs))
+        print(f"{line:<20}{reference:<20}{'' if line == reference else '<- differs'}")
+    print()
+
+# %%
+parallel.write_timing(f"2_rollout-{scale}-{task}", run.settings.workers)

@@ -1,0 +1,48 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 7 · Tables: what the pipeline found
+#
+# From the metrics files of one scale and mode, the table (Markdown, CSV, LaTeX) and the figure.
+# Every cell has an interval; differences are paired by problem; the base model stands twice, so the
+# table shows its own noise floor. A method that has not been run is shown as missing.
+
+# %% tags=["parameters"]
+scale = "smoke"  # a scale of params.yaml
+task = "math"
+mode = "opd"  # who teaches: opd (another model) or opsd (the student itself, given the reference)
+
+# %%
+import matplotlib.pyplot as plt
+from IPython.display import Markdown
+
+from trdlib import config, parallel, tables
+
+run = config.run(scale, task, mode)
+table = tables.collect(run)
+written = tables.write(run, table)
+Markdown(tables.markdown(run, table))
+
+# %% [markdown]
+# ## All methods at a glance
+#
+# A dot is the mean over base models with its interval, the small ticks are the base models. The
+# grey band is the base model's interval. Colours are the trajectory: grey y_o (token-level
+# methods), red y_r, blue the controls.
+
+# %%
+tables.figure(run, table)
+plt.show()
+
+# %%
+parallel.write_timing(f"7_tables-{scale}-{task}-{mode}", run.settings.workers)
+print("\n".join(str(path.relative_to(config.root())) for path in written))

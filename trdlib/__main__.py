@@ -1,0 +1,87 @@
+"""`python -m trdlib pretrain | times | readme | check`: what is not a notebook."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from datetime import datetime
+
+from trdlib import config, data, tables, tiny
+
+
+def pretrain(scale: str, again: bool) -> None:
+    """The models of a procedural scale: those that are missing, or all of them again."""
+    tiny.pretrain(config.run(scale), again=again)
+
+
+def times(since: float) -> None:
+    """How long each stage executed since a moment took, and how much was not model compute."""
+    import nbformat
+
+    root, rows = config.root(), []
+    for path in sorted((root / "runs" / "executed").glob("*.ipynb")):
+        about = nbformat.read(path, as_version=4).metadata.get("papermill", {})
+        if not about.get("end_time") or about.get("exception"):
+            continue
+        if datetime.fromisoformat(about["start_time"]).timestamp() < since:
+            continue
+        compute = data.read_json(root / "runs" / "timings" / f"{path.stem}.json")["compute"]
+        rows.append((path.stem, about["duration"], compute))
+    if not rows:
+        print("nothing to do: every stage is up to date")
+        return
+    width = max(len(name) for name, _, _ in rows)
+    print(f"\n{'stage':<{width}}  seconds  model compute")
+    for name, seconds, compute in sorted(rows, key=lambda row: row[1]):
+        print(f"{name:<{width}}  {seconds:7.1f}  {compute:13.1f}")
+    stages, compute = (sum(row[i] for row in rows) for i in (1, 2))
+    wall = max(time.time() - since, stages) if since else stages
+    print(f"{'all stages':<{width}}  {stages:7.1f}  {compute:13.1f}")
+    print(
+        f"wall clock {wall:.0f} s, of which not model compute {1 - compute / wall:.0%} "
+        f"(kernels and imports {stages - compute:.0f} s, DVC {wall - stages:.0f} s)"
+    )
+
+
+def readme() -> None:
+    """The headline tables of the finished scales of params.yaml, put into README.md; printed."""
+    settings = config.load()
+    runs = [
+        config.run(scale, task, mode, settings=settings)
+        for scale in settings.run.scales
+        for task in settings.run.tasks
+        for mode in settings.run.modes
+    ]
+    print("\n".join(tables.headline(run) for run in runs))
+    if tables.update_readme(config.root() / "README.md", runs):
+        print("README.md: headline tables brought up to date")
+
+
+def check() -> None:
+    """Is params.yaml valid?"""
+    settings = config.load()
+    print(f"params.yaml is valid: scales {', '.join(settings.scales)}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m trdlib", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("pretrain", help=pretrain.__doc__)
+    command.add_argument("--scale", default="smoke")
+    command.add_argument("--again", action="store_true", help="pretrain the existing ones anew")
+    command = commands.add_parser("times", help=times.__doc__)
+    command.add_argument("--since", type=float, default=0.0, help="seconds since the epoch")
+    commands.add_parser("readme", help=readme.__doc__)
+    commands.add_parser("check", help=check.__doc__)
+    arguments = vars(parser.parse_args())
+    try:
+        globals()[arguments.pop("command")](**arguments)
+    except (config.SettingsError, FileNotFoundError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

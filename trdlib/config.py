@@ -1,0 +1,376 @@
+"""params.yaml -> validated settings; the key of a run and its paths; content hashes.
+
+One file holds every knob. `defaults` are the paper's values (section 3); a scale overrides what it
+must; a method is a trajectory and a divergence (design: "the one idea"). Whatever is wrong in the
+file is said in one sentence, before any model is loaded.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pydantic
+import yaml
+from pydantic import Field, PositiveFloat, PositiveInt
+
+Task = Literal["math"]
+Mode = Literal["opd", "opsd"]
+Trajectory = Literal["y_o", "y_r", "y_t", "y_star"]
+Divergence = Literal["forward_kl", "reverse_kl", "jsd", "cross_entropy"]
+Subset = Literal["all", "failed", "passed", "failed_then_passed"]
+Probability = Annotated[float, Field(gt=0, le=1)]
+
+REFERENCES = ("base", "base_again", "teacher")  # evaluated, not trained; their mode is "none"
+
+
+class SettingsError(ValueError):
+    """params.yaml, or a notebook's parameter, is wrong; the message says how to mend it."""
+
+
+class _Section(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+
+class Method(_Section):
+    """A point in the space trajectory x divergence (paper section 2)."""
+
+    trajectory: Trajectory
+    divergence: Divergence
+    beta: float = Field(0.5, gt=0, lt=1)  # of the generalised JSD
+    clip: PositiveFloat | None = None  # per-token ceiling on the divergence
+    top_k: int | None = None  # teacher's top-k support, both sides renormalised on it
+    subset: Subset = "all"  # rows to train on, by the verdicts on y_o and y_r
+
+    @pydantic.model_validator(mode="after")
+    def _makes_sense(self):
+        if self.top_k is not None and self.top_k < 2:
+            raise ValueError("top_k must be at least 2: on one token every divergence is zero")
+        if self.divergence == "cross_entropy" and (self.top_k or self.clip):
+            raise ValueError("cross_entropy has no teacher to cut: drop top_k and clip")
+        if self.trajectory == "y_star" and self.divergence != "cross_entropy":
+            raise ValueError("y_star is trained with cross_entropy: it has no teacher context")
+        if self.subset == "failed_then_passed" and self.trajectory != "y_r":
+            raise ValueError("the subset failed_then_passed is defined by y_r: use that trajectory")
+        if self.subset != "all" and self.trajectory not in ("y_o", "y_r"):
+            raise ValueError("a subset selects attempts: use it with the trajectories y_o and y_r")
+        return self
+
+
+class Sampling(_Section):
+    temperature: float = Field(ge=0)
+    top_p: Probability = 1.0
+    top_k: int = Field(0, ge=0)  # 0: off
+    max_new_tokens: PositiveInt
+    batch_size: PositiveInt = 64  # rows decoded together
+    samples: PositiveInt = 1  # responses per prompt
+    seed: int = 0
+
+
+class Lengths(_Section):
+    """Upper bounds, in tokens. A longer prompt is an error, a longer reference is cut visibly."""
+
+    prompt: PositiveInt
+    reference: PositiveInt
+
+
+class Lora(_Section):
+    r: PositiveInt
+    alpha: PositiveInt
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: tuple[str, ...] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
+
+
+class Training(_Section):
+    learning_rates: tuple[PositiveFloat, ...] = Field(min_length=1)  # the grid
+    batch_size: PositiveInt  # rows in one optimizer step
+    micro_batch_size: PositiveInt  # rows in one forward pass
+    epochs: PositiveInt = 1
+    max_steps: PositiveInt | None = None
+    betas: tuple[Probability, Probability] = (0.9, 0.95)
+    weight_decay: float = Field(ge=0)
+    warmup: float = Field(ge=0, lt=1)  # share of the steps
+    min_lr_ratio: float = Field(ge=0, le=1)
+    max_grad_norm: PositiveFloat
+    temperature: PositiveFloat = 1.0  # of both distributions in the divergence
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    save_steps: PositiveInt = 50
+
+    @pydantic.model_validator(mode="after")
+    def _divides(self):
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} must be a multiple of micro_batch_size "
+                f"{self.micro_batch_size}"
+            )
+        return self
+
+
+class Evaluation(_Section):
+    sampling: Sampling  # samples: the k of avg@k and pass@k
+    validation_samples: PositiveInt  # samples per validation problem, for the learning rate
+    resamples: PositiveInt = 10_000  # bootstrap
+    confidence: float = Field(0.95, gt=0, lt=1)
+
+
+class ProblemSet(_Section):
+    """One set of procedural problems."""
+
+    task: Literal["chain", "trail"]
+    problems: PositiveInt
+    steps: tuple[PositiveInt, ...]
+    local_share: float = Field(0.0, ge=0, le=1)  # trail: share of problems with the flag `=`
+    unknown: float = Field(0.5, ge=0, le=1)  # trail: share of letters new to the student
+
+
+class Data(_Section):
+    train: tuple[ProblemSet, ...]
+    validation: tuple[ProblemSet, ...]
+    benchmarks: dict[str, ProblemSet]
+    seed: int = 0
+
+
+class PretrainStage(_Section):
+    """One round of steps with linear decay; rounds are repeated until the thresholds hold."""
+
+    steps: PositiveInt
+    muon_lr: PositiveFloat
+    adamw_lr: PositiveFloat
+
+
+class Pretraining(_Section):
+    shape: dict[str, PositiveInt]
+    tokens_per_step: PositiveInt
+    foundation: PretrainStage
+    student: PretrainStage
+    teacher: PretrainStage
+    thresholds: dict[str, dict[str, tuple[float, float]]] = {}  # stage -> task/kind -> range
+
+
+class Models(_Section):
+    """Where weights come from; `{seed}` in a path is the base seed of the run."""
+
+    student: str
+    teacher: str | None = None  # only OPD needs one
+    backend: Literal["transformers", "unsloth"] = "unsloth"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    style: Literal["tiny", "math"] = "math"  # of the prompts
+    threads: PositiveInt | None = None  # CPU threads per process; None: as torch thinks best
+    student_thinking: bool | None = None
+    teacher_thinking: bool | None = None
+
+
+class Scale(_Section):
+    """Everything that a scale fixes, the defaults merged in."""
+
+    modes: tuple[Mode, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    workers: PositiveInt = 1  # processes that share the jobs of a stage (CPU scales)
+    models: Models
+    data: Data
+    lengths: Lengths
+    rollout: Sampling
+    refinement: Sampling
+    lora: Lora
+    training: Training
+    evaluation: Evaluation
+    methods: dict[str, Method]
+    pretraining: Pretraining | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _can_do_its_modes(self):
+        if self.refinement.samples != 1:
+            raise ValueError("refinement.samples must be 1: each attempt gets one rewrite")
+        if "opd" in self.modes and self.models.teacher is None:
+            raise ValueError("mode opd needs models.teacher: name one, or drop opd from modes")
+        return self
+
+
+class Matrix(_Section):
+    """What `dvc repro` runs."""
+
+    scales: tuple[str, ...]
+    tasks: tuple[Task, ...]
+    modes: tuple[Mode, ...]
+    methods: tuple[str, ...]
+
+
+class Settings(_Section):
+    run: Matrix
+    scales: dict[str, Scale]
+
+    @pydantic.model_validator(mode="after")
+    def _is_complete(self):
+        for name in self.run.scales:
+            _known("scale", name, self.scales)
+            for method in self.run.methods:
+                _known("method", method, self.scales[name].methods)
+            for mode in self.run.modes:
+                _known(f"mode of the scale {name}", mode, self.scales[name].modes)
+        return self
+
+
+def _known(what: str, name: str, names) -> None:
+    if name not in names:
+        raise ValueError(f"there is no {what} {name!r}: choose from {', '.join(names)}")
+
+
+def _merge(base: dict, over: dict) -> dict:
+    result = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = _merge(result[key], value) if both else value
+    return result
+
+
+def root() -> Path:
+    """The project's folder: the nearest one, from here upwards, with a params.yaml."""
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "params.yaml").is_file():
+            return folder
+    raise SettingsError(f"no params.yaml in {here} or above: run this inside the repository")
+
+
+def load(path: str | os.PathLike = "params.yaml") -> Settings:
+    """Read and check a params.yaml. Raises SettingsError with one sentence on the first fault."""
+    path = Path(path)
+    if not path.is_absolute() and not path.exists():
+        path = root() / path
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise SettingsError(f"{path.name} does not exist: name an existing file") from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path.name} is not valid YAML: {error}".replace("\n", " ")) from None
+    if not isinstance(raw, dict) or not {"run", "defaults", "methods", "scales"} <= set(raw):
+        raise SettingsError(f"{path.name} needs the sections run, defaults, methods and scales")
+    defaults = {**raw.pop("defaults"), "methods": raw.pop("methods")}
+    scales = raw.pop("scales")
+    scales = {name: _merge(defaults, section) for name, section in scales.items()}
+    try:
+        return Settings(**raw, scales=scales)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        what = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            what = "unknown key; remove it or correct its spelling"
+        elif first["type"] == "missing":
+            what = "missing; add it"
+        elif first["type"] != "value_error":
+            what += f", not {first['input']!r}"
+        raise SettingsError(f"{path.name}: {where + ': ' if where else ''}{what}") from None
+
+
+class Run:
+    """One cell of the matrix: (scale, task, mode, method); its settings and its files.
+
+    mode is "none" for the rows that are not trained (REFERENCES). Paths follow the design.
+    """
+
+    def __init__(self, scale: str, task: str, mode: str, method: str, settings: Settings):
+        self.scale, self.task, self.mode, self.method = scale, task, mode, method
+        self.all_settings, self.matrix = settings, settings.run
+        try:
+            _known("scale", scale, settings.scales)
+            self.settings = settings.scales[scale]
+            _known("task", task, ("math",))
+            if mode == "none":
+                _known("reference row (mode none)", method, REFERENCES)
+            else:
+                _known(f"mode of the scale {scale}", mode, self.settings.modes)
+                _known("method", method, self.settings.methods)
+        except ValueError as error:
+            raise SettingsError(str(error)) from None
+
+    @property
+    def recipe(self) -> Method:
+        return self.settings.methods[self.method]
+
+    @property
+    def data(self) -> Path:
+        return root() / "data" / self.scale / self.task
+
+    @property
+    def attempts(self) -> Path:
+        return root() / "runs" / self.scale / self.task / "y_o.parquet"
+
+    @property
+    def mode_folder(self) -> Path:
+        return self.attempts.parent / self.mode
+
+    def folder(self, seed: int) -> Path:
+        return self.mode_folder / self.method / str(seed)
+
+    def adapter(self, seed: int) -> Path:
+        return self.folder(seed) / "adapter"
+
+    @property
+    def choice(self) -> Path:
+        """The learning rates tried and the one chosen, for all seeds."""
+        return self.mode_folder / self.method / "learning_rates.json"
+
+    @property
+    def metrics(self) -> Path:
+        parts = (self.scale, self.task, self.mode, self.method)
+        return (root() / "results" / "metrics").joinpath(*parts).with_suffix(".json")
+
+    def teacher_prompt_limit(self, *, with_attempt: bool) -> int:
+        """Room for what the teacher's context holds (the paper's 18,432 OPD, 22,528 OPSD)."""
+        lengths = self.settings.lengths
+        limit = lengths.prompt + (lengths.reference if self.mode == "opsd" else 0)
+        return limit + (self.settings.rollout.max_new_tokens if with_attempt else 0)
+
+    def model_path(self, role: Literal["student", "teacher"], seed: int) -> str:
+        """A local folder (relative to the project) or a hub name."""
+        template = getattr(self.settings.models, role)
+        return template.format(seed=seed)
+
+    def __str__(self) -> str:
+        return f"{self.scale}/{self.task}/{self.mode}/{self.method}"
+
+
+def run(
+    scale: str = "smoke",
+    task: str = "math",
+    mode: str = "opd",
+    method: str = "trd",
+    settings: Settings | None = None,
+) -> Run:
+    """The run that a notebook's parameters name; SettingsError if there is no such run."""
+    return Run(scale, task, mode, method, settings or load())
+
+
+def content_hash(*parts) -> str:
+    """A short hash of JSON-like values and settings sections; equal input, equal hash."""
+    text = json.dumps(parts, sort_keys=True, default=lambda p: p.model_dump(mode="json"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _file_hash(path: str, size: int, mtime_ns: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weights_hash(folder: str | os.PathLike) -> str:
+    """Hash of the weight files in a model's or an adapter's folder: what the model is."""
+    files = sorted(p for p in Path(folder).iterdir() if p.suffix in (".safetensors", ".gguf"))
+    if not files:
+        raise FileNotFoundError(f"no .safetensors or .gguf weights in {folder}")
+    stats = [(p, p.stat()) for p in files]
+    return content_hash([(p.name, _file_hash(str(p), s.st_size, s.st_mtime_ns)) for p, s in stats])

@@ -1,0 +1,107 @@
+"""Problems in one schema, and files that are either whole or absent.
+
+Every source ends in the columns id, source, problem, answer, solution (design: "Data flow"). Every
+table is written to a temporary name and renamed, and may carry a fingerprint: a hash of all that
+shaped it. `load` with another fingerprint says "not there".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pandas as pd
+
+COLUMNS = ["id", "source", "problem", "answer", "solution"]
+_FINGERPRINT = b"trd.fingerprint"
+
+
+def write_whole(path: str | os.PathLike, write) -> Path:
+    """Call write(temporary_path), then rename: nobody ever reads half a file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_text(path: str | os.PathLike, text: str) -> Path:
+    return write_whole(path, lambda p: p.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: str | os.PathLike, value) -> Path:
+    """Sorted keys and a final newline: equal values give equal bytes. NaN is refused."""
+    return write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(path: str | os.PathLike):
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def save(frame: pd.DataFrame, path: str | os.PathLike, fingerprint: str = "") -> Path:
+    """A parquet file with its fingerprint in the metadata."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    table = table.replace_schema_metadata(
+        {**(table.schema.metadata or {}), _FINGERPRINT: fingerprint.encode()}
+    )
+    return write_whole(path, lambda p: pq.write_table(table, p))
+
+
+def load(path: str | os.PathLike, fingerprint: str | None = None) -> pd.DataFrame | None:
+    """The table, or None if it is absent or carries another fingerprint than the one asked for."""
+    import pyarrow.parquet as pq
+
+    if not Path(path).is_file():
+        return None
+    if fingerprint is not None and fingerprint_of(path) != fingerprint:
+        return None
+    return pq.read_table(path).to_pandas()
+
+
+def fingerprint_of(path: str | os.PathLike) -> str:
+    import pyarrow.parquet as pq
+
+    return (pq.read_schema(path).metadata or {}).get(_FINGERPRINT, b"").decode()
+
+
+def check(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The frame, if it is a valid problem set; ValueError with the first fault otherwise."""
+    if list(frame.columns) != COLUMNS:
+        raise ValueError(f"{name}: columns {list(frame.columns)}, expected {COLUMNS}")
+    if frame.empty:
+        raise ValueError(f"{name}: no problems")
+    for column in ("id", "source", "problem", "answer"):
+        bad = frame[column].map(lambda v: not isinstance(v, str) or not v.strip())
+        if bad.any():
+            raise ValueError(f"{name}: row {int(bad.idxmax())} has no {column}")
+    for column in ("id", "problem"):
+        if frame[column].duplicated().any():
+            twice = frame.loc[frame[column].duplicated(), column].iloc[0]
+            raise ValueError(f"{name}: {column} {twice!r} occurs twice")
+    return frame
+
+
+def check_disjoint(sets: dict[str, pd.DataFrame]) -> None:
+    """ValueError if a problem stands in two sets."""
+    owner: dict[str, str] = {}
+    for name, frame in sets.items():
+        for problem in frame["problem"]:
+            if problem in owner:
+                raise ValueError(f"{problem!r} stands in both {owner[problem]} and {name}")
+            owner[problem] = name
+
+
+def problems(folder: Path, name: str) -> pd.DataFrame:
+    """One prepared problem set: "train", "validation", or a benchmark's name."""
+    frame = load(folder / f"{name}.parquet")
+    if frame is None:
+        raise FileNotFoundError(f"{folder.name}/{name}.parquet is missing: run notebook 1_prepare")
+    return check(frame, name)

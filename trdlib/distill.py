@@ -1,0 +1,452 @@
+"""Distillation: the training batch, the module whose forward is the loss, and one training run.
+
+`Distiller(student, teacher)` is a plain module; the stock `transformers.Trainer` trains it. The
+student sees [x, y], the teacher [its own context, y]; both sides' hidden states are taken at the
+positions that predict y (paper section 1), and
+
+    loss = sum over response tokens of the divergence / response tokens in the optimizer step,
+
+which is the same whatever the micro-batch. Deviations from the authors' code, on purpose: the
+sampled token ids are trained on (never decoded and re-encoded text), with the chat template around
+them, and the end-of-turn token of a finished response is a target.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from trdlib import config, data, models, parallel, refine, rollout
+from trdlib.divergence import token_cross_entropy, token_divergence
+
+
+class Pair(NamedTuple):
+    """One training row: what the student sees, what the teacher sees, what both predict."""
+
+    student_ids: list[int]  # prompt
+    teacher_ids: list[int]  # prompt; empty where the method has no teacher
+    response_ids: list[int]
+
+
+# ------------------------------------------------------------------------------ training batch
+
+
+def _kept(run: config.Run, seed: int) -> np.ndarray:
+    """Which attempts of this seed the method's subset keeps, by the verdicts on y_o and y_r."""
+    y_o = rollout.attempts(run)
+    passed = y_o.loc[y_o["seed"] == seed, "correct"].to_numpy()
+    subset = run.recipe.subset
+    if subset == "failed_then_passed":
+        y_r = refine.rewrites(run)
+        return ~passed & y_r.loc[y_r["seed"] == seed, "correct"].to_numpy()
+    return {"all": passed | True, "passed": passed, "failed": ~passed}[subset]
+
+
+def pairs(run: config.Run, seed: int) -> list[Pair]:
+    """The method's training rows for one base seed: its trajectory, in its contexts.
+
+    Raises ValueError if the subset leaves nothing to train on.
+    """
+    problems, recipe = data.problems(run.data, "train"), run.recipe
+    if recipe.trajectory == "y_star":
+        rows = problems.to_dict("records")
+        tokenizer = models.load_tokenizer(run.model_path("student", seed))
+        responses = [
+            # a reference that is cut is an unfinished response: no end token to learn
+            ([*ids, tokenizer.eos_token_id] if len(ids) <= limit else ids[:limit])
+            for limit in [run.settings.lengths.reference]
+            for ids in tokenizer([r["solution"] for r in rows], add_special_tokens=False)[
+                "input_ids"
+            ]
+        ]
+        teacher = [[] for _ in rows]
+    else:
+        table = _table(run)
+        table = table[table["seed"] == seed].reset_index(drop=True)
+        rows = refine.rows_of(problems, table)
+        responses = [list(map(int, ids)) for ids in table["token_ids"]]
+        written_from = None
+        if recipe.trajectory == "y_r":
+            y_o = rollout.attempts(run)
+            written_from = y_o.loc[y_o["seed"] == seed, "text"].tolist()
+        if recipe.divergence == "cross_entropy":
+            teacher = [[] for _ in rows]
+        else:
+            teacher = [p.ids for p in refine.teacher_prompts(run, seed, rows, written_from)]
+    student = [p.ids for p in rollout.student_prompts(run, seed, rows)]
+    result = [Pair(*row) for row in zip(student, teacher, responses, strict=True)]
+    if recipe.subset != "all":
+        result = [pair for pair, keep in zip(result, _kept(run, seed), strict=True) if keep]
+    if not result:
+        raise ValueError(f"{run}: the subset {recipe.subset!r} is empty for seed {seed}")
+    return result
+
+
+def _table(run: config.Run) -> pd.DataFrame | None:
+    """The generated trajectory that the method trains on; None for the reference solutions."""
+    source = {"y_o": rollout.attempts, "y_r": refine.rewrites, "y_t": refine.teacher_solutions}
+    trajectory = run.recipe.trajectory
+    return None if trajectory == "y_star" else source[trajectory](run)
+
+
+def trajectory_accuracy(run: config.Run) -> float:
+    """Share of right responses among those that the method trains on, over all base seeds."""
+    table = _table(run)
+    if table is None:
+        return 1.0
+    kept = [
+        table.loc[table["seed"] == s, "correct"].to_numpy()[_kept(run, s)]
+        for s in run.settings.seeds
+    ]
+    return float(pd.concat([pd.Series(k) for k in kept]).mean())
+
+
+def collate(batch: list[Pair], pad: int = 0) -> dict[str, torch.Tensor]:
+    """-> input_ids, labels (B, T_S); with a teacher also teacher_ids, teacher_labels (B, T_T).
+
+    Labels are the response tokens, -100 elsewhere. Padding is on the right, where causal attention
+    makes a mask unnecessary.
+    """
+
+    def pack(prompts: list[list[int]]):
+        width = max(len(p) + len(b.response_ids) for p, b in zip(prompts, batch, strict=True))
+        ids = torch.full((len(batch), width), pad)
+        labels = torch.full((len(batch), width), -100)
+        for row, (prompt, pair) in enumerate(zip(prompts, batch, strict=True)):
+            end = len(prompt) + len(pair.response_ids)
+            ids[row, :end] = torch.tensor([*prompt, *pair.response_ids])
+            labels[row, len(prompt) : end] = torch.tensor(pair.response_ids)
+        return ids, labels
+
+    ids, labels = pack([b.student_ids for b in batch])
+    inputs = {"input_ids": ids, "labels": labels}
+    if batch[0].teacher_ids:
+        inputs["teacher_ids"], inputs["teacher_labels"] = pack([b.teacher_ids for b in batch])
+    return inputs
+
+
+# ---------------------------------------------------------------------------------- the module
+
+
+class Distiller(torch.nn.Module):
+    """forward(batch of `collate`) -> {"loss": ...}.
+
+    student: a PEFT model. teacher: a frozen model, or None for the student's own step-0 weights
+    (adapter off). vocabulary: number of real tokens; padded head rows beyond it are left out.
+    """
+
+    accepts_loss_kwargs = True  # tells the Trainer to pass num_items_in_batch
+
+    def __init__(
+        self, student, teacher, recipe: config.Method, *, vocabulary: int, temperature=1.0
+    ):
+        super().__init__()
+        self.student = student
+        self._teacher = (teacher,)  # in a tuple: not a submodule, so neither saved nor trained
+        self.recipe, self.vocabulary, self.temperature = recipe, vocabulary, temperature
+
+    def token_losses(self, input_ids, labels, teacher_ids=None, teacher_labels=None):
+        """The method's loss at every response token of the batch, (N,), row by row."""
+        targets = labels[:, 1:] != -100
+        hidden = models.hidden_states(self.student, input_ids=input_ids)[:, :-1][targets]
+        student_head = models.head(self.student, self.vocabulary)
+        if self.recipe.divergence == "cross_entropy":
+            return token_cross_entropy(hidden, student_head, labels[:, 1:][targets])
+        teacher = self._teacher[0]
+        own = models.step0(self.student) if teacher is None else contextlib.nullcontext(teacher)
+        with torch.no_grad(), own as teacher:
+            teacher_hidden = models.hidden_states(teacher, input_ids=teacher_ids)[:, :-1]
+        losses = token_divergence(
+            hidden,
+            student_head,
+            teacher_hidden[teacher_labels[:, 1:] != -100],
+            models.head(teacher, self.vocabulary),
+            kind=self.recipe.divergence,
+            temperature=self.temperature,
+            beta=self.recipe.beta,
+            top_k=self.recipe.top_k,
+        )
+        return losses if self.recipe.clip is None else losses.clamp(max=self.recipe.clip)
+
+    def forward(self, input_ids, labels, num_items_in_batch=None, **teacher_inputs):
+        losses = self.token_losses(input_ids, labels, **teacher_inputs)
+        count = len(losses) if num_items_in_batch is None else num_items_in_batch
+        return {"loss": losses.sum() / count}
+
+    # A checkpoint holds what is trained: the adapter.
+    def state_dict(self, *args, **kwargs):
+        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        return {k: v for k, v in super().state_dict(*args, **kwargs).items() if k in trained}
+
+    def load_state_dict(self, state_dict, strict=True, assign=False):
+        missing = self.state_dict().keys() - state_dict.keys()
+        if missing:
+            raise ValueError(f"the checkpoint lacks {len(missing)} adapter weights")
+        unexpected = super().load_state_dict(state_dict, strict=False, assign=assign)[1]
+        return torch.nn.modules.module._IncompatibleKeys([], unexpected)
+
+
+def build(run: config.Run, seed: int) -> Distiller:
+    """The run's distiller, as it is before the first step."""
+    settings, recipe = run.settings, run.recipe
+    models_settings = settings.models
+    checkpointing = settings.training.gradient_checkpointing
+    student, tokenizer = models.load(run.model_path("student", seed), models_settings)
+    teacher = None
+    if run.mode == "opd" and recipe.divergence != "cross_entropy":
+        teacher, teachers = models.load(run.model_path("teacher", seed), models_settings)
+        models.check_same_vocabulary(tokenizer, teachers)
+    student = models.add_lora(
+        student,
+        settings.lora,
+        backend=models_settings.backend,
+        seed=seed,
+        checkpointing=checkpointing,
+    )
+    return Distiller(
+        student,
+        teacher,
+        recipe,
+        vocabulary=len(tokenizer),
+        temperature=settings.training.temperature,
+    )
+
+
+@torch.no_grad()
+def token_losses(
+    distiller: Distiller, rows: list[Pair], batch_size: int = 16
+) -> list[torch.Tensor]:
+    """The loss at every response token of every row, for looking at: one (n_tokens,) per row."""
+    distiller.eval()
+    device, result = models.device(), []
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        inputs = {name: tensor.to(device) for name, tensor in collate(batch).items()}
+        flat = distiller.token_losses(**inputs).cpu()
+        result += list(flat.split([len(pair.response_ids) for pair in batch]))
+    return result
+
+
+# ------------------------------------------------------------------------------------ training
+
+
+def train(
+    distiller: Distiller,
+    rows: list[Pair],
+    settings: config.Training,
+    *,
+    learning_rate: float,
+    seed: int,
+    checkpoints: Path,
+) -> list[dict]:
+    """Train with the stock Trainer; go on from the last whole checkpoint. Returns the loss log."""
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+    class Progress(TrainerCallback):
+        """A bar on stderr, and a mark on each checkpoint that was written to its end."""
+
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.bar = tqdm(
+                total=state.max_steps,
+                initial=state.global_step,
+                desc="training",
+                leave=False,
+                file=sys.stderr,
+            )
+
+        def on_step_end(self, args, state, control, **kwargs):
+            self.bar.update()
+
+        def on_save(self, args, state, control, **kwargs):
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / "whole").touch()
+
+        def on_train_end(self, args, state, control, **kwargs):
+            self.bar.close()
+
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints),
+        per_device_train_batch_size=settings.micro_batch_size,
+        gradient_accumulation_steps=settings.batch_size // settings.micro_batch_size,
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
+        learning_rate=learning_rate,
+        adam_beta1=settings.betas[0],
+        adam_beta2=settings.betas[1],
+        weight_decay=settings.weight_decay,
+        warmup_steps=settings.warmup,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": settings.min_lr_ratio},
+        max_grad_norm=settings.max_grad_norm,
+        bf16=settings.bf16,
+        logging_steps=1,
+        save_steps=settings.save_steps,
+        save_total_limit=2,
+        seed=seed,
+        use_cpu=models.device() == "cpu",
+        dataloader_pin_memory=models.device() != "cpu",
+        remove_unused_columns=False,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    trainer = Trainer(
+        model=distiller,
+        args=arguments,
+        train_dataset=rows,
+        data_collator=collate,
+        callbacks=[Progress()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    whole = sorted(
+        (p.parent for p in checkpoints.glob("checkpoint-*/whole")),
+        key=lambda p: int(p.name.rsplit("-", 1)[1]),
+    )
+    with parallel.model_compute():
+        trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)
+    wanted = ("step", "loss", "grad_norm", "learning_rate")
+    return [
+        {key: entry[key] for key in wanted}
+        for entry in trainer.state.log_history
+        if "loss" in entry
+    ]
+
+
+def fingerprint(run: config.Run, seed: int, rows: list[Pair]) -> str:
+    """Hash of all that shapes a training run, but for the learning rate."""
+    training = run.settings.training.model_dump(
+        mode="json", exclude={"learning_rates", "save_steps"}
+    )
+    weights = [
+        config.weights_hash(path) if Path(path := models.resolve(name)).is_dir() else name
+        for name in (rollout.model_name(run, role, seed) for role in ("student", "teacher"))
+    ]
+    return config.content_hash(
+        weights, rows, run.mode, run.recipe, training, run.settings.lora, run.settings.models, seed
+    )
+
+
+def train_adapter(
+    run: config.Run, seed: int, learning_rate: float, rows: list[Pair], folder: Path
+) -> None:
+    """Train one adapter into `folder` (weights, training_log.json, run.json), if it is not there.
+
+    Whole or absent: it is written beside its place and renamed.
+    """
+    stamp = config.content_hash(fingerprint(run, seed, rows), learning_rate)
+    if is_adapter(folder, stamp):
+        return
+    distiller = build(run, seed)
+    checkpoints = folder.with_name(f"{folder.name}.checkpoints")
+    log = train(
+        distiller,
+        rows,
+        run.settings.training,
+        learning_rate=learning_rate,
+        seed=seed,
+        checkpoints=checkpoints / stamp,
+    )
+    temporary = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    student = distiller.student
+    student.peft_config["default"].base_model_name_or_path = run.model_path("student", seed)
+    student.save_pretrained(temporary)
+    data.write_json(temporary / "training_log.json", log)
+    about = {
+        "run": str(run),
+        "seed": seed,
+        "learning_rate": learning_rate,
+        "rows": len(rows),
+        "response_tokens": sum(len(pair.response_ids) for pair in rows),
+        "fingerprint": stamp,
+    }
+    data.write_json(temporary / "run.json", about)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def is_adapter(folder: Path, stamp: str) -> bool:
+    """Is there a finished adapter with this fingerprint?"""
+    path = folder / "run.json"
+    return path.is_file() and data.read_json(path)["fingerprint"] == stamp
+
+
+def _candidate(
+    run: config.Run, seed: int, rate: float, rows: list[Pair], folder: Path, validate: bool
+) -> float | None:
+    """Train with one learning rate; the mean accuracy on the validation set, if asked for."""
+    train_adapter(run, seed, rate, rows, folder)
+    if not validate:
+        return None
+    problems = data.problems(run.data, "validation").to_dict("records")
+    prompts = rollout.student_prompts(run, seed, problems)
+    request = rollout.Request("student", seed, problems, prompts, folder)
+    evaluation = run.settings.evaluation
+    sampling = evaluation.sampling.model_copy(update={"samples": evaluation.validation_samples})
+    path = folder.with_name(f"{folder.name}.validation.parquet")
+    return float(rollout.generate_table(run, path, request, sampling)["correct"].mean())
+
+
+def best_rate(scores: dict[float, list[float]]) -> float:
+    """The learning rate with the best mean over seeds; of equals the smallest."""
+    return min(scores, key=lambda rate: (-sum(scores[rate]) / len(scores[rate]), rate))
+
+
+def distill(run: config.Run, learning_rate: float | None = None) -> dict:
+    """Train the run's method for every base seed; one adapter each, in its place.
+
+    The learning rate is the one of the shared grid (training.learning_rates) that does best on the
+    validation set, averaged over seeds, unless one is given. Finished work is not done again.
+    Returns what is in `learning_rates.json`: the grid, the accuracies by seed, the choice.
+    """
+    seeds, training = run.settings.seeds, run.settings.training
+    rates = training.learning_rates if learning_rate is None else (learning_rate,)
+    rows = {seed: pairs(run, seed) for seed in seeds}
+    stamps = {seed: fingerprint(run, seed, rows[seed]) for seed in seeds}
+    validate = len(rates) > 1
+    ids = data.problems(run.data, "validation")["problem"].tolist() if validate else None
+    stamp = config.content_hash(list(stamps.values()), rates, ids, run.settings.evaluation)
+    if run.choice.is_file():
+        choice = data.read_json(run.choice)
+        there = choice["fingerprint"] == stamp and all(
+            is_adapter(run.adapter(s), config.content_hash(stamps[s], choice["chosen"]))
+            for s in seeds
+        )
+        if there:
+            return choice
+    jobs = [
+        (run, seed, rate, rows[seed], run.folder(seed) / "candidates" / f"{rate:g}", validate)
+        for rate in rates
+        for seed in seeds
+    ]
+    workers = run.settings.workers
+    accuracies = parallel.run_jobs(_candidate, jobs, workers=workers, label=str(run))
+    scores: dict[float, list] = {rate: [] for rate in rates}
+    for (_, _, rate, *_), accuracy in zip(jobs, accuracies, strict=True):
+        scores[rate].append(accuracy)
+    chosen = best_rate(scores) if validate else rates[0]
+    for seed in seeds:
+        target, source = run.adapter(seed), run.folder(seed) / "candidates" / f"{chosen:g}"
+        shutil.rmtree(target, ignore_errors=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(target.with_name("adapter.tmp"), ignore_errors=True)
+        shutil.copytree(source, target.with_name("adapter.tmp"))
+        target.with_name("adapter.tmp").rename(target)
+    choice = {
+        "grid": list(rates),
+        "validation_by_seed": {f"{rate:g}": scores[rate] for rate in rates} if validate else {},
+        "chosen": chosen,
+        "trajectory_accuracy": trajectory_accuracy(run),
+        "fingerprint": stamp,
+    }
+    data.write_json(run.choice, choice)
+    for seed in seeds:
+        shutil.rmtree(run.folder(seed) / "candidates", ignore_errors=True)
+    return choice

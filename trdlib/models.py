@@ -1,0 +1,159 @@
+"""Load a policy through one of two backends, and tell its parts apart.
+
+`unsloth` (FastLanguageModel, single GPU; it also runs on a CPU) or plain `transformers` + `peft`:
+the same model classes come back, so the rest of the library does not know which it was.
+
+With LoRA the self-teacher of OPSD costs no second model: with the adapter off, the student is its
+own step-0 weights (paper section 1).
+
+Weights come from safetensors or GGUF only, and remote code is never trusted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from pathlib import Path
+
+import torch
+
+from trdlib import config
+
+
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def resolve(name: str) -> str:
+    """A folder of the project if there is one of that name, else a hub name."""
+    local = config.root() / name
+    return str(local) if local.is_dir() else name
+
+
+def prepare_process(settings: config.Models) -> None:
+    """Threads as the settings say, and no progress bars for models that load in milliseconds."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+
+
+def load_tokenizer(name: str):
+    """The tokenizer alone, padding on the left (generation); collators pad training batches."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(resolve(name), trust_remote_code=False)
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def load(name: str, settings: config.Models, *, max_tokens: int = 4096):
+    """-> (model, tokenizer), on the GPU if there is one, in evaluation mode, weights frozen."""
+    path, dtype = resolve(name), getattr(torch, settings.dtype)
+    if settings.backend == "unsloth":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on a CPU it warns that it would rather have a GPU
+            import unsloth  # before transformers: it patches it
+
+        prepare_process(settings)
+        model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
+            path,
+            max_seq_length=max_tokens,
+            dtype=dtype,
+            load_in_4bit=False,
+            trust_remote_code=False,
+        )
+    else:
+        from transformers import AutoModelForCausalLM
+
+        prepare_process(settings)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        ).to(device())
+        tokenizer = load_tokenizer(name)
+    tokenizer.padding_side = "left"
+    model.requires_grad_(False)
+    return model.eval(), tokenizer
+
+
+def add_lora(model, settings: config.Lora, *, backend: str, seed: int, checkpointing: bool = False):
+    """A fresh LoRA adapter on the model; its initialisation depends on the seed alone."""
+    torch.manual_seed(seed)
+    if backend == "unsloth":
+        import unsloth
+
+        return unsloth.FastLanguageModel.get_peft_model(
+            model,
+            r=settings.r,
+            lora_alpha=settings.alpha,
+            lora_dropout=settings.dropout,
+            target_modules=list(settings.targets),
+            use_gradient_checkpointing="unsloth" if checkpointing else False,
+            random_state=seed,
+        )
+    import peft
+
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    lora = peft.LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=list(settings.targets),
+        task_type="CAUSAL_LM",
+    )
+    return peft.get_peft_model(model, lora)
+
+
+def with_adapter(model, folder: str | Path, *, merge: bool = True):
+    """The model with a trained adapter, merged into its weights or beside them."""
+    import peft
+
+    model = peft.PeftModel.from_pretrained(model, str(folder))
+    return model.merge_and_unload() if merge else model
+
+
+@contextlib.contextmanager
+def step0(model):
+    """The student as its own step-0 teacher: adapter off, dropout off."""
+    training = model.training
+    model.eval()
+    try:
+        with model.disable_adapter():
+            yield model
+    finally:
+        model.train(training)
+
+
+def _causal_lm(model):
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def hidden_states(model, **inputs) -> torch.Tensor:
+    """Last hidden states (B, T, H): what the output head reads. No logits are formed."""
+    return _causal_lm(model).model(**inputs, use_cache=False).last_hidden_state
+
+
+def head(model, vocabulary: int) -> torch.Tensor:
+    """Weight (vocabulary, H) of the output head without its padded rows."""
+    return _causal_lm(model).get_output_embeddings().weight[:vocabulary]
+
+
+def stop_ids(model, tokenizer) -> list[int]:
+    """The tokens that end a turn: the tokenizer's own, and those of the generation settings."""
+    configured = model.generation_config.eos_token_id
+    configured = configured if isinstance(configured, list) else [configured]
+    return sorted({tokenizer.eos_token_id, *configured} - {None})
+
+
+def check_same_vocabulary(student_tokenizer, teacher_tokenizer) -> None:
+    """ValueError unless both map the same tokens to the same ids (equal sizes do not suffice)."""
+    ours, theirs = student_tokenizer.get_vocab(), teacher_tokenizer.get_vocab()
+    if ours != theirs:
+        differ = sorted(t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t))
+        raise ValueError(
+            f"student and teacher disagree on {len(differ)} tokens, {differ[0]!r} among them: "
+            "token-level distillation needs one vocabulary, choose a teacher of the same family"
+        )

@@ -1,0 +1,88 @@
+"""Run the jobs of a stage in worker processes that die with their parent, and clock the compute.
+
+One CPU core decodes a tiny model about as fast as two do, so a stage gives each core its own job.
+On a GPU there is one worker, and everything runs in the calling process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+
+from trdlib import config, data
+
+_compute = {"depth": 0, "seconds": 0.0}  # of this process
+
+
+@contextlib.contextmanager
+def model_compute():
+    """Clock the enclosed work as model compute (sampling, scoring, training)."""
+    started, outermost = time.perf_counter(), _compute["depth"] == 0
+    _compute["depth"] += 1
+    try:
+        yield
+    finally:
+        _compute["depth"] -= 1
+        if outermost:
+            _compute["seconds"] += time.perf_counter() - started
+
+
+def write_timing(stage: str, workers: int = 1) -> None:
+    """Note the model compute of a stage so far: seconds, its jobs spread evenly over the workers.
+
+    `python -m trdlib times` compares it with the duration of the executed notebook.
+    """
+    seconds = _compute["seconds"] / workers
+    print(f"model compute: {seconds:.1f} s on {workers} worker(s)", file=sys.stderr)
+    data.write_json(config.root() / "runs" / "timings" / f"{stage}.json", {"compute": seconds})
+
+
+def _start_worker() -> None:
+    _compute.update(depth=0, seconds=0.0)
+    parent = multiprocessing.parent_process()
+
+    def leave_with_parent():
+        parent.join()
+        os._exit(1)  # after a kill -9 of the parent nobody would collect this worker
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+
+
+def _timed(function, arguments):
+    before = _compute["seconds"]
+    return function(*arguments), _compute["seconds"] - before
+
+
+def run_jobs(function, jobs: list[tuple], *, workers: int = 1, label: str = "") -> list:
+    """[function(*job) for job in jobs], in that order, with a progress bar on stderr.
+
+    A job that raises ends the run with its error. Linux forks (imports are paid once), other
+    systems spawn.
+    """
+    from tqdm import tqdm
+
+    bar = tqdm(total=len(jobs), desc=label, file=sys.stderr, disable=not jobs)
+    results: list = [None] * len(jobs)
+    with bar:
+        if workers == 1:
+            for i, job in enumerate(jobs):
+                results[i] = function(*job)
+                bar.update()
+            return results
+        context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
+            futures = {pool.submit(_timed, function, job): i for i, job in enumerate(jobs)}
+            try:
+                for future in as_completed(futures):
+                    results[futures[future]], seconds = future.result()
+                    _compute["seconds"] += seconds
+                    bar.update()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    return results

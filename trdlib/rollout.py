@@ -1,0 +1,131 @@
+"""y_o: the student's own attempts at the training problems (paper section 1), graded.
+
+Also the one way in which prompts become a graded table of sampled token ids, `generate_table`:
+rollout, refinement and evaluation all use it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import pandas as pd
+
+from trdlib import config, data, generate, grading, models, parallel, prompts
+
+
+class Request(NamedTuple):
+    """What to generate: by whom, for which problems, from which prompts (one per row)."""
+
+    role: Literal["student", "teacher"]
+    seed: int  # base seed: which weights, and which random numbers
+    rows: list[dict]  # of the problem set
+    prompts: list[prompts.Prompt]
+    adapter: Path | None = None  # a trained one, merged into the student
+    stream: int = 0  # another stream of random numbers: the same model, sampled again
+
+
+def model_name(run: config.Run, role: str, seed: int) -> str:
+    """Whose weights play the role: the OPSD teacher is the student's own step-0 model."""
+    return run.model_path("student" if run.mode == "opsd" else role, seed)
+
+
+def student_prompts(run: config.Run, seed: int, rows: list[dict]) -> list[prompts.Prompt]:
+    """What the student is asked, in rollout, training and evaluation alike: x alone."""
+    tokenizer = models.load_tokenizer(run.model_path("student", seed))
+    how = {"style": run.settings.models.style, "thinking": run.settings.models.student_thinking}
+    limit = run.settings.lengths.prompt
+    return [prompts.student_prompt(row, tokenizer, max_tokens=limit, **how) for row in rows]
+
+
+def fingerprint(run: config.Run, request: Request, sampling: config.Sampling) -> str:
+    """Hash of all that shapes a generation: weights, adapter, prompts, sampling, seed."""
+    name = model_name(run, request.role, request.seed)
+    path = models.resolve(name)
+    return config.content_hash(
+        config.weights_hash(path) if Path(path).is_dir() else name,
+        config.weights_hash(request.adapter) if request.adapter else None,
+        [p.ids for p in request.prompts],
+        sampling,
+        [request.seed, request.stream],
+    )
+
+
+def generate_table(
+    run: config.Run, path: Path, request: Request, sampling: config.Sampling
+) -> pd.DataFrame:
+    """Sample, grade, store and return; a file with the same fingerprint is read instead.
+
+    One row per (problem, sample): id, sample, token_ids, text, finished, correct, n_tokens. An
+    unfinished response is not correct, whatever it says.
+    """
+    stamp = fingerprint(run, request, sampling)
+    table = data.load(path, stamp)
+    if table is not None:
+        return table
+    model, tokenizer = models.load(model_name(run, request.role, request.seed), run.settings.models)
+    if request.adapter:
+        model = models.with_adapter(model, request.adapter)
+    parts = path.with_name(f"{path.name}.parts")
+    completions = generate.sample(
+        model,
+        [p.ids for p in request.prompts],
+        sampling,
+        stop_ids=models.stop_ids(model, tokenizer),
+        parts=parts / stamp,
+        seed=(request.seed, request.stream),
+        label=f"{request.seed}/{path.stem}",
+    )
+    records = []
+    for row, group in zip(request.rows, completions, strict=True):
+        texts = tokenizer.batch_decode([c.token_ids for c in group], skip_special_tokens=True)
+        for number, (completion, text) in enumerate(zip(group, texts, strict=True)):
+            records.append(
+                {
+                    "id": row["id"],
+                    "sample": number,
+                    "token_ids": completion.token_ids,
+                    "text": text,
+                    "finished": completion.finished,
+                    "correct": completion.finished and grading.is_correct(text, row["answer"]),
+                    "n_tokens": len(completion.token_ids),
+                }
+            )
+    table = pd.DataFrame.from_records(records)
+    data.save(table, path, stamp)
+    shutil.rmtree(parts, ignore_errors=True)
+    return table
+
+
+def generate_for_seeds(
+    run: config.Run,
+    path: Path,
+    requests: list[Request],
+    sampling: config.Sampling,
+    extra: dict[str, list] | None = None,
+) -> pd.DataFrame:
+    """One file for all base seeds, with a column `seed` and those of `extra` (one value a row)."""
+    stamp = config.content_hash([fingerprint(run, r, sampling) for r in requests], extra)
+    table = data.load(path, stamp)
+    if table is not None:
+        return table
+    folder = path.with_name(f"{path.name}.seeds")
+    jobs = [(run, folder / f"{r.seed}.parquet", r, sampling) for r in requests]
+    workers = run.settings.workers
+    tables = parallel.run_jobs(generate_table, jobs, workers=workers, label=path.stem)
+    frames = [t.assign(seed=r.seed) for r, t in zip(requests, tables, strict=True)]
+    table = pd.concat(frames, ignore_index=True).assign(**(extra or {}))
+    data.save(table, path, stamp)
+    shutil.rmtree(folder, ignore_errors=True)
+    return table
+
+
+def attempts(run: config.Run) -> pd.DataFrame:
+    """y_o of every base seed of the run's scale: read if it is there, sampled if not."""
+    rows = data.problems(run.data, "train").to_dict("records")
+    requests = [
+        Request("student", seed, rows, student_prompts(run, seed, rows))
+        for seed in run.settings.seeds
+    ]
+    return generate_for_seeds(run, run.attempts, requests, run.settings.rollout)
