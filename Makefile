@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: repro test setup notebooks lint clean
+.PHONY: repro test bench setup notebooks lint clean
 
 setup: $(VENV)/.ready
 
@@ -31,6 +31,9 @@ repro: setup
 test: setup
 	ruff check . && ruff format --check .
 	pytest -n 2 --dist loadgroup tests
+
+bench: setup
+	python tests/bench_divergence.py
 
 notebooks: setup
 	jupytext --sync notebooks/*.py

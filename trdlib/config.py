@@ -210,6 +210,7 @@ class Matrix(_Section):
 
 class Settings(_Section):
     run: Matrix
+    methods: dict[str, Method]  # as written; each scale has them with its own changes
     scales: dict[str, Scale]
 
     @pydantic.model_validator(mode="after")
@@ -258,7 +259,7 @@ def load(path: str | os.PathLike = "params.yaml") -> Settings:
         raise SettingsError(f"{path.name} is not valid YAML: {error}".replace("\n", " ")) from None
     if not isinstance(raw, dict) or not {"run", "defaults", "methods", "scales"} <= set(raw):
         raise SettingsError(f"{path.name} needs the sections run, defaults, methods and scales")
-    defaults = {**raw.pop("defaults"), "methods": raw.pop("methods")}
+    defaults = {**raw.pop("defaults"), "methods": raw["methods"]}
     scales = raw.pop("scales")
     scales = {name: _merge(defaults, section) for name, section in scales.items()}
     try:

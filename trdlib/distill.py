@@ -378,6 +378,10 @@ def is_adapter(folder: Path, stamp: str) -> bool:
     return path.is_file() and data.read_json(path)["fingerprint"] == stamp
 
 
+def _candidate_folder(run: config.Run, seed: int, rate: float) -> Path:
+    return run.folder(seed) / "candidates" / f"{rate:g}"
+
+
 def _candidate(
     run: config.Run, seed: int, rate: float, rows: list[Pair], folder: Path, validate: bool
 ) -> float | None:
@@ -406,47 +410,46 @@ def distill(run: config.Run, learning_rate: float | None = None) -> dict:
     validation set, averaged over seeds, unless one is given. Finished work is not done again.
     Returns what is in `learning_rates.json`: the grid, the accuracies by seed, the choice.
     """
-    seeds, training = run.settings.seeds, run.settings.training
-    rates = training.learning_rates if learning_rate is None else (learning_rate,)
+    seeds, workers = run.settings.seeds, run.settings.workers
+    grid = run.settings.training.learning_rates
+    rates = grid if learning_rate is None else (learning_rate,)
     rows = {seed: pairs(run, seed) for seed in seeds}
     stamps = {seed: fingerprint(run, seed, rows[seed]) for seed in seeds}
     validate = len(rates) > 1
-    ids = data.problems(run.data, "validation")["problem"].tolist() if validate else None
-    stamp = config.content_hash(list(stamps.values()), rates, ids, run.settings.evaluation)
-    if run.choice.is_file():
-        choice = data.read_json(run.choice)
-        there = choice["fingerprint"] == stamp and all(
-            is_adapter(run.adapter(s), config.content_hash(stamps[s], choice["chosen"]))
-            for s in seeds
-        )
-        if there:
-            return choice
-    jobs = [
-        (run, seed, rate, rows[seed], run.folder(seed) / "candidates" / f"{rate:g}", validate)
-        for rate in rates
+    problems = data.problems(run.data, "validation")["problem"].tolist() if validate else None
+    stamp = config.content_hash(list(stamps.values()), rates, problems, run.settings.evaluation)
+
+    def job(seed: int, rate: float, validate: bool):
+        return run, seed, rate, rows[seed], _candidate_folder(run, seed, rate), validate
+
+    choice = data.read_json(run.choice) if run.choice.is_file() else {}
+    if choice.get("fingerprint") != stamp:
+        jobs = [job(seed, rate, validate) for rate in rates for seed in seeds]
+        found = parallel.run_jobs(_candidate, jobs, workers=workers, label=str(run))
+        by_rate = [found[i : i + len(seeds)] for i in range(0, len(found), len(seeds))]
+        scores = dict(zip(rates, by_rate, strict=True))
+        choice = {
+            "grid": list(rates),
+            "validation_by_seed": {f"{r:g}": s for r, s in scores.items()} if validate else {},
+            "chosen": best_rate(scores) if validate else rates[0],
+            "trajectory_accuracy": trajectory_accuracy(run),
+            "fingerprint": stamp,
+        }
+        data.write_json(run.choice, choice)
+    rate = choice["chosen"]
+    missing = [
+        seed
         for seed in seeds
+        if not is_adapter(run.adapter(seed), config.content_hash(stamps[seed], rate))
     ]
-    workers = run.settings.workers
-    accuracies = parallel.run_jobs(_candidate, jobs, workers=workers, label=str(run))
-    scores: dict[float, list] = {rate: [] for rate in rates}
-    for (_, _, rate, *_), accuracy in zip(jobs, accuracies, strict=True):
-        scores[rate].append(accuracy)
-    chosen = best_rate(scores) if validate else rates[0]
-    for seed in seeds:
-        target, source = run.adapter(seed), run.folder(seed) / "candidates" / f"{chosen:g}"
-        shutil.rmtree(target, ignore_errors=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(target.with_name("adapter.tmp"), ignore_errors=True)
-        shutil.copytree(source, target.with_name("adapter.tmp"))
-        target.with_name("adapter.tmp").rename(target)
-    choice = {
-        "grid": list(rates),
-        "validation_by_seed": {f"{rate:g}": scores[rate] for rate in rates} if validate else {},
-        "chosen": chosen,
-        "trajectory_accuracy": trajectory_accuracy(run),
-        "fingerprint": stamp,
-    }
-    data.write_json(run.choice, choice)
+    jobs = [job(seed, rate, False) for seed in missing]
+    parallel.run_jobs(_candidate, jobs, workers=workers, label=str(run))
+    for seed in missing:
+        temporary = run.folder(seed) / "adapter.tmp"
+        for folder in (temporary, run.adapter(seed)):
+            shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(_candidate_folder(run, seed, rate), temporary)
+        temporary.rename(run.adapter(seed))
     for seed in seeds:
         shutil.rmtree(run.folder(seed) / "candidates", ignore_errors=True)
     return choice

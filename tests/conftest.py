@@ -1,0 +1,50 @@
+"""Fixtures: a copy of the project, small enough to break."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder with params.yaml and the smoke models, the working directory of the test."""
+    shutil.copy(REPOSITORY / "params.yaml", tmp_path)
+    shutil.copytree(REPOSITORY / "models" / "smoke", tmp_path / "models" / "smoke")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def smoke(project):
+    """run(mode, method) at the smoke scale, its problems prepared."""
+    from trdlib import config, tiny
+
+    tiny.prepare(config.run("smoke"))
+    return lambda mode="opd", method="trd": config.run("smoke", "math", mode, method)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    from trdlib import tiny
+
+    return tiny.build_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def small_model(tokenizer):
+    """A Qwen3 model with random weights whose logits are far from uniform."""
+    from trdlib import tiny
+
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    return tiny.build_model(tokenizer, shape, seed=0).eval().requires_grad_(False)

@@ -1,0 +1,133 @@
+"""The statistics, against brute force, scipy and simulated truth."""
+
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from trdlib import evaluate
+from trdlib.evaluate import avg_at_k, bootstrap, pass_at_k
+
+HOW = {"resamples": 4000, "confidence": 0.95}
+
+
+@given(n=st.integers(1, 9), data=st.data())
+def test_pass_at_k_equals_counting_all_draws(n, data):
+    c, k = data.draw(st.integers(0, n)), data.draw(st.integers(1, n))
+    draws = list(itertools.combinations([True] * c + [False] * (n - c), k))
+    assert math.isclose(pass_at_k(n, c, k), sum(map(any, draws)) / len(draws), abs_tol=1e-12)
+
+
+def test_pass_at_k_is_unbiased():
+    """Over many evaluations of n samples its mean is the true 1 - (1-p)^k."""
+    rng, p, n, k = np.random.default_rng(0), 0.15, 16, 4
+    estimates = [pass_at_k(n, int(c), k) for c in rng.binomial(n, p, 20_000)]
+    assert abs(np.mean(estimates) - (1 - (1 - p) ** k)) < 0.01
+
+
+@pytest.mark.parametrize("bad", [(4, 5, 1), (4, -1, 1), (4, 2, 0), (4, 2, 5)])
+def test_pass_at_k_refuses_nonsense(bad):
+    with pytest.raises(ValueError, match="pass@k needs"):
+        pass_at_k(*bad)
+
+
+def test_no_samples_is_an_error_not_a_zero():
+    with pytest.raises(ValueError, match="not defined"):
+        avg_at_k([])
+    with pytest.raises(ValueError, match="not defined"):
+        bootstrap([], **HOW)
+
+
+def test_bootstrap_agrees_with_scipy():
+    rng = np.random.default_rng(1)
+    values = rng.beta(0.5, 0.5, 128)
+    ours = bootstrap(values, resamples=20_000, confidence=0.9)
+    theirs = stats.bootstrap(
+        (values,), np.mean, n_resamples=20_000, confidence_level=0.9, method="percentile", rng=2
+    ).confidence_interval
+    assert ours.value == pytest.approx(values.mean())
+    assert ours.low == pytest.approx(theirs.low, abs=0.003)
+    assert ours.high == pytest.approx(theirs.high, abs=0.003)
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say():
+    """Problems differ in difficulty: an interval that resamples samples would be far too sure."""
+    rng, hits, naive, trials = np.random.default_rng(3), 0, 0, 400
+    for trial in range(trials):
+        difficulty = rng.beta(0.4, 0.4, 100)  # true mean 0.5
+        counts = rng.binomial(16, difficulty) / 16
+        found = bootstrap(counts, resamples=600, confidence=0.95, seed=trial)
+        hits += found.low <= 0.5 <= found.high
+        width = 1.96 * math.sqrt(0.25 / 1600)
+        naive += abs(counts.mean() - 0.5) <= width
+    assert 0.91 <= hits / trials <= 0.98
+    assert naive / trials < 0.75
+
+
+def test_pairing_narrows_the_interval():
+    rng = np.random.default_rng(4)
+    difficulty = rng.random(200)
+    one = rng.binomial(16, difficulty) / 16
+    two = rng.binomial(16, np.clip(difficulty + 0.03, 0, 1)) / 16
+    paired = bootstrap(two - one, **HOW)
+    alone = bootstrap(one, **HOW)
+    assert paired.high - paired.low < 0.6 * (alone.high - alone.low)
+    assert paired.value == pytest.approx(two.mean() - one.mean())
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30), st.integers(0, 5))
+@settings(max_examples=40, deadline=None)
+def test_bootstrap_properties(values, seed):
+    found = bootstrap(values, resamples=500, confidence=0.95, seed=seed)
+    assert found == bootstrap(values, resamples=500, confidence=0.95, seed=seed)
+    assert min(values) - 1e-9 <= found.low <= found.high <= max(values) + 1e-9
+    constant = bootstrap([0.25] * len(values), resamples=500, confidence=0.95)
+    assert constant.low == constant.high == constant.value == 0.25
+
+
+def test_seeds_of_a_problem_stay_together():
+    """Three seeds that agree carry no more information about the problems than one."""
+    values = np.random.default_rng(5).random(50)
+    assert bootstrap([values] * 3, **HOW) == pytest.approx(bootstrap(values, **HOW))
+
+
+def test_counts_by_seed_and_problem():
+    rows = [
+        {"seed": seed, "id": name, "sample": s, "correct": s < right}
+        for seed, names in ((0, {"b": 1, "a": 2}), (7, {"a": 0, "b": 3}))
+        for name, right in names.items()
+        for s in range(3)
+    ]
+    counts, k = evaluate.correct_counts(pd.DataFrame(rows))
+    assert k == 3
+    assert counts.tolist() == [[2, 1], [0, 3]]
+    with pytest.raises(ValueError, match="same number of samples"):
+        evaluate.correct_counts(pd.DataFrame(rows[1:]))
+
+
+def test_metrics_of_a_run_are_those_of_its_samples(smoke):
+    """From the generations to the JSON, recomputed by hand; the base differs from itself."""
+    run = smoke("none", "base")
+    found = evaluate.measure(run)
+    again = evaluate.measure(smoke("none", "base_again"))
+    for name, cell in found["benchmarks"].items():
+        frames = [
+            pd.read_parquet(run.folder(seed) / "eval" / f"{name}.parquet")
+            for seed in run.settings.seeds
+        ]
+        assert cell["avg_at_k_by_seed"] == [f["correct"].mean() for f in frames]
+        assert cell["avg_at_k"]["value"] == pytest.approx(
+            np.mean([f["correct"].mean() for f in frames])
+        )
+        assert cell["mean_tokens"] == pytest.approx(pd.concat(frames)["n_tokens"].mean())
+        assert cell["unfinished"] == pytest.approx(1 - pd.concat(frames)["finished"].mean())
+        assert not pd.concat(frames).query("correct and not finished").shape[0]
+        other = again["benchmarks"][name]
+        assert (cell["k"], cell["n"]) == (other["k"], other["n"])
+        assert cell["mean_tokens"] != other["mean_tokens"]  # other random numbers
+    assert evaluate.measure(run) == found

@@ -1,0 +1,142 @@
+"""The decode loop against transformers' own generate, and what a killed call leaves behind."""
+
+import random
+
+import pytest
+import torch
+
+from trdlib import data, generate, tiny
+from trdlib.config import Sampling
+
+
+def prompts(tokenizer, lengths):
+    rng = random.Random(0)
+    return [tokenizer.encode(tiny.chain_problem(rng, n), add_special_tokens=False) for n in lengths]
+
+
+def test_greedy_equals_transformers_generate(small_model, tokenizer):
+    """Padded and not, with rows that finish at different times."""
+    stop = tokenizer.convert_tokens_to_ids("=")
+    for lengths in ([3] * 6, [1, 4, 2, 7, 4, 1]):
+        asked = prompts(tokenizer, lengths)
+        ours = generate.decode(
+            small_model, asked, max_new_tokens=25, stop_ids=[stop], temperature=0
+        )
+        for prompt, completion in zip(asked, ours, strict=True):
+            theirs = small_model.generate(
+                torch.tensor([prompt]), max_new_tokens=25, do_sample=False, eos_token_id=stop,
+                pad_token_id=tokenizer.pad_token_id,
+            )[0, len(prompt) :].tolist()  # fmt: skip
+            assert completion.token_ids == theirs
+            assert completion.finished == (theirs[-1] == stop)
+
+
+def test_samples_of_one_prompt_share_its_prefill(small_model, tokenizer):
+    """Repeated prompts, mixed with others: each row decodes as if alone (greedy shows it)."""
+    one, two = prompts(tokenizer, [2, 5])
+    alone = [
+        generate.decode(small_model, [p], max_new_tokens=15, stop_ids=[], temperature=0)[0]
+        for p in (one, two)
+    ]
+    mixed = generate.decode(
+        small_model, [one, two, one, two, two], max_new_tokens=15, stop_ids=[], temperature=0
+    )
+    assert mixed == [alone[0], alone[1], alone[0], alone[1], alone[1]]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"temperature": 1.0}, lambda z: z.softmax(-1)),
+        ({"temperature": 0.5}, lambda z: (z / 0.5).softmax(-1)),
+        (
+            {"temperature": 1.0, "top_k": 3},
+            lambda z: z.masked_fill(z < z.topk(3).values[-1], -torch.inf).softmax(-1),
+        ),
+    ],
+)
+def test_samples_follow_the_models_distribution(small_model, tokenizer, options, expected):
+    prompt = prompts(tokenizer, [3])[0]
+    with torch.no_grad():
+        p = expected(small_model(torch.tensor([prompt])).logits[0, -1])
+    n = 20_000
+    done = generate.decode(small_model, [prompt] * n, max_new_tokens=1, stop_ids=[], **options)
+    counts = torch.bincount(torch.tensor([c.token_ids[0] for c in done]), minlength=len(p))
+    assert (counts[p == 0] == 0).all()
+    # five standard deviations of a binomial share, for every token
+    assert ((counts / n - p).abs() <= 5 * (p * (1 - p) / n).sqrt() + 1e-9).all()
+
+
+def test_top_p_keeps_the_nucleus(small_model, tokenizer):
+    prompt = prompts(tokenizer, [3])[0]
+    with torch.no_grad():
+        p = small_model(torch.tensor([prompt])).logits[0, -1].softmax(-1)
+    order = p.argsort(descending=True)
+    before = p[order].cumsum(0) - p[order]
+    nucleus = set(order[before < 0.5].tolist())
+    done = generate.decode(small_model, [prompt] * 3000, max_new_tokens=1, stop_ids=[], top_p=0.5)
+    assert {c.token_ids[0] for c in done} == nucleus
+
+
+def test_a_seed_fixes_the_samples(small_model, tokenizer):
+    asked = prompts(tokenizer, [3, 5, 5])
+    how = {"max_new_tokens": 12, "stop_ids": [tokenizer.eos_token_id]}
+    first = generate.decode(small_model, asked, seed=1, **how)
+    assert generate.decode(small_model, asked, seed=1, **how) == first
+    assert generate.decode(small_model, asked, seed=2, **how) != first
+
+
+def test_batches_hold_every_prompt_once_and_rarely_pad(tokenizer):
+    asked = prompts(tokenizer, [2] * 40 + [5] * 30 + [7])
+    found = generate.batches(asked, 16)
+    assert sorted(i for b in found for i in b) == list(range(71))
+    assert all(len(b) <= 16 for b in found)
+    padded = [b for b in found if len({len(asked[i]) for i in b}) > 1]
+    assert len(padded) <= 1
+
+
+def test_a_killed_sample_goes_on_with_the_same_result(small_model, tokenizer, tmp_path):
+    asked = prompts(tokenizer, [2, 3, 4, 5])
+    sampling = Sampling(temperature=1.0, max_new_tokens=10, samples=3, batch_size=2)
+    how = {"stop_ids": [tokenizer.eos_token_id]}
+    whole = generate.sample(small_model, asked, sampling, parts=tmp_path / "a", **how)
+    assert [len(group) for group in whole] == [3] * 4
+
+    class KilledError(Exception):
+        pass
+
+    def killed_at_third(*args, **kwargs):
+        killed_at_third.calls += 1
+        if killed_at_third.calls == 3:
+            raise KilledError
+        return decode(*args, **kwargs)
+
+    killed_at_third.calls, decode = 0, generate.decode
+    generate.decode = killed_at_third
+    try:
+        with pytest.raises(KilledError):
+            generate.sample(small_model, asked, sampling, parts=tmp_path / "b", **how)
+        left = sorted((tmp_path / "b").iterdir())
+        assert len(left) == 2
+        written = [p.stat().st_mtime_ns for p in left]
+        killed_at_third.calls = 3
+        again = generate.sample(small_model, asked, sampling, parts=tmp_path / "b", **how)
+    finally:
+        generate.decode = decode
+    assert again == whole
+    assert [p.stat().st_mtime_ns for p in left] == written  # read, not sampled again
+
+
+def test_half_written_files_are_never_seen(tmp_path):
+    path = tmp_path / "table.json"
+
+    def breaks(temporary):
+        temporary.write_text("[1, 2")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        data.write_whole(path, breaks)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        data.write_json(path, float("nan"))
+    assert not path.exists()

@@ -1,0 +1,139 @@
+"""Two backends, one interface; the student as its own step-0 teacher."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from trdlib import config, models, tiny
+
+IDS = torch.tensor([[31, 20, 77, 40, 9, 12]])
+LORA = config.Lora(r=4, alpha=8)
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+def settings(backend="transformers"):
+    return config.Models(student="x", backend=backend, dtype="float32", style="tiny")
+
+
+def shake(model):
+    """Give the adapter weights that change the outputs."""
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.3)
+
+
+def test_adapter_off_is_the_base_model_and_does_not_move(project):
+    base, _ = models.load("models/smoke/0/student", settings())
+    student, tokenizer = models.load("models/smoke/0/student", settings())
+    student = models.add_lora(student, LORA, backend="transformers", seed=0)
+    before = logits(base)
+    torch.testing.assert_close(logits(student), before, rtol=0, atol=0)  # B starts at zero
+    student.train()
+    optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=0.05)
+    for _ in range(5):
+        models.hidden_states(student, input_ids=IDS).square().sum().backward()
+        optimizer.step()
+        with models.step0(student) as teacher:
+            hidden = models.hidden_states(teacher, input_ids=IDS)
+            found = hidden @ models.head(teacher, len(tokenizer)).T
+        assert torch.equal(found, before)
+        assert student.training
+    assert not torch.allclose(logits(student), before)
+
+
+def test_a_merged_adapter_equals_the_unmerged_one(project, tmp_path):
+    student, _ = models.load("models/smoke/0/student", settings())
+    student = models.add_lora(student, LORA, backend="transformers", seed=0)
+    shake(student)
+    expected = logits(student.eval())
+    student.save_pretrained(tmp_path / "adapter")
+    for merge in (True, False):
+        fresh, _ = models.load("models/smoke/0/student", settings())
+        plain = logits(fresh)
+        found = logits(models.with_adapter(fresh, tmp_path / "adapter", merge=merge))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(found, plain, atol=1e-2)
+
+
+def test_lora_is_on_the_seven_projections_and_seeded(project):
+    def fresh(seed):
+        model, _ = models.load("models/smoke/0/student", settings())
+        model = models.add_lora(model, LORA, backend="transformers", seed=seed)
+        return {n: p.clone() for n, p in model.named_parameters() if p.requires_grad}
+
+    one, same, other = fresh(0), fresh(0), fresh(1)
+    targets = {name.split(".lora_")[0].rsplit(".", 1)[1] for name in one}
+    assert targets == set(config.Lora.model_fields["targets"].default)
+    assert all("lora_" in name for name in one)
+    assert all(torch.equal(one[n], same[n]) for n in one)
+    assert any(not torch.equal(one[n], other[n]) for n in one)
+
+
+def test_vocabularies_of_equal_size_can_differ(tokenizer):
+    other = tiny.build_tokenizer()
+    models.check_same_vocabulary(tokenizer, other)
+    state = other.backend_tokenizer.to_str().replace('"Wait":', '"Weit":')
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    changed = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(state))
+    assert len(changed) == len(tokenizer)
+    with pytest.raises(ValueError, match="disagree on 2 tokens, 'Wait' among them"):
+        models.check_same_vocabulary(tokenizer, changed)
+
+
+def test_padded_rows_are_not_vocabulary(small_model):
+    assert models.head(small_model, 50).shape == (50, 32)
+    with torch.no_grad():
+        hidden = models.hidden_states(small_model, input_ids=IDS)
+        full = hidden @ models.head(small_model, small_model.config.vocab_size).T
+    torch.testing.assert_close(full, logits(small_model))
+
+
+UNSLOTH = """
+import sys, torch
+from trdlib import config, models, generate, distill
+def settings(backend):
+    return config.Models(student="x", backend=backend, dtype="float32", style="tiny", threads=1)
+ids = torch.tensor([[31, 20, 77, 40, 9, 12]])
+fast, tokenizer = models.load("models/smoke/0/student", settings("unsloth"))
+assert "unsloth" in sys.modules
+plain, plain_tokenizer = models.load("models/smoke/0/student", settings("transformers"))
+models.check_same_vocabulary(tokenizer, plain_tokenizer)
+hidden = [models.hidden_states(m, input_ids=ids) for m in (fast, plain)]
+torch.testing.assert_close(*hidden)
+greedy = [generate.decode(m, [[31, 20, 77], [40, 9]], max_new_tokens=8, stop_ids=[2],
+                          temperature=0) for m in (fast, plain)]
+assert greedy[0] == greedy[1]
+student = models.add_lora(fast, config.Lora(r=4, alpha=4), backend="unsloth", seed=0)
+method = config.Method(trajectory="y_o", divergence="forward_kl")
+teacher, _ = models.load("models/smoke/0/teacher", settings("unsloth"))
+distiller = distill.Distiller(student, teacher, method, vocabulary=len(tokenizer))
+rows = [distill.Pair([31, 20], [31, 20], [77, 40, 2]), distill.Pair([9], [9, 9], [12, 2])] * 4
+training = config.load().scales["smoke"].training.model_copy(update={"epochs": 4})
+from pathlib import Path
+log = distill.train(distiller, rows, training, learning_rate=0.01, seed=0, checkpoints=Path("ck"))
+assert log[-1]["loss"] < log[0]["loss"]
+with models.step0(student) as own:
+    torch.testing.assert_close(models.hidden_states(own, input_ids=ids), hidden[1])
+student.save_pretrained("adapter")
+after = models.hidden_states(student.eval(), input_ids=ids)
+merged = models.with_adapter(plain, "adapter")
+torch.testing.assert_close(models.hidden_states(merged, input_ids=ids), after, rtol=1e-4, atol=1e-4)
+print("unsloth agrees")
+"""
+
+
+def test_unsloth_is_the_same_model(project):
+    """For real, on this machine; in a process of its own, because unsloth patches transformers."""
+    done = subprocess.run(
+        [sys.executable, "-c", UNSLOTH], capture_output=True, text=True, cwd=project
+    )
+    assert "unsloth agrees" in done.stdout, done.stdout[-2000:] + done.stderr[-3000:]

@@ -1,0 +1,82 @@
+"""Jobs in worker processes: order, errors, and no worker without a parent."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from trdlib import parallel
+
+
+def slow_square(x):
+    time.sleep(0.3 if x == 0 else 0.0)
+    return x * x
+
+
+def compute(seconds):
+    with parallel.model_compute(), parallel.model_compute():  # nested: counted once
+        time.sleep(seconds)
+
+
+def fail(x):
+    if x == 2:
+        raise ValueError(f"job {x} broke")
+    return x
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_results_come_in_the_order_of_the_jobs(workers):
+    jobs = [(i,) for i in range(5)]
+    assert parallel.run_jobs(slow_square, jobs, workers=workers) == [0, 1, 4, 9, 16]
+    assert parallel.run_jobs(slow_square, [], workers=workers) == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_job_that_breaks_ends_the_run(workers):
+    with pytest.raises(ValueError, match="job 2 broke"):
+        parallel.run_jobs(fail, [(i,) for i in range(4)], workers=workers)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_compute_of_the_jobs_is_clocked(workers):
+    before = parallel._compute["seconds"]
+    parallel.run_jobs(compute, [(0.2,), (0.2,)], workers=workers)
+    clocked = parallel._compute["seconds"] - before
+    assert 0.39 < clocked < 5  # both jobs, not less; "nested" would give 0.8 or more
+    assert clocked < 0.79 or workers == 2
+
+
+PARENT = """
+import os, sys, time
+from trdlib import parallel
+def job(i):
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+parallel.run_jobs(job, [(0,), (1,)], workers=2)
+"""
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    with open(f"/proc/{pid}/stat") as stat:
+        return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_workers_die_with_a_killed_parent():
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
+    workers = [int(parent.stdout.readline()) for _ in range(2)]
+    assert all(alive(pid) for pid in workers)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    for _ in range(100):
+        if not any(alive(pid) for pid in workers):
+            return
+        time.sleep(0.1)
+    pytest.fail("a worker outlived its parent")

@@ -1,0 +1,117 @@
+"""The pipeline as a user runs it: dvc repro, killed at any moment, and again."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from conftest import REPOSITORY
+
+METRICS, TABLES = "results/metrics", "results/tables"
+
+
+def checkout(folder: Path) -> Path:
+    """A copy of the repository whose pipeline is one mode and one method at the smoke scale."""
+    for name in ("notebooks", "trdlib", ".dvc", "models"):
+        skip = shutil.ignore_patterns("__pycache__", "tmp", "cache", "config.local")
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=skip)
+    for name in ("dvc.yaml", "dvc.lock", ".dvcignore", ".gitignore", "params.yaml", "README.md"):
+        shutil.copy(REPOSITORY / name, folder)
+    (folder / "runs" / "executed").mkdir(parents=True)
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    params["run"] = {"scales": ["smoke"], "tasks": ["math"], "modes": ["opd"], "methods": ["trd"]}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    return folder
+
+
+def environment():
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "PYTHONPATH": "."}
+
+
+def repro(folder: Path):
+    return subprocess.Popen(
+        [sys.executable, "-m", "dvc", "repro"], cwd=folder, env=environment(),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def finish(folder: Path) -> str:
+    process = repro(folder)
+    output, _ = process.communicate(timeout=500)
+    assert process.returncode == 0, output[-5000:]
+    return output
+
+
+def kill_when(folder: Path, pattern: str) -> None:
+    """kill -9 the pipeline, with everything it started, as soon as a file of this name appears."""
+    process = repro(folder)
+    deadline = time.monotonic() + 300
+    while not any(folder.glob(pattern)):
+        assert process.poll() is None, f"it ended before {pattern}: {process.stdout.read()[-3000:]}"
+        assert time.monotonic() < deadline, f"{pattern} never appeared"
+        time.sleep(0.002)
+    family = [process, *psutil.Process(process.pid).children(recursive=True)]
+    for member in family:
+        member.kill()
+    process.wait()
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    files = [*(folder / METRICS).rglob("*.json"), *(folder / TABLES).glob("*")]
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
+
+
+def in_smoke(found: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: content for name, content in found.items() if "smoke" in name}
+
+
+@pytest.mark.xdist_group("pipeline")
+def test_killed_three_times_it_ends_in_the_same_bytes(tmp_path):
+    whole, cut = checkout(tmp_path / "whole"), checkout(tmp_path / "cut")
+    finish(whole)
+    expected = in_smoke(results(whole))
+    assert {Path(name).name for name in expected} == {
+        "base.json", "base_again.json", "teacher.json", "trd.json",
+        "opd_math_smoke.md", "opd_math_smoke.csv", "opd_math_smoke.tex",
+    }  # fmt: skip
+    assert "up to date" in finish(whole)  # a second run does nothing, and says so
+
+    kill_when(cut, "runs/smoke/math/y_o.parquet.seeds/*.parts/*/*.json")
+    assert not (cut / "runs/smoke/math/y_o.parquet").exists()
+    kill_when(cut, "runs/smoke/math/opd/trd/1/candidates/*")
+    assert not (cut / "runs/smoke/math/opd/trd/1/adapter").exists()
+    kill_when(cut, "results/tables/*_smoke.md")
+    finish(cut)
+    assert in_smoke(results(cut)) == expected
+
+
+def test_a_wrong_parameter_stops_before_any_model_loads(tmp_path):
+    folder = checkout(tmp_path)
+    text = (folder / "params.yaml").read_text().replace("learning_rates:", "learning_rate:")
+    (folder / "params.yaml").write_text(text)
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "trdlib", "check"], cwd=folder,
+        env=environment(), capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "learning_rate" in done.stderr.splitlines()[-1]
+    assert done.stderr.splitlines()[-1].startswith("error: params.yaml:")
+
+
+def test_the_readme_shows_the_committed_tables():
+    """The headline tables of the README are those of the result files."""
+    from trdlib import config, tables
+
+    settings = config.load(REPOSITORY / "params.yaml")
+    text = (REPOSITORY / "README.md").read_text()
+    for scale in settings.run.scales:
+        for mode in settings.run.modes:
+            run = config.run(scale, "math", mode, settings=settings)
+            assert tables.headline(run) in text, "run: python -m trdlib readme"

@@ -1,0 +1,112 @@
+"""Prompts, token for token."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trdlib import prompts, tiny
+
+ROW = {"problem": "Compute:6o-4p-5q-0", "solution": "o-4=2\np-5=4\nq-0=4\n\\boxed{4}"}
+ATTEMPT = "o-4=2\np-5=3\nq-0=3\n\\boxed{3}"
+HEAD, TAIL = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
+
+
+def text(prompt, tokenizer):
+    return tokenizer.decode(prompt.ids)
+
+
+def test_each_context_is_exactly_this(tokenizer):
+    def teacher(mode, attempt=None):
+        p = prompts.teacher_prompt(ROW, tokenizer, mode=mode, attempt=attempt, style="tiny")
+        return text(p, tokenizer)
+
+    x, reference, tried = (
+        ROW["problem"],
+        f"Reference:\n{ROW['solution']}\n",
+        f"\nAttempt:\n{ATTEMPT}",
+    )
+    student = text(prompts.student_prompt(ROW, tokenizer, style="tiny"), tokenizer)
+    assert student == f"{HEAD}{x}\nSolve{TAIL}"
+    assert teacher("opd") == student
+    assert teacher("opsd") == f"{HEAD}{x}\n{reference}Solve{TAIL}"
+    assert teacher("opd", ATTEMPT) == f"{HEAD}{x}{tried}\nRewrite{TAIL}"
+    expected = f"{HEAD}{x}\n{reference.rstrip()}{tried}\nRewrite{TAIL}"
+    assert teacher("opsd", ATTEMPT) == expected
+
+
+def test_math_prompts_hold_what_the_paper_says(tokenizer):
+    """Paper section 2: sections, instructions, the boxed answer; braces in a problem survive."""
+    row = {"problem": "Find $\\frac{1}{2}$ of {x}.", "solution": "Half: \\boxed{x/2}"}
+
+    class Plain:  # render() only needs these two
+        chat_template = "plain"
+
+        def apply_chat_template(self, messages, **_):
+            return [messages[0]["content"]]
+
+    content = prompts.teacher_prompt(row, Plain(), mode="opsd", attempt="{y}", style="math").ids[0]
+    for part in (row["problem"], row["solution"], "{y}", "\\boxed{}", "Reference Solution"):
+        assert part in content
+    assert content.index("## Problem") < content.index("## Reference") < content.index("## Your")
+    assert "Reference" not in prompts.teacher_prompt(
+        row, Plain(), mode="opd", attempt="{y}", style="math"
+    ).ids[0].replace("reference or", "")
+
+
+def test_the_thinking_switch_reaches_the_template(tokenizer):
+    original = tokenizer.chat_template
+    try:
+        tokenizer.chat_template = original + "{% if enable_thinking is false %}Wait{% endif %}"
+        ask = [{"role": "user", "content": "Solve"}]
+        plain = prompts.render(ask, tokenizer, thinking=None)
+        assert prompts.render(ask, tokenizer, thinking=True) == plain
+        off = prompts.render(ask, tokenizer, thinking=False)
+        assert off == [*plain, tokenizer.convert_tokens_to_ids("Wait")]
+        tokenizer.chat_template = None
+        with pytest.raises(ValueError, match="no chat template"):
+            prompts.render(ask, tokenizer)
+    finally:
+        tokenizer.chat_template = original
+
+
+def test_without_generate_there_is_no_header(tokenizer):
+    ask = [{"role": "user", "content": "Solve"}]
+    closed = prompts.render(ask, tokenizer, generate=False)
+    opened = prompts.render(ask, tokenizer, generate=True)
+    assert opened[: len(closed)] == closed
+    assert tokenizer.decode(opened[len(closed) :]) == "<|im_start|>assistant\n"
+
+
+@given(room=st.integers(15, 140), steps=st.integers(3, 8), seed=st.integers(0, 50))
+@settings(max_examples=60, deadline=None)
+def test_a_long_prompt_is_cut_in_the_attempt_then_in_the_reference(tokenizer, room, steps, seed):
+    import random
+
+    problem = tiny.chain_problem(random.Random(seed), steps)
+    solution = tiny.text_of(tiny.clean(problem))
+    row = {"problem": problem, "solution": solution}
+    ask = {"mode": "opsd", "attempt": solution, "style": "tiny"}
+    full = prompts.teacher_prompt(row, tokenizer, **ask)
+    try:
+        cut = prompts.teacher_prompt(row, tokenizer, max_tokens=room, **ask)
+    except ValueError as error:
+        assert "even without its attempt and reference" in str(error)
+        return
+    assert len(cut.ids) <= room
+    assert cut.truncated == (len(full.ids) > room)
+    if not cut.truncated:
+        assert cut.ids == full.ids
+        return
+    shown = tokenizer.decode(cut.ids)
+    reference, attempt = shown.split("Reference:\n")[1].split("\nAttempt:\n")
+    assert shown.startswith(f"{HEAD}{problem}\n")  # the problem is whole
+    assert shown.endswith(f"Rewrite{TAIL}")  # and so are the instructions
+    whole_reference = reference == solution
+    gone = attempt.startswith(tokenizer.decode(tokenizer.encode(prompts.CUT_NOTICE)))
+    assert whole_reference or gone  # the reference is touched last
+
+
+def test_what_is_missing_is_named(tokenizer):
+    with pytest.raises(ValueError, match="needs the reference"):
+        prompts.teacher_prompt({"problem": "x", "solution": None}, tokenizer, mode="opsd",
+                               style="tiny")  # fmt: skip

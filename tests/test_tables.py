@@ -1,0 +1,129 @@
+"""Tables say what is in the metrics files, and "not run" where there are none."""
+
+import re
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from trdlib import config, data, tables
+
+
+def fake_metrics(run, rng, skill):
+    """Counts by a known skill, through the real summary."""
+    from trdlib import evaluate
+
+    k = run.settings.evaluation.sampling.samples
+    run.settings.seeds  # noqa: B018
+    samples = {}
+    for name, part in run.settings.data.benchmarks.items():
+        rows = [
+            {"seed": seed, "id": f"{i:02d}", "sample": s, "correct": bool(rng.random() < skill),
+             "n_tokens": 10, "finished": True}
+            for seed in run.settings.seeds for i in range(part.problems) for s in range(k)
+        ]  # fmt: skip
+        samples[name] = pd.DataFrame(rows)
+    if run.mode != "none":
+        data.write_json(run.choice, {"chosen": 0.002, "trajectory_accuracy": 0.5})
+    data.write_json(run.metrics, evaluate.summary(run, samples))
+
+
+@pytest.fixture
+def filled(project):
+    rng = np.random.default_rng(0)
+    for mode, method, skill in (
+        ("none", "base", 0.3),
+        ("none", "base_again", 0.3),
+        ("opd", "forward_kl", 0.5),
+        ("opd", "reverse_kl", 0.7),
+        ("opd", "trd", 0.9),
+    ):
+        fake_metrics(config.run("smoke", "math", mode, method), rng, skill)
+    return config.run("smoke", "math", "opd")
+
+
+def test_values_and_differences_are_recomputed_by_hand(filled):
+    table = tables.collect(filled)
+    counts = {
+        name: np.array(
+            data.read_json(config.run("smoke", "math", mode, name).metrics)["benchmarks"]["chain"][
+                "correct"
+            ]
+        )
+        for mode, name in (("none", "base"), ("opd", "forward_kl"), ("opd", "reverse_kl"),
+                           ("opd", "trd"))
+    }  # fmt: skip
+    rows = table[table["benchmark"] == "chain"].set_index("method")
+    k = filled.settings.evaluation.sampling.samples
+    for name, count in counts.items():
+        assert rows.loc[name, "avg_value"] == pytest.approx((count / k).mean())
+    best = max(("forward_kl", "reverse_kl"), key=lambda n: counts[n].mean())
+    assert rows.loc["trd", "best"] == best
+    assert rows.loc["trd", "to_best_value"] == pytest.approx(
+        ((counts["trd"] - counts[best]) / k).mean()
+    )
+    assert rows.loc["trd", "to_base_value"] == pytest.approx(
+        ((counts["trd"] - counts["base"]) / k).mean()
+    )
+    assert pd.isna(rows.loc[best, "to_best_value"])  # no difference to itself
+    assert pd.isna(rows.loc["base", "to_base_value"])
+    assert (rows["avg_low"].dropna() <= rows["avg_value"].dropna()).all()
+
+
+def test_what_was_not_run_is_said_and_never_a_number(filled):
+    table = tables.collect(filled)
+    text = tables.markdown(filled, table)
+    for method in ("teacher", "sft", "off_policy"):
+        cells = re.findall(rf"^\| {method} .*$", text, re.M)
+        assert cells
+        assert all(tables.MISSING in line or set(line[len(method) + 4 :]) <= set("| -")
+                   for line in cells)  # fmt: skip
+        assert table[table["method"] == method]["avg_value"].isna().all()
+    shutil.rmtree("results")
+    empty = tables.markdown(filled, tables.collect(filled))
+    assert "Nothing has been run yet" in empty
+    assert not re.search(r"\d\.\d \[", empty)
+    tables.write(filled, tables.collect(filled))  # the figure too
+
+
+def test_files_are_written_whole_and_twice_the_same(filled):
+    table = tables.collect(filled)
+    first = {p: p.read_bytes() for p in tables.write(filled, table)}
+    assert {p.suffix for p in first} == {".md", ".csv", ".tex", ".png"}
+    assert {p: p.read_bytes() for p in tables.write(filled, tables.collect(filled))} == first
+    assert first[tables.paths(filled)["png"]].startswith(b"\x89PNG")
+
+
+def test_latex_has_one_row_a_method_and_metric(filled):
+    text = tables.latex(filled, tables.collect(filled))
+    body = text.split("\\midrule", 1)[1]
+    assert text.startswith("% opd")
+    assert body.count(r"\\") == 2 * len(tables.row_names(filled))
+    assert "forward\\_kl\\_clip" in text
+    assert not re.search(r"(?<!\\)[_%]", body)
+
+
+def test_the_readme_shows_the_files(filled, project):
+    tables.write(filled, tables.collect(filled))
+    readme = project / "README.md"
+    readme.write_text("# a\n<!-- headline -->\nold\n<!-- /headline -->\nb\n")
+    assert tables.update_readme(readme, [filled])
+    text = readme.read_text()
+    assert text.startswith("# a\n<!-- headline -->\n**OPD**")
+    assert text.endswith("<!-- /headline -->\nb\n")
+    assert "old" not in text
+    assert "trd minus" in text
+    assert not tables.update_readme(readme, [filled])
+    readme.write_text("no markers")
+    with pytest.raises(ValueError, match="headline"):
+        tables.update_readme(readme, [filled])
+
+
+def test_runs_on_other_problems_are_not_compared(filled):
+    run = config.run("smoke", "math", "opd", "trd")
+    metrics = data.read_json(run.metrics)
+    metrics["benchmarks"]["chain"]["n"] += 1
+    data.write_json(run.metrics, metrics)
+    with pytest.raises(ValueError, match="same problems"):
+        tables.collect(filled)
