@@ -33,13 +33,13 @@ problems = st.builds(
 def test_written_solutions(problem, seed):
     tokenizer = tiny.build_tokenizer()
     clean = tiny.text_of(tiny.clean(problem))
-    assert clean.endswith("\\boxed{%d}" % solve(problem))
+    assert clean.endswith(f"\\boxed{{{solve(problem)}}}")
     rng = random.Random(seed)
     chain = tiny.task_of(problem) == "chain"
     # every error is corrected, so the answer is right
     if chain:
         fixed = tiny.text_of(tiny.chain_write(rng, problem, slip=0.5, correct_slip=1.0))
-        assert fixed.endswith("\\boxed{%d}" % solve(problem))
+        assert fixed.endswith(f"\\boxed{{{solve(problem)}}}")
     else:
         fixed = tiny.text_of(tiny.trail_expert(rng, problem, slip=0.0))
         assert fixed == clean

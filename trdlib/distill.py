@@ -15,14 +15,12 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from trdlib import config, data, models, parallel, refine, rollout
 from trdlib.divergence import token_cross_entropy, token_divergence
@@ -254,12 +252,8 @@ def train(
         """A bar on stderr, and a mark on each checkpoint that was written to its end."""
 
         def on_train_begin(self, args, state, control, **kwargs):
-            self.bar = tqdm(
-                total=state.max_steps,
-                initial=state.global_step,
-                desc="training",
-                leave=False,
-                file=sys.stderr,
+            self.bar = parallel.progress(
+                "training", total=state.max_steps, initial=state.global_step
             )
 
         def on_step_end(self, args, state, control, **kwargs):

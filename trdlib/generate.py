@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from tqdm import tqdm
 
 from trdlib import data, parallel
 from trdlib.config import Sampling
@@ -221,7 +219,7 @@ def sample(
     rows = [prompt for prompt in prompts for _ in range(sampling.samples)]
     results: list[Completion | None] = [None] * len(rows)
     todo = batches(rows, sampling.batch_size)
-    for number, indices in enumerate(tqdm(todo, desc=label, leave=False, file=sys.stderr)):
+    for number, indices in enumerate(parallel.progress(label, todo)):
         path = parts / f"{number:05d}.json"
         if path.exists():
             done = [Completion(*pair) for pair in data.read_json(path)]

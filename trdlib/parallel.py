@@ -14,6 +14,8 @@ import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
+from tqdm import tqdm
+
 from trdlib import config, data
 
 _compute = {"depth": 0, "seconds": 0.0}  # of this process
@@ -42,6 +44,12 @@ def write_timing(stage: str, workers: int = 1) -> None:
     data.write_json(config.root() / "runs" / "timings" / f"{stage}.json", {"compute": seconds})
 
 
+def progress(label: str, iterable=None, **how):
+    """A bar on stderr for work inside a job; what takes less than five seconds shows none."""
+    where = {"file": sys.stderr, "leave": False, "delay": 5, "mininterval": 2}
+    return tqdm(iterable, desc=label, **where, **how)
+
+
 def _start_worker() -> None:
     _compute.update(depth=0, seconds=0.0)
     parent = multiprocessing.parent_process()
@@ -64,8 +72,6 @@ def run_jobs(function, jobs: list[tuple], *, workers: int = 1, label: str = "") 
     A job that raises ends the run with its error. Linux forks (imports are paid once), other
     systems spawn.
     """
-    from tqdm import tqdm
-
     bar = tqdm(total=len(jobs), desc=label, file=sys.stderr, disable=not jobs)
     results: list = [None] * len(jobs)
     with bar:

@@ -22,14 +22,12 @@ from __future__ import annotations
 import random
 import re
 import shutil
-import sys
 import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from trdlib import config, data, generate, grading, models, parallel, prompts
 from trdlib.config import Pretraining, PretrainStage
@@ -509,7 +507,7 @@ def train_stage(
     schedulers = [torch.optim.lr_scheduler.LambdaLR(o, factor) for o in optimizers]
     losses = []
     model.train()
-    for step in tqdm(range(schedule.steps), desc=f"{label} {stage}", file=sys.stderr, leave=False):
+    for step in parallel.progress(f"{label} {stage}", range(schedule.steps)):
         progress = step / schedule.steps
         examples = stage_batch(rng, tokenizer, stage, progress, settings.tokens_per_step)
         ids, labels = _batch(examples, tokenizer.pad_token_id)
