@@ -34,8 +34,9 @@ from trdlib import config, data, distill, models, parallel, tiny
 run = config.run(scale, task, mode, method)
 tiny.prepare(run)
 seed = run.settings.seeds[0]
-rows = distill.pairs(run, seed)
-print(run, "|", run.recipe)
+training = distill.training_set(run)
+print(f"{run} | {run.recipe}")
+print(f"right: {training.accuracy:.1%}, word for word y*: {training.like_reference:.1%}")
 
 # %% [markdown]
 # ## The loss before training, token by token
@@ -45,9 +46,9 @@ print(run, "|", run.recipe)
 # together. A bar is one token of the response; its height is what that token adds to the loss.
 
 # %%
-sample = rows[:256]
-before = distill.build(run, seed)
-losses = distill.token_losses(before, sample)
+sample = training.rows[seed][:64]
+with parallel.model_compute():
+    losses = distill.token_losses(distill.build(run, seed), sample)
 worst = max(range(len(sample)), key=lambda i: float(losses[i].sum()))
 tokenizer = models.load_tokenizer(run.model_path("student", seed))
 
@@ -71,7 +72,7 @@ plt.show()
 # again, an interrupted one goes on from its last checkpoint.
 
 # %%
-choice = distill.distill(run, learning_rate)
+choice = distill.distill(run, learning_rate, training)
 print("chosen learning rate:", choice["chosen"])
 
 # %% [markdown]

@@ -61,7 +61,7 @@ def test_pairs_are_the_sampled_tokens_in_the_generating_contexts(smoke):
     assert again["token_ids"].map(list).tolist() == y_r["token_ids"].map(list).tolist()
     eos = models.load_tokenizer(run.model_path("student", 0)).eos_token_id
     for seed in run.settings.seeds:
-        rows = distill.pairs(run, seed)
+        rows = distill.training_set(run).rows[seed]
         mine = y_r[y_r["seed"] == seed]
         assert [pair.teacher_ids for pair in rows] == seen[seed]
         assert [pair.response_ids for pair in rows] == mine["token_ids"].map(list).tolist()
@@ -69,7 +69,7 @@ def test_pairs_are_the_sampled_tokens_in_the_generating_contexts(smoke):
             assert (pair.response_ids[-1] == eos) == finished
     problems = data.problems(run.data, "train").to_dict("records")
     student = [p.ids for p in rollout.student_prompts(run, 0, problems)]
-    assert [pair.student_ids for pair in distill.pairs(run, 0)] == student
+    assert [pair.student_ids for pair in distill.training_set(run).rows[0]] == student
     assert len(y_o) == len(y_r)
 
 
@@ -83,14 +83,16 @@ def test_each_trajectory_brings_its_own_text_and_context(smoke):
             ("off_policy", refine.teacher_solutions),
         ):
             run = smoke(mode, method)
-            rows, expected = distill.pairs(run, 0), table(run)
+            rows, expected = distill.training_set(run).rows[0], table(run)
             expected = expected[expected["seed"] == 0]["token_ids"].map(list).tolist()
             assert [p.response_ids for p in rows] == expected
             assert [p.teacher_ids for p in rows] == vanilla
-    for pair, row in zip(distill.pairs(smoke("opd", "sft"), 0), problems, strict=True):
+    for pair, row in zip(distill.training_set(smoke("opd", "sft")).rows[0], problems, strict=True):
         assert tokenizer.decode(pair.response_ids) == row["solution"] + "<|im_end|>"
         assert pair.teacher_ids == []
-    assert all(p.teacher_ids == [] for p in distill.pairs(smoke("opd", "sft_refined"), 0))
+    assert all(
+        p.teacher_ids == [] for p in distill.training_set(smoke("opd", "sft_refined")).rows[0]
+    )
 
 
 def test_subsets_select_by_the_verdicts(smoke):
@@ -105,7 +107,7 @@ def test_subsets_select_by_the_verdicts(smoke):
         data.save(table, path, data.fingerprint_of(path))
     y_o, y_r = rollout.attempts(run), refine.rewrites(run)
     passed, rewritten = (t[t["seed"] == 1]["correct"].to_numpy() for t in (y_o, y_r))
-    everything = distill.pairs(run, 1)
+    everything = distill.training_set(run).rows[1]
     for subset, keep in (
         ("failed", ~passed),
         ("passed", passed),
@@ -115,11 +117,11 @@ def test_subsets_select_by_the_verdicts(smoke):
         run.settings = run.settings.model_copy(update={"methods": {"trd": method}})
         assert 0 < keep.sum() < len(keep)
         expected = [pair for pair, k in zip(everything, keep, strict=True) if k]
-        assert distill.pairs(run, 1) == expected
+        assert distill.training_set(run).rows[1] == expected
     y_o["correct"] = True
     data.save(y_o, run.attempts, data.fingerprint_of(run.attempts))
-    with pytest.raises(ValueError, match="'failed_then_passed' is empty for seed 1"):
-        distill.pairs(run, 1)
+    with pytest.raises(ValueError, match="'failed_then_passed' is empty for seed 0"):
+        distill.training_set(run).rows[1]
 
 
 # ------------------------------------------------------------------------------------ the loss
@@ -301,19 +303,3 @@ def test_a_given_learning_rate_is_taken(smoke):
 def test_ties_go_to_the_smaller_rate():
     assert distill.best_rate({0.2: [0.5, 0.7], 0.1: [0.6, 0.6], 0.4: [0.1, 0.9]}) == 0.1
     assert distill.best_rate({0.2: [0.5, 0.8], 0.1: [0.6, 0.6]}) == 0.2
-
-
-def test_a_generation_of_another_model_is_not_reused(smoke):
-    run = smoke("opd", "trd")
-    first = rollout.attempts(run)
-    written = run.attempts.stat().st_mtime_ns
-    rollout.attempts(run)
-    assert run.attempts.stat().st_mtime_ns == written
-    for seed in run.settings.seeds:  # swap student and teacher: other weights, same names
-        folder = Path("models/smoke") / str(seed)
-        (folder / "student").rename(folder / "x")
-        (folder / "teacher").rename(folder / "student")
-        (folder / "x").rename(folder / "teacher")
-    second = rollout.attempts(run)
-    assert run.attempts.stat().st_mtime_ns != written
-    assert first["text"].tolist() != second["text"].tolist()

@@ -87,7 +87,7 @@ def test_bootstrap_properties(values, seed):
     assert found == bootstrap(values, resamples=500, confidence=0.95, seed=seed)
     assert min(values) - 1e-9 <= found.low <= found.high <= max(values) + 1e-9
     constant = bootstrap([0.25] * len(values), resamples=500, confidence=0.95)
-    assert constant.low == constant.high == constant.value == 0.25
+    assert constant == pytest.approx((0.25, 0.25, 0.25))
 
 
 def test_seeds_of_a_problem_stay_together():

@@ -53,7 +53,7 @@ PARENT = """
 import os, sys, time
 from trdlib import parallel
 def job(i):
-    print(os.getpid(), flush=True)
+    os.write(1, f"{os.getpid()}\\n".encode())
     time.sleep(60)
 parallel.run_jobs(job, [(0,), (1,)], workers=2)
 """

@@ -18,7 +18,6 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -37,74 +36,72 @@ class Pair(NamedTuple):
 # ------------------------------------------------------------------------------ training batch
 
 
-def _kept(run: config.Run, seed: int) -> np.ndarray:
-    """Which attempts of this seed the method's subset keeps, by the verdicts on y_o and y_r."""
-    y_o = rollout.attempts(run)
-    passed = y_o.loc[y_o["seed"] == seed, "correct"].to_numpy()
-    subset = run.recipe.subset
-    if subset == "failed_then_passed":
-        y_r = refine.rewrites(run)
-        return ~passed & y_r.loc[y_r["seed"] == seed, "correct"].to_numpy()
-    return {"all": passed | True, "passed": passed, "failed": ~passed}[subset]
+class TrainingSet(NamedTuple):
+    """What a method trains on, and how good its trajectory is."""
+
+    rows: dict[int, list[Pair]]  # of each base seed
+    accuracy: float  # share of right responses
+    like_reference: float  # share of responses that are the reference solution, word for word
 
 
-def pairs(run: config.Run, seed: int) -> list[Pair]:
-    """The method's training rows for one base seed: its trajectory, in its contexts.
+def training_set(run: config.Run) -> TrainingSet:
+    """The method's trajectory in its contexts, for every base seed.
 
-    Raises ValueError if the subset leaves nothing to train on.
+    Raises ValueError if the subset leaves a seed nothing to train on.
     """
-    problems, recipe = data.problems(run.data, "train"), run.recipe
-    if recipe.trajectory == "y_star":
-        rows = problems.to_dict("records")
-        tokenizer = models.load_tokenizer(run.model_path("student", seed))
-        responses = [
-            # a reference that is cut is an unfinished response: no end token to learn
-            ([*ids, tokenizer.eos_token_id] if len(ids) <= limit else ids[:limit])
-            for limit in [run.settings.lengths.reference]
-            for ids in tokenizer([r["solution"] for r in rows], add_special_tokens=False)[
-                "input_ids"
-            ]
-        ]
-        teacher = [[] for _ in rows]
-    else:
-        table = _table(run)
-        table = table[table["seed"] == seed].reset_index(drop=True)
-        rows = refine.rows_of(problems, table)
-        responses = [list(map(int, ids)) for ids in table["token_ids"]]
-        written_from = None
-        if recipe.trajectory == "y_r":
-            y_o = rollout.attempts(run)
-            written_from = y_o.loc[y_o["seed"] == seed, "text"].tolist()
-        if recipe.divergence == "cross_entropy":
-            teacher = [[] for _ in rows]
-        else:
-            teacher = [p.ids for p in refine.teacher_prompts(run, seed, rows, written_from)]
-    student = [p.ids for p in rollout.student_prompts(run, seed, rows)]
-    result = [Pair(*row) for row in zip(student, teacher, responses, strict=True)]
+    recipe, problems = run.recipe, data.problems(run.data, "train")
+    y_o = rollout.attempts(run) if recipe.trajectory in ("y_o", "y_r") else None
+    table = {
+        "y_o": lambda: y_o.assign(y_o_correct=y_o["correct"]),
+        "y_r": lambda: refine.rewrites(run, y_o).assign(attempt=y_o["text"]),
+        "y_t": lambda: refine.teacher_solutions(run),
+        "y_star": lambda: _references(run, problems),
+    }[recipe.trajectory]()
     if recipe.subset != "all":
-        result = [pair for pair, keep in zip(result, _kept(run, seed), strict=True) if keep]
-    if not result:
-        raise ValueError(f"{run}: the subset {recipe.subset!r} is empty for seed {seed}")
-    return result
+        passed = table["y_o_correct"]
+        kept = {
+            "passed": passed,
+            "failed": ~passed,
+            "failed_then_passed": ~passed & table["correct"],
+        }
+        table = table[kept[recipe.subset]]
+    rows = {}
+    for seed in run.settings.seeds:
+        mine = table[table["seed"] == seed]
+        if mine.empty:
+            raise ValueError(f"{run}: the subset {recipe.subset!r} is empty for seed {seed}")
+        asked = refine.rows_of(problems, mine)
+        student = [p.ids for p in rollout.student_prompts(run, seed, asked)]
+        teacher = [[] for _ in asked]
+        if recipe.divergence != "cross_entropy":
+            attempts = mine["attempt"].tolist() if recipe.trajectory == "y_r" else None
+            teacher = [p.ids for p in refine.teacher_prompts(run, seed, asked, attempts)]
+        responses = [list(map(int, ids)) for ids in mine["token_ids"]]
+        rows[seed] = [Pair(*row) for row in zip(student, teacher, responses, strict=True)]
+    solutions = [row["solution"] for row in refine.rows_of(problems, table)]
+    same = float((table["text"] == solutions).mean())
+    return TrainingSet(rows, float(table["correct"].mean()), same)
 
 
-def _table(run: config.Run) -> pd.DataFrame | None:
-    """The generated trajectory that the method trains on; None for the reference solutions."""
-    source = {"y_o": rollout.attempts, "y_r": refine.rewrites, "y_t": refine.teacher_solutions}
-    trajectory = run.recipe.trajectory
-    return None if trajectory == "y_star" else source[trajectory](run)
-
-
-def trajectory_accuracy(run: config.Run) -> float:
-    """Share of right responses among those that the method trains on, over all base seeds."""
-    table = _table(run)
-    if table is None:
-        return 1.0
-    kept = [
-        table.loc[table["seed"] == s, "correct"].to_numpy()[_kept(run, s)]
-        for s in run.settings.seeds
-    ]
-    return float(pd.concat([pd.Series(k) for k in kept]).mean())
+def _references(run: config.Run, problems: pd.DataFrame) -> pd.DataFrame:
+    """The reference solutions as if they were responses: a cut one has no end token to learn."""
+    limit, tables = run.settings.lengths.reference, []
+    for seed in run.settings.seeds:
+        tokenizer = models.load_tokenizer(run.model_path("student", seed))
+        encoded = tokenizer(problems["solution"].tolist(), add_special_tokens=False)["input_ids"]
+        whole = [[*ids, tokenizer.eos_token_id] for ids in encoded]
+        tables.append(
+            pd.DataFrame(
+                {
+                    "id": problems["id"],
+                    "token_ids": [ids[:limit] for ids in whole],
+                    "text": problems["solution"],
+                    "correct": True,
+                    "seed": seed,
+                }
+            )
+        )
+    return pd.concat(tables, ignore_index=True)
 
 
 def collate(batch: list[Pair], pad: int = 0) -> dict[str, torch.Tensor]:
@@ -397,7 +394,9 @@ def best_rate(scores: dict[float, list[float]]) -> float:
     return min(scores, key=lambda rate: (-sum(scores[rate]) / len(scores[rate]), rate))
 
 
-def distill(run: config.Run, learning_rate: float | None = None) -> dict:
+def distill(
+    run: config.Run, learning_rate: float | None = None, training: TrainingSet | None = None
+) -> dict:
     """Train the run's method for every base seed; one adapter each, in its place.
 
     The learning rate is the one of the shared grid (training.learning_rates) that does best on the
@@ -407,14 +406,14 @@ def distill(run: config.Run, learning_rate: float | None = None) -> dict:
     seeds, workers = run.settings.seeds, run.settings.workers
     grid = run.settings.training.learning_rates
     rates = grid if learning_rate is None else (learning_rate,)
-    rows = {seed: pairs(run, seed) for seed in seeds}
-    stamps = {seed: fingerprint(run, seed, rows[seed]) for seed in seeds}
+    training = training or training_set(run)
+    stamps = {seed: fingerprint(run, seed, training.rows[seed]) for seed in seeds}
     validate = len(rates) > 1
     problems = data.problems(run.data, "validation")["problem"].tolist() if validate else None
     stamp = config.content_hash(list(stamps.values()), rates, problems, run.settings.evaluation)
 
     def job(seed: int, rate: float, validate: bool):
-        return run, seed, rate, rows[seed], _candidate_folder(run, seed, rate), validate
+        return run, seed, rate, training.rows[seed], _candidate_folder(run, seed, rate), validate
 
     choice = data.read_json(run.choice) if run.choice.is_file() else {}
     if choice.get("fingerprint") != stamp:
@@ -426,7 +425,8 @@ def distill(run: config.Run, learning_rate: float | None = None) -> dict:
             "grid": list(rates),
             "validation_by_seed": {f"{r:g}": s for r, s in scores.items()} if validate else {},
             "chosen": best_rate(scores) if validate else rates[0],
-            "trajectory_accuracy": trajectory_accuracy(run),
+            "trajectory_accuracy": training.accuracy,
+            "trajectory_like_reference": training.like_reference,
             "fingerprint": stamp,
         }
         data.write_json(run.choice, choice)

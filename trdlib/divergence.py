@@ -23,6 +23,7 @@ JSD follows TRL's convention, in which beta weighs the teacher.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -122,13 +123,11 @@ def _reverse_kl(log_s, log_t, beta):
 
 
 def _jsd(log_s, log_t, beta):
-    s, t = log_s.exp(), log_t.exp()
-    log_m = (beta * t + (1 - beta) * s).log()
-    # 0 log 0 = 0: a probability that underflows adds nothing (log_m is then -inf too)
-    to_teacher = torch.where(t > 0, t * (log_t - log_m), 0.0).sum(-1)
-    g = torch.where(s > 0, log_s - log_m, 0.0)
+    # In logarithms: beta t + (1 - beta) s may underflow where t or s alone does not.
+    log_m = torch.logaddexp(log_t + math.log(beta), log_s + math.log1p(-beta))
+    s, g = log_s.exp(), log_s - log_m
     to_student = (s * g).sum(-1)
-    value = beta * to_teacher + (1 - beta) * to_student
+    value = beta * (log_t.exp() * (log_t - log_m)).sum(-1) + (1 - beta) * to_student
     return value, (1 - beta) * s * (g - to_student[:, None])
 
 

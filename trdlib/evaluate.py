@@ -8,6 +8,7 @@ be made raises: there is no default of zero.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -45,6 +46,14 @@ class Estimate(NamedTuple):
     high: float
 
 
+@functools.lru_cache(maxsize=4)
+def _resamplings(problems: int, resamples: int, seed: int) -> np.ndarray:
+    """Weights (resamples, problems): how often each problem is drawn, over the number drawn."""
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(problems, np.full(problems, 1 / problems), size=resamples)
+    return counts / problems
+
+
 def bootstrap(per_problem, *, resamples: int, confidence: float, seed: int = 0) -> Estimate:
     """Mean over problems with a percentile interval from resampling problems.
 
@@ -54,10 +63,7 @@ def bootstrap(per_problem, *, resamples: int, confidence: float, seed: int = 0) 
     values = np.atleast_2d(np.asarray(per_problem, dtype=float)).mean(0)
     if values.size == 0:
         raise ValueError("an interval over no problems is not defined")
-    rng = np.random.default_rng(seed)
-    # Resampling with replacement is a multinomial draw of how often each problem is taken.
-    counts = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), size=resamples)
-    means = counts @ values / len(values)
+    means = _resamplings(len(values), resamples, seed) @ values
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return Estimate(float(values.mean()), float(low), float(high))

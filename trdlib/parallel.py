@@ -7,6 +7,7 @@ On a GPU there is one worker, and everything runs in the calling process.
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import sys
@@ -52,6 +53,7 @@ def progress(label: str, iterable=None, **how):
 
 def _start_worker() -> None:
     _compute.update(depth=0, seconds=0.0)
+    gc.freeze()  # the Trainer collects garbage; what was inherited is none
     parent = multiprocessing.parent_process()
 
     def leave_with_parent():

@@ -35,25 +35,29 @@ def rows_of(problems: pd.DataFrame, table: pd.DataFrame) -> list[dict]:
     return problems.set_index("id", drop=False).loc[table["id"]].to_dict("records")
 
 
-def rewrites(run: config.Run) -> pd.DataFrame:
+def rewrites(run: config.Run, y_o: pd.DataFrame | None = None) -> pd.DataFrame:
     """y_r for every attempt, right or wrong, of every base seed; read if it is there.
 
-    The columns of y_o, plus y_o_correct and prompt_truncated.
+    The rows and columns of y_o, plus y_o_correct and prompt_truncated. y_o: the attempts, if they
+    are at hand.
     """
-    problems, y_o = data.problems(run.data, "train"), rollout.attempts(run)
+    problems = data.problems(run.data, "train")
+    y_o = rollout.attempts(run) if y_o is None else y_o
     requests = []
     for seed in run.settings.seeds:
         mine = y_o[y_o["seed"] == seed]
         rows = rows_of(problems, mine)
         contexts = teacher_prompts(run, seed, rows, mine["text"].tolist())
         requests.append(rollout.Request("teacher", seed, rows, contexts))
-    extra = {
-        "sample": y_o["sample"].tolist(),
-        "y_o_correct": y_o["correct"].tolist(),
-        "prompt_truncated": [p.truncated for r in requests for p in r.prompts],
-    }
-    path = run.mode_folder / "y_r.parquet"
-    return rollout.generate_for_seeds(run, path, requests, run.settings.refinement, extra)
+    return rollout.generate_for_seeds(
+        run,
+        run.mode_folder / "y_r.parquet",
+        requests,
+        run.settings.refinement,
+        sample=y_o["sample"].tolist(),
+        y_o_correct=y_o["correct"].tolist(),
+        prompt_truncated=[p.truncated for r in requests for p in r.prompts],
+    )
 
 
 def teacher_solutions(run: config.Run) -> pd.DataFrame:

@@ -6,6 +6,7 @@ rollout, refinement and evaluation all use it.
 
 from __future__ import annotations
 
+import inspect
 import shutil
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -40,16 +41,43 @@ def student_prompts(run: config.Run, seed: int, rows: list[dict]) -> list[prompt
 
 
 def fingerprint(run: config.Run, request: Request, sampling: config.Sampling) -> str:
-    """Hash of all that shapes a generation: weights, adapter, prompts, sampling, seed."""
-    name = model_name(run, request.role, request.seed)
+    """Hash of all that shapes a generation: weights, adapter, prompts, sampling, random numbers."""
+    name, how = model_name(run, request.role, request.seed), run.settings.models
     path = models.resolve(name)
     return config.content_hash(
         config.weights_hash(path) if Path(path).is_dir() else name,
         config.weights_hash(request.adapter) if request.adapter else None,
         [p.ids for p in request.prompts],
+        [how.backend, how.dtype],
         sampling,
         [request.seed, request.stream],
     )
+
+
+def _verdicts_hash(rows: list[dict], *more) -> str:
+    """Hash of what shapes the column `correct`: the grader, the problems' ids and answers."""
+    rules = inspect.getsource(grading)
+    return config.content_hash(rules, [(row["id"], row["answer"]) for row in rows], more)
+
+
+def _grade(table: pd.DataFrame, rows: list[dict]) -> list[bool]:
+    """One verdict per row of the table; an unfinished response is wrong, whatever it says."""
+    answers = (row["answer"] for row in rows)
+    return [
+        finished and grading.is_correct(text, answer)
+        for finished, text, answer in zip(table["finished"], table["text"], answers, strict=True)
+    ]
+
+
+def _stored(path: Path, generation: str, verdicts: str, rows: list[dict], **columns):
+    """The table of this generation, or None. Graded by other rules, it is graded again."""
+    if not path.is_file() or data.fingerprint_of(path).split("/")[0] != generation:
+        return None
+    table = data.load(path)
+    if data.fingerprint_of(path) != f"{generation}/{verdicts}":
+        table = table.assign(correct=_grade(table, rows), **columns)
+        data.save(table, path, f"{generation}/{verdicts}")
+    return table
 
 
 def generate_table(
@@ -57,57 +85,52 @@ def generate_table(
 ) -> pd.DataFrame:
     """Sample, grade, store and return; a file with the same fingerprint is read instead.
 
-    One row per (problem, sample): id, sample, token_ids, text, finished, correct, n_tokens. An
-    unfinished response is not correct, whatever it says.
+    One row per (problem, sample): id, sample, token_ids, text, finished, correct, n_tokens.
     """
-    stamp = fingerprint(run, request, sampling)
-    table = data.load(path, stamp)
+    rows = [row for row in request.rows for _ in range(sampling.samples)]
+    stamps = fingerprint(run, request, sampling), _verdicts_hash(rows)
+    table = _stored(path, *stamps, rows)
     if table is not None:
         return table
     model, tokenizer = models.load(model_name(run, request.role, request.seed), run.settings.models)
     if request.adapter:
         model = models.with_adapter(model, request.adapter)
     parts = path.with_name(f"{path.name}.parts")
-    completions = generate.sample(
+    groups = generate.sample(
         model,
         [p.ids for p in request.prompts],
         sampling,
         stop_ids=models.stop_ids(model, tokenizer),
-        parts=parts / stamp,
+        parts=parts / stamps[0],
         seed=(request.seed, request.stream),
         label=f"{request.seed}/{path.stem}",
     )
-    records = []
-    for row, group in zip(request.rows, completions, strict=True):
-        texts = tokenizer.batch_decode([c.token_ids for c in group], skip_special_tokens=True)
-        for number, (completion, text) in enumerate(zip(group, texts, strict=True)):
-            records.append(
-                {
-                    "id": row["id"],
-                    "sample": number,
-                    "token_ids": completion.token_ids,
-                    "text": text,
-                    "finished": completion.finished,
-                    "correct": completion.finished and grading.is_correct(text, row["answer"]),
-                    "n_tokens": len(completion.token_ids),
-                }
-            )
-    table = pd.DataFrame.from_records(records)
-    data.save(table, path, stamp)
+    done = [completion for group in groups for completion in group]
+    table = pd.DataFrame(
+        {
+            "id": [row["id"] for row in rows],
+            "sample": [number for group in groups for number in range(len(group))],
+            "token_ids": [c.token_ids for c in done],
+            "text": tokenizer.batch_decode([c.token_ids for c in done], skip_special_tokens=True),
+            "finished": [c.finished for c in done],
+            "correct": False,
+            "n_tokens": [len(c.token_ids) for c in done],
+        }
+    )
+    table["correct"] = _grade(table, rows)
+    data.save(table, path, "/".join(stamps))
     shutil.rmtree(parts, ignore_errors=True)
     return table
 
 
 def generate_for_seeds(
-    run: config.Run,
-    path: Path,
-    requests: list[Request],
-    sampling: config.Sampling,
-    extra: dict[str, list] | None = None,
+    run: config.Run, path: Path, requests: list[Request], sampling: config.Sampling, **columns: list
 ) -> pd.DataFrame:
-    """One file for all base seeds, with a column `seed` and those of `extra` (one value a row)."""
-    stamp = config.content_hash([fingerprint(run, r, sampling) for r in requests], extra)
-    table = data.load(path, stamp)
+    """One file for all base seeds, with a column `seed` and more columns (one value a row)."""
+    rows = [row for r in requests for row in r.rows for _ in range(sampling.samples)]
+    generation = config.content_hash([fingerprint(run, r, sampling) for r in requests])
+    stamps = generation, _verdicts_hash(rows, columns)
+    table = _stored(path, *stamps, rows, **columns)
     if table is not None:
         return table
     folder = path.with_name(f"{path.name}.seeds")
@@ -115,8 +138,8 @@ def generate_for_seeds(
     workers = run.settings.workers
     tables = parallel.run_jobs(generate_table, jobs, workers=workers, label=path.stem)
     frames = [t.assign(seed=r.seed) for r, t in zip(requests, tables, strict=True)]
-    table = pd.concat(frames, ignore_index=True).assign(**(extra or {}))
-    data.save(table, path, stamp)
+    table = pd.concat(frames, ignore_index=True).assign(**columns)
+    data.save(table, path, "/".join(stamps))
     shutil.rmtree(folder, ignore_errors=True)
     return table
 

@@ -90,7 +90,8 @@ def collect(run: config.Run) -> pd.DataFrame:
                             record[f"to_{label}_{key}"] = value
                 record["best"] = best
                 record["learning_rate"] = training.get("chosen")
-                record["trajectory_accuracy"] = training.get("trajectory_accuracy")
+                for key in ("trajectory_accuracy", "trajectory_like_reference"):
+                    record[key] = training.get(key)
             records.append(record)
     wanted = [
         "method",
@@ -105,6 +106,7 @@ def collect(run: config.Run) -> pd.DataFrame:
         "unfinished",
         "learning_rate",
         "trajectory_accuracy",
+        "trajectory_like_reference",
     ]
     return pd.DataFrame(records, columns=wanted)
 
@@ -157,12 +159,15 @@ def markdown(run: config.Run, table: pd.DataFrame) -> str:
     per_method = table.drop_duplicates("method").set_index("method")
     unfinished = table.groupby("method", sort=False)["unfinished"].mean()
     tokens = table.groupby("method", sort=False)["mean_tokens"].mean()
+
+    def percent(value) -> str | None:
+        return None if pd.isna(value) else f"{100 * value:.1f}"
+
     training = pd.DataFrame(
         {
             "learning rate": per_method["learning_rate"].map("{:g}".format, na_action="ignore"),
-            "trajectory right %": per_method["trajectory_accuracy"].map(
-                lambda v: f"{100 * v:.1f}", na_action="ignore"
-            ),
+            "trajectory right %": per_method["trajectory_accuracy"].map(percent),
+            "like y* %": per_method["trajectory_like_reference"].map(percent),
             "mean tokens": tokens.map("{:.1f}".format, na_action="ignore"),
             "unfinished %": unfinished.map(lambda v: f"{100 * v:.2f}", na_action="ignore"),
         }
@@ -189,7 +194,8 @@ def markdown(run: config.Run, table: pd.DataFrame) -> str:
         "## Training, and what the samples look like",
         "The learning rate is chosen per method on the validation set from "
         f"{', '.join(f'{r:g}' for r in run.settings.training.learning_rates)}. `trajectory right` "
-        "is the accuracy of the text that the method trained on. Tokens and unfinished are means "
+        "is the accuracy of the text that the method trained on, `like y*` the share of it that is "
+        "the reference solution, word for word. Tokens and unfinished are means "
         "over the benchmarks.",
         training.to_markdown(disable_numparse=True),
     ]

@@ -19,6 +19,7 @@ The paper has no such scale; the recipe is ours, measured in prototypes.
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 import shutil
@@ -573,19 +574,24 @@ def _write_model(model, tokenizer, log: dict, folder: Path) -> None:
     temporary.rename(folder)
 
 
+@functools.cache
+def _examples(stage: str) -> list[list[Example]]:
+    """Examples of a stage as the code now makes them: early in it, on its way, and at its end."""
+    rng, tokenizer = random.Random(stage), build_tokenizer()
+    return [stage_batch(rng, tokenizer, stage, progress, 5000) for progress in (0.0, 0.3, 1.0)]
+
+
 def recipe_hash(settings: Pretraining, stage: str, seed: int) -> str:
     """Hash of what shapes a model: its settings, and examples as the code now makes them.
 
     A change to the tasks, the mixtures, the prompts or the tokenizer changes the examples. (The
     optimizer is not in it: after a change there, pretrain again by hand.)
     """
-    rng, tokenizer = random.Random(0), build_tokenizer()
-    stages = [stage] if stage == "foundation" else ["foundation", stage]
+    stages = ["foundation"] if stage == "foundation" else ["foundation", stage]
     return config.content_hash(
         settings.shape,
         settings.tokens_per_step,
-        [[getattr(settings, s), settings.thresholds.get(s)] for s in stages],
-        [stage_batch(rng, tokenizer, s, p, 5000) for s in stages for p in (0.0, 0.3, 1.0)],
+        [[getattr(settings, s), settings.thresholds.get(s), _examples(s)] for s in stages],
         seed,
     )
 
@@ -675,13 +681,20 @@ def problem_sets(settings: config.Data) -> dict[str, pd.DataFrame]:
 
 
 def prepare(run: config.Run) -> dict[str, pd.DataFrame]:
-    """The problem sets of a procedural scale, written if they are not there, and its models."""
+    """The problem sets of a procedural scale and its models; what is there is left as it is."""
     stamp = config.content_hash(run.settings.data)
-    frames = {}
-    for name, frame in problem_sets(run.settings.data).items():
-        path = run.data / f"{name}.parquet"
-        if data.load(path, stamp) is None:
-            data.save(frame, path, stamp)
-        frames[name] = frame
-    pretrain(run)
+    names = ["train", "validation", *run.settings.data.benchmarks]
+    path = {name: run.data / f"{name}.parquet" for name in names}
+    frames = {name: data.load(path[name], stamp) for name in names}
+    if any(frame is None for frame in frames.values()):
+        frames = problem_sets(run.settings.data)
+        for name, frame in frames.items():
+            data.save(frame, path[name], stamp)
+    here = [
+        (config.root() / run.model_path(role, seed)).is_dir()
+        for role in ("student", "teacher")
+        for seed in run.settings.seeds
+    ]
+    if not all(here):
+        pretrain(run)
     return frames
