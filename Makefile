@@ -22,11 +22,16 @@ $(VENV)/.ready: pyproject.toml
 	pip install --quiet --no-deps $$(grep -o 'unsloth[_a-z]*==[0-9.]*' pyproject.toml)
 	@touch $@
 
+# Both modes side by side: DVC runs the stages of one call one after the other, and while a stage
+# starts its kernel a core would idle. The last `dvc repro` does what is left, and is the judge.
 repro: setup
 	@python -m trdlib check
 	$(if $(SCALE),@sed -i.bak 's/^  scales: .*/  scales: [$(SCALE)]/' params.yaml && rm params.yaml.bak)
 	$(if $(FROM_SCRATCH),@rm -rf models/tiny runs/tiny/pretraining)
-	@start=$$(date +%s.%N) && dvc repro && python -m trdlib readme && python -m trdlib times --since $$start
+	@start=$$(date +%s.%N); \
+	dvc repro --glob 'refine@*' && \
+	{ dvc repro --glob '*@*-opd-*' & dvc repro --glob '*@*-opsd-*'; wait; } ; \
+	dvc repro && python -m trdlib readme && python -m trdlib times --since $$start
 
 test: setup
 	ruff check . && ruff format --check .
