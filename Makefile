@@ -30,7 +30,7 @@ repro: setup
 	$(if $(FROM_SCRATCH),@rm -rf models/tiny runs/tiny/pretraining)
 	@start=$$(date +%s.%N); \
 	dvc repro --glob 'refine@*' && \
-	{ dvc repro --glob '*@*-opd-*' & dvc repro --glob '*@*-opsd-*'; wait; } ; \
+	{ dvc repro -s --glob '*@*-opd-*' & dvc repro -s --glob '*@*-opsd-*'; wait; } ; \
 	dvc repro && python -m trdlib readme && python -m trdlib times --since $$start
 
 test: setup
