@@ -1,6 +1,7 @@
 """The pipeline as a user runs it: dvc repro, killed at any moment, and again."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,13 @@ def checkout(folder: Path) -> Path:
 def environment():
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return {**os.environ, "PATH": path, "PYTHONPATH": "."}
+
+
+def trdlib(folder: Path, *arguments: str) -> str:
+    command = [sys.executable, "-m", "trdlib", *arguments]
+    return subprocess.run(
+        command, cwd=folder, env=environment(), capture_output=True, text=True, check=True
+    ).stdout
 
 
 def repro(folder: Path):
@@ -82,6 +90,11 @@ def test_killed_three_times_it_ends_in_the_same_bytes(tmp_path):
         "opd_math_smoke.md", "opd_math_smoke.csv", "opd_math_smoke.tex",
     }  # fmt: skip
     assert "up to date" in finish(whole)  # a second run does nothing, and says so
+    said = trdlib(whole, "times")
+    for stage in ("2_rollout-smoke-math", "4_distill-smoke-math-opd-trd"):
+        assert re.search(rf"^{stage} +\d+\.\d +\d+\.\d$", said, re.M)
+    assert re.search(r"\d% is not model compute", said)
+    assert "nothing to do" in trdlib(whole, "times", "--since", str(time.time()))
 
     kill_when(cut, "runs/smoke/math/y_o.parquet.seeds/*.parts/*/*.json")
     assert not (cut / "runs/smoke/math/y_o.parquet").exists()

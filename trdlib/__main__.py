@@ -26,21 +26,20 @@ def times(since: float) -> None:
             continue
         if datetime.fromisoformat(about["start_time"]).timestamp() < since:
             continue
-        compute = data.read_json(root / "runs" / "timings" / f"{path.stem}.json")["compute"]
-        rows.append((path.stem, about["duration"], compute))
+        clock = data.read_json(root / "runs" / "timings" / f"{path.stem}.json")
+        rows.append((path.stem, about["duration"], clock["core_seconds"], clock["workers"]))
     if not rows:
         print("nothing to do: every stage is up to date")
         return
-    width = max(len(name) for name, _, _ in rows)
-    print(f"\n{'stage':<{width}}  seconds  model compute")
-    for name, seconds, compute in sorted(rows, key=lambda row: row[1]):
+    width = max(len(name) for name, *_ in rows)
+    print(f"\n{'stage':<{width}}  seconds  model compute (core-seconds)")
+    for name, seconds, compute, _ in sorted(rows, key=lambda row: row[1]):
         print(f"{name:<{width}}  {seconds:7.1f}  {compute:13.1f}")
-    stages, compute = (sum(row[i] for row in rows) for i in (1, 2))
-    wall = max(time.time() - since, stages) if since else stages
-    print(f"{'all stages':<{width}}  {stages:7.1f}  {compute:13.1f}")
+    cores, compute = max(row[3] for row in rows), sum(row[2] for row in rows)
+    wall = time.time() - since if since else sum(row[1] for row in rows)
     print(
-        f"wall clock {wall:.0f} s, of which not model compute {1 - compute / wall:.0%} "
-        f"(kernels and imports {stages - compute:.0f} s, DVC {wall - stages:.0f} s)"
+        f"{wall:.0f} s on {cores} core(s), {compute:.0f} core-seconds of model compute: "
+        f"{1 - compute / (wall * cores):.0%} is not model compute (kernels, imports, DVC)"
     )
 
 

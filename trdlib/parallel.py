@@ -24,25 +24,26 @@ _compute = {"depth": 0, "seconds": 0.0}  # of this process
 
 @contextlib.contextmanager
 def model_compute():
-    """Clock the enclosed work as model compute (sampling, scoring, training)."""
-    started, outermost = time.perf_counter(), _compute["depth"] == 0
+    """Clock the enclosed work as model compute (sampling, scoring, training), in core-seconds.
+
+    CPU time, so that stages side by side do not count each other; a process that waits for its GPU
+    spins, which makes it wall time there.
+    """
+    started, outermost = time.process_time(), _compute["depth"] == 0
     _compute["depth"] += 1
     try:
         yield
     finally:
         _compute["depth"] -= 1
         if outermost:
-            _compute["seconds"] += time.perf_counter() - started
+            _compute["seconds"] += time.process_time() - started
 
 
 def write_timing(stage: str, workers: int = 1) -> None:
-    """Note the model compute of a stage so far: seconds, its jobs spread evenly over the workers.
-
-    `python -m trdlib times` compares it with the duration of the executed notebook.
-    """
-    seconds = _compute["seconds"] / workers
-    print(f"model compute: {seconds:.1f} s on {workers} worker(s)", file=sys.stderr)
-    data.write_json(config.root() / "runs" / "timings" / f"{stage}.json", {"compute": seconds})
+    """Note the model compute of a stage so far, for `python -m trdlib times`."""
+    about = {"core_seconds": _compute["seconds"], "workers": workers}
+    print(f"model compute: {about['core_seconds']:.1f} core-seconds", file=sys.stderr)
+    data.write_json(config.root() / "runs" / "timings" / f"{stage}.json", about)
 
 
 def progress(label: str, iterable=None, **how):
