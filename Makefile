@@ -4,6 +4,7 @@
 
 PYTHON ?= python3.11
 VENV := .venv
+SHELL := /bin/bash
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
@@ -12,8 +13,8 @@ export TOKENIZERS_PARALLELISM := false
 
 setup: $(VENV)/.ready
 
-# torch first: its CPU build, where pip knows one; unsloth without its GPU requirements, none of
-# which a CPU needs (on a GPU machine: pip install -e '.[gpu]').
+# torch first, so that nothing else decides its build; unsloth without its GPU requirements, none
+# of which a CPU needs (on a GPU machine: pip install -e '.[gpu]').
 $(VENV)/.ready: pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "trd needs Python 3.11: install it, or name it with PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
@@ -24,14 +25,18 @@ $(VENV)/.ready: pyproject.toml
 
 # Both modes side by side: DVC runs the stages of one call one after the other, and while a stage
 # starts its kernel a core would idle. The last `dvc repro` does what is left, and is the judge.
+# SCALE stands in params.yaml for the time of the run only; the README is for the default scale.
 repro: setup
-	@python -m trdlib check
-	$(if $(SCALE),@sed -i.bak 's/^  scales: .*/  scales: [$(SCALE)]/' params.yaml && rm params.yaml.bak)
-	$(if $(FROM_SCRATCH),@rm -rf models/tiny runs/tiny/pretraining)
-	@start=$$(date +%s.%N); \
-	dvc repro --glob 'refine@*' && \
-	{ dvc repro -s --glob '*@*-opd-*' & dvc repro -s --glob '*@*-opsd-*'; wait; } ; \
-	dvc repro && python -m trdlib readme && python -m trdlib times --since $$start
+	@start=$$(date +%s); \
+	if [ -n "$(SCALE)" ]; then \
+		cp params.yaml .params.yaml.orig; trap 'mv .params.yaml.orig params.yaml' EXIT; \
+		sed 's/^  scales: .*/  scales: [$(SCALE)]/' .params.yaml.orig > params.yaml; \
+	fi; \
+	if [ -n "$(FROM_SCRATCH)" ]; then rm -rf models/tiny runs/tiny/pretraining; fi; \
+	python -m trdlib check && dvc repro --glob 'refine@*' && { \
+		printf '%s\n' opd opsd | xargs -P 2 -I{} dvc repro -s --glob '*@*-{}-*' || true; \
+	} && dvc repro && \
+	python -m trdlib readme $(if $(SCALE),--print-only) && python -m trdlib times --since $$start
 
 test: setup
 	ruff check . && ruff format --check .

@@ -31,7 +31,7 @@ from trdlib import config, distill, evaluate, parallel, tiny
 
 run = config.run(scale, task, mode, method)
 tiny.prepare(run)
-if mode != "none" and not run.choice.is_file():
+if mode != "none":
     distill.distill(run)
 metrics = evaluate.measure(run)["benchmarks"]
 

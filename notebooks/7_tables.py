@@ -36,8 +36,8 @@ Markdown(tables.markdown(run, table))
 # ## All methods at a glance
 #
 # A dot is the mean over base models with its interval, the small ticks are the base models. The
-# grey band is the base model's interval. Colours are the trajectory: grey y_o (token-level
-# methods), red y_r, blue the controls.
+# grey band is the base model's interval. Colours tell the trajectory: blue are the token-level
+# methods on y_o, red is trd, green are the controls.
 
 # %%
 tables.figure(run, table)

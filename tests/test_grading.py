@@ -15,6 +15,10 @@ from trdlib.grading import is_correct
         ("so \\boxed{4}", "5", False),
         ("\\boxed{ 04 }", "4", True),
         ("\\boxed{1,024}", "1024", True),
+        ("\\boxed{1,2}", "12", False),  # a list, not a number
+        ("\\boxed{12}", "1,2", False),
+        ("\\boxed{\\text{so } \\boxed{4}}", "4", True),  # the box that starts last
+        ("\\boxed{ " * 20_000 + "4}", "4", True),  # in time that grows with the length alone
         ("\\boxed{+7}", "7", True),
         ("\\boxed{-7}", "7", False),
         ("\\boxed{3} no, \\boxed{4}", "4", True),  # the last box counts

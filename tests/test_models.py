@@ -17,8 +17,8 @@ def logits(model):
         return model(input_ids=IDS).logits
 
 
-def settings(backend="transformers"):
-    return config.Models(student="x", backend=backend, dtype="float32", style="tiny")
+def fresh_student():
+    return models.load("models/smoke/0/student", config.run("smoke"))
 
 
 def shake(model):
@@ -30,8 +30,8 @@ def shake(model):
 
 
 def test_adapter_off_is_the_base_model_and_does_not_move(project):
-    base, _ = models.load("models/smoke/0/student", settings())
-    student, tokenizer = models.load("models/smoke/0/student", settings())
+    base, _ = fresh_student()
+    student, tokenizer = fresh_student()
     student = models.add_lora(student, LORA, backend="transformers", seed=0)
     before = logits(base)
     torch.testing.assert_close(logits(student), before, rtol=0, atol=0)  # B starts at zero
@@ -49,13 +49,13 @@ def test_adapter_off_is_the_base_model_and_does_not_move(project):
 
 
 def test_a_merged_adapter_equals_the_unmerged_one(project, tmp_path):
-    student, _ = models.load("models/smoke/0/student", settings())
+    student, _ = fresh_student()
     student = models.add_lora(student, LORA, backend="transformers", seed=0)
     shake(student)
     expected = logits(student.eval())
     student.save_pretrained(tmp_path / "adapter")
     for merge in (True, False):
-        fresh, _ = models.load("models/smoke/0/student", settings())
+        fresh, _ = fresh_student()
         plain = logits(fresh)
         found = logits(models.with_adapter(fresh, tmp_path / "adapter", merge=merge))
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
@@ -64,7 +64,7 @@ def test_a_merged_adapter_equals_the_unmerged_one(project, tmp_path):
 
 def test_lora_is_on_the_seven_projections_and_seeded(project):
     def fresh(seed):
-        model, _ = models.load("models/smoke/0/student", settings())
+        model, _ = fresh_student()
         model = models.add_lora(model, LORA, backend="transformers", seed=seed)
         return {n: p.clone() for n, p in model.named_parameters() if p.requires_grad}
 
@@ -100,12 +100,15 @@ def test_padded_rows_are_not_vocabulary(small_model):
 UNSLOTH = """
 import sys, torch
 from trdlib import config, models, generate, distill
-def settings(backend):
-    return config.Models(student="x", backend=backend, dtype="float32", style="tiny", threads=1)
+def of(backend):
+    run = config.run("smoke")
+    how = run.settings.models.model_copy(update={"backend": backend})
+    run.settings = run.settings.model_copy(update={"models": how})
+    return run
 ids = torch.tensor([[31, 20, 77, 40, 9, 12]])
-fast, tokenizer = models.load("models/smoke/0/student", settings("unsloth"))
+fast, tokenizer = models.load("models/smoke/0/student", of("unsloth"))
 assert "unsloth" in sys.modules
-plain, plain_tokenizer = models.load("models/smoke/0/student", settings("transformers"))
+plain, plain_tokenizer = models.load("models/smoke/0/student", of("transformers"))
 models.check_same_vocabulary(tokenizer, plain_tokenizer)
 hidden = [models.hidden_states(m, input_ids=ids) for m in (fast, plain)]
 torch.testing.assert_close(*hidden)
@@ -114,7 +117,7 @@ greedy = [generate.decode(m, [[31, 20, 77], [40, 9]], max_new_tokens=8, stop_ids
 assert greedy[0] == greedy[1]
 student = models.add_lora(fast, config.Lora(r=4, alpha=4), backend="unsloth", seed=0)
 method = config.Method(trajectory="y_o", divergence="forward_kl")
-teacher, _ = models.load("models/smoke/0/teacher", settings("unsloth"))
+teacher, _ = models.load("models/smoke/0/teacher", of("unsloth"))
 distiller = distill.Distiller(student, teacher, method, vocabulary=len(tokenizer))
 rows = [distill.Pair([31, 20], [31, 20], [77, 40, 2]), distill.Pair([9], [9, 9], [12, 2])] * 4
 training = config.load().scales["smoke"].training.model_copy(update={"epochs": 4})

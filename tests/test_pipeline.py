@@ -116,6 +116,9 @@ def test_a_wrong_parameter_stops_before_any_model_loads(tmp_path):
     assert done.returncode == 1
     assert "learning_rate" in done.stderr.splitlines()[-1]
     assert done.stderr.splitlines()[-1].startswith("error: params.yaml:")
+    imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
+    assert "pydantic" in imported
+    assert not imported & {"torch", "transformers"}
 
 
 def test_the_readme_shows_the_committed_tables():

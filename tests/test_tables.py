@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from trdlib import config, data, tables
+from trdlib import config, data, tables, tiny
 
 
 def fake_metrics(run, rng, skill):
@@ -15,7 +15,6 @@ def fake_metrics(run, rng, skill):
     from trdlib import evaluate
 
     k = run.settings.evaluation.sampling.samples
-    run.settings.seeds  # noqa: B018
     samples = {}
     for name, part in run.settings.data.benchmarks.items():
         rows = [
@@ -25,13 +24,15 @@ def fake_metrics(run, rng, skill):
         ]  # fmt: skip
         samples[name] = pd.DataFrame(rows)
     if run.mode != "none":
-        data.write_json(run.choice, {"chosen": 0.002, "trajectory_accuracy": 0.5})
+        choice = {"chosen": 0.002, "trajectory_accuracy": 0.5, "trajectory_like_reference": 0.25}
+        data.write_json(run.choice, choice)
     data.write_json(run.metrics, evaluate.summary(run, samples))
 
 
 @pytest.fixture
 def filled(project):
     rng = np.random.default_rng(0)
+    tiny.prepare(config.run("smoke"))
     for mode, method, skill in (
         ("none", "base", 0.3),
         ("none", "base_again", 0.3),
@@ -113,7 +114,9 @@ def test_the_readme_shows_the_files(filled, project):
     assert text.startswith("# a\n<!-- headline -->\n**OPD**")
     assert text.endswith("<!-- /headline -->\nb\n")
     assert "old" not in text
-    assert "trd minus" in text
+    assert "trd minus best y_o method" in text
+    assert "25.0% of the rewrites are the reference solution" in text
+    assert re.search(r"best y_o method, by base seed +\| \+\d+\.\d / ", text)
     assert not tables.update_readme(readme, [filled])
     readme.write_text("no markers")
     with pytest.raises(ValueError, match="headline"):
@@ -123,7 +126,7 @@ def test_the_readme_shows_the_files(filled, project):
 def test_runs_on_other_problems_are_not_compared(filled):
     run = config.run("smoke", "math", "opd", "trd")
     metrics = data.read_json(run.metrics)
-    metrics["benchmarks"]["chain"]["n"] += 1
+    metrics["benchmarks"]["chain"]["problems"] = "others"
     data.write_json(run.metrics, metrics)
     with pytest.raises(ValueError, match="same problems"):
         tables.collect(filled)

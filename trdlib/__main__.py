@@ -7,12 +7,14 @@ import sys
 import time
 from datetime import datetime
 
-from trdlib import config, data, tables, tiny
+from trdlib import config, data
 
 
-def pretrain(scale: str, again: bool) -> None:
-    """The models of a procedural scale: those that are missing, or all of them again."""
-    tiny.pretrain(config.run(scale), again=again)
+def pretrain(scale: str) -> None:
+    """The models of a procedural scale, where they are missing or of another recipe."""
+    from trdlib import tiny
+
+    tiny.pretrain(config.run(scale))
 
 
 def times(since: float) -> None:
@@ -43,8 +45,10 @@ def times(since: float) -> None:
     )
 
 
-def readme() -> None:
-    """The headline tables of the finished scales of params.yaml, put into README.md; printed."""
+def readme(print_only: bool) -> None:
+    """Print the headline tables of the scales of params.yaml, and put them into README.md."""
+    from trdlib import tables
+
     settings = config.load()
     runs = [
         config.run(scale, task, mode, settings=settings)
@@ -53,7 +57,7 @@ def readme() -> None:
         for mode in settings.run.modes
     ]
     print("\n".join(tables.headline(run) for run in runs))
-    if tables.update_readme(config.root() / "README.md", runs):
+    if not print_only and tables.update_readme(config.root() / "README.md", runs):
         print("README.md: headline tables brought up to date")
 
 
@@ -68,10 +72,10 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("pretrain", help=pretrain.__doc__)
     command.add_argument("--scale", default="smoke")
-    command.add_argument("--again", action="store_true", help="pretrain the existing ones anew")
     command = commands.add_parser("times", help=times.__doc__)
     command.add_argument("--since", type=float, default=0.0, help="seconds since the epoch")
-    commands.add_parser("readme", help=readme.__doc__)
+    command = commands.add_parser("readme", help=readme.__doc__)
+    command.add_argument("--print-only", action="store_true", help="leave README.md as it is")
     commands.add_parser("check", help=check.__doc__)
     arguments = vars(parser.parse_args())
     try:

@@ -7,8 +7,10 @@ file is said in one sentence, before any model is loaded.
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
+import inspect
 import json
 import os
 from pathlib import Path
@@ -122,8 +124,8 @@ class Training(_Section):
 class Evaluation(_Section):
     sampling: Sampling  # samples: the k of avg@k and pass@k
     validation_samples: PositiveInt  # samples per validation problem, for the learning rate
-    resamples: PositiveInt = 10_000  # bootstrap
-    confidence: float = Field(0.95, gt=0, lt=1)
+    resamples: PositiveInt  # bootstrap
+    confidence: float = Field(gt=0, lt=1)
 
 
 class ProblemSet(_Section):
@@ -292,6 +294,8 @@ class Run:
             _known("task", task, ("math",))
             if mode == "none":
                 _known("reference row (mode none)", method, REFERENCES)
+                if method == "teacher" and self.settings.models.teacher is None:
+                    raise ValueError(f"the scale {scale} has no teacher: leave this row out")
             else:
                 _known(f"mode of the scale {scale}", mode, self.settings.modes)
                 _known("method", method, self.settings.methods)
@@ -336,6 +340,13 @@ class Run:
         limit = lengths.prompt + (lengths.reference if self.mode == "opsd" else 0)
         return limit + (self.settings.rollout.max_new_tokens if with_attempt else 0)
 
+    @property
+    def context_length(self) -> int:
+        """The longest sequence that a model of this run will see, in tokens."""
+        rollout, evaluation = self.settings.rollout, self.settings.evaluation.sampling
+        teacher = self.teacher_prompt_limit(with_attempt=True) + rollout.max_new_tokens
+        return max(teacher, self.settings.lengths.prompt + evaluation.max_new_tokens)
+
     def model_path(self, role: Literal["student", "teacher"], seed: int) -> str:
         """A local folder (relative to the project) or a hub name."""
         template = getattr(self.settings.models, role)
@@ -360,6 +371,21 @@ def content_hash(*parts) -> str:
     """A short hash of JSON-like values and settings sections; equal input, equal hash."""
     text = json.dumps(parts, sort_keys=True, default=lambda p: p.model_dump(mode="json"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@functools.cache
+def code_hash(*modules) -> str:
+    """Hash of what modules do: their code without comments, docstrings and layout."""
+    trees = []
+    for module in modules:
+        tree = ast.parse(inspect.getsource(module))
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            first = body[0] if isinstance(body, list) and body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                body.pop(0)
+        trees.append(ast.dump(tree))
+    return content_hash(trees)
 
 
 @functools.cache

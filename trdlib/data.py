@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -28,6 +29,21 @@ def write_whole(path: str | os.PathLike, write) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def write_folder(folder: str | os.PathLike, write) -> Path:
+    """Like write_whole, for a folder: call write(temporary_folder), then put it in its place."""
+    folder = Path(folder)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        write(temporary)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
 
 
 def write_text(path: str | os.PathLike, text: str) -> Path:

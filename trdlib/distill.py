@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 import torch
 
-from trdlib import config, data, models, parallel, refine, rollout
+from trdlib import config, data, divergence, models, parallel, refine, rollout
 from trdlib.divergence import token_cross_entropy, token_divergence
 
 
@@ -192,17 +193,16 @@ class Distiller(torch.nn.Module):
 def build(run: config.Run, seed: int) -> Distiller:
     """The run's distiller, as it is before the first step."""
     settings, recipe = run.settings, run.recipe
-    models_settings = settings.models
     checkpointing = settings.training.gradient_checkpointing
-    student, tokenizer = models.load(run.model_path("student", seed), models_settings)
+    student, tokenizer = models.load(run.model_path("student", seed), run)
     teacher = None
     if run.mode == "opd" and recipe.divergence != "cross_entropy":
-        teacher, teachers = models.load(run.model_path("teacher", seed), models_settings)
+        teacher, teachers = models.load(run.model_path("teacher", seed), run)
         models.check_same_vocabulary(tokenizer, teachers)
     student = models.add_lora(
         student,
         settings.lora,
-        backend=models_settings.backend,
+        backend=settings.models.backend,
         seed=seed,
         checkpointing=checkpointing,
     )
@@ -318,9 +318,9 @@ def fingerprint(run: config.Run, seed: int, rows: list[Pair]) -> str:
         config.weights_hash(path) if Path(path := models.resolve(name)).is_dir() else name
         for name in (rollout.model_name(run, role, seed) for role in ("student", "teacher"))
     ]
-    return config.content_hash(
-        weights, rows, run.mode, run.recipe, training, run.settings.lora, run.settings.models, seed
-    )
+    code = config.code_hash(divergence, models, sys.modules[__name__])
+    how = (run.mode, run.recipe, training, run.settings.lora, run.settings.models, code, seed)
+    return config.content_hash(weights, rows, *how)
 
 
 def train_adapter(
@@ -343,12 +343,6 @@ def train_adapter(
         seed=seed,
         checkpoints=checkpoints / stamp,
     )
-    temporary = folder.with_name(f"{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    student = distiller.student
-    student.peft_config["default"].base_model_name_or_path = run.model_path("student", seed)
-    student.save_pretrained(temporary)
-    data.write_json(temporary / "training_log.json", log)
     about = {
         "run": str(run),
         "seed": seed,
@@ -357,9 +351,15 @@ def train_adapter(
         "response_tokens": sum(len(pair.response_ids) for pair in rows),
         "fingerprint": stamp,
     }
-    data.write_json(temporary / "run.json", about)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+
+    def write(temporary: Path) -> None:
+        student = distiller.student
+        student.peft_config["default"].base_model_name_or_path = run.model_path("student", seed)
+        student.save_pretrained(temporary)
+        data.write_json(temporary / "training_log.json", log)
+        data.write_json(temporary / "run.json", about)
+
+    data.write_folder(folder, write)
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 
@@ -369,22 +369,21 @@ def is_adapter(folder: Path, stamp: str) -> bool:
     return path.is_file() and data.read_json(path)["fingerprint"] == stamp
 
 
-def _candidate_folder(run: config.Run, seed: int, rate: float) -> Path:
-    return run.folder(seed) / "candidates" / f"{rate:g}"
-
-
 def _candidate(
-    run: config.Run, seed: int, rate: float, rows: list[Pair], folder: Path, validate: bool
+    run: config.Run,
+    seed: int,
+    rate: float,
+    rows: list[Pair],
+    folder: Path,
+    sampling: config.Sampling | None,
 ) -> float | None:
-    """Train with one learning rate; the mean accuracy on the validation set, if asked for."""
+    """Train with one learning rate; the mean accuracy on the validation set, if it is sampled."""
     train_adapter(run, seed, rate, rows, folder)
-    if not validate:
+    if sampling is None:
         return None
     problems = data.problems(run.data, "validation").to_dict("records")
     prompts = rollout.student_prompts(run, seed, problems)
     request = rollout.Request("student", seed, problems, prompts, folder)
-    evaluation = run.settings.evaluation
-    sampling = evaluation.sampling.model_copy(update={"samples": evaluation.validation_samples})
     path = folder.with_name(f"{folder.name}.validation.parquet")
     return float(rollout.generate_table(run, path, request, sampling)["correct"].mean())
 
@@ -410,40 +409,42 @@ def distill(
     stamps = {seed: fingerprint(run, seed, training.rows[seed]) for seed in seeds}
     validate = len(rates) > 1
     problems = data.problems(run.data, "validation")["problem"].tolist() if validate else None
-    stamp = config.content_hash(list(stamps.values()), rates, problems, run.settings.evaluation)
+    sampling = run.settings.evaluation.sampling.model_copy(
+        update={"samples": run.settings.evaluation.validation_samples}
+    )
+    stamp = config.content_hash(list(stamps.values()), rates, problems, sampling)
 
-    def job(seed: int, rate: float, validate: bool):
-        return run, seed, rate, training.rows[seed], _candidate_folder(run, seed, rate), validate
+    def job(seed: int, rate: float, sampling: config.Sampling | None):
+        folder = run.folder(seed) / "candidates" / str(rate)
+        return run, seed, rate, training.rows[seed], folder, sampling
 
     choice = data.read_json(run.choice) if run.choice.is_file() else {}
     if choice.get("fingerprint") != stamp:
-        jobs = [job(seed, rate, validate) for rate in rates for seed in seeds]
+        jobs = [job(seed, rate, sampling if validate else None) for rate in rates for seed in seeds]
         found = parallel.run_jobs(_candidate, jobs, workers=workers, label=str(run))
         by_rate = [found[i : i + len(seeds)] for i in range(0, len(found), len(seeds))]
         scores = dict(zip(rates, by_rate, strict=True))
         choice = {
             "grid": list(rates),
-            "validation_by_seed": {f"{r:g}": s for r, s in scores.items()} if validate else {},
+            "validation_by_seed": {str(rate): s for rate, s in scores.items()} if validate else {},
             "chosen": best_rate(scores) if validate else rates[0],
             "trajectory_accuracy": training.accuracy,
             "trajectory_like_reference": training.like_reference,
             "fingerprint": stamp,
         }
-        data.write_json(run.choice, choice)
     rate = choice["chosen"]
     missing = [
         seed
         for seed in seeds
         if not is_adapter(run.adapter(seed), config.content_hash(stamps[seed], rate))
     ]
-    jobs = [job(seed, rate, False) for seed in missing]
+    jobs = [job(seed, rate, None) for seed in missing]
     parallel.run_jobs(_candidate, jobs, workers=workers, label=str(run))
-    for seed in missing:
-        temporary = run.folder(seed) / "adapter.tmp"
-        for folder in (temporary, run.adapter(seed)):
-            shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(_candidate_folder(run, seed, rate), temporary)
-        temporary.rename(run.adapter(seed))
+    for seed, (*_, folder, _) in zip(missing, jobs, strict=True):
+        data.write_folder(
+            run.adapter(seed), lambda p, f=folder: shutil.copytree(f, p, dirs_exist_ok=True)
+        )
+    data.write_json(run.choice, choice)  # last: it says that the adapters are in their places
     for seed in seeds:
         shutil.rmtree(run.folder(seed) / "candidates", ignore_errors=True)
     return choice

@@ -123,7 +123,8 @@ def summary(run: config.Run, samples: dict[str, pd.DataFrame]) -> dict:
         benchmarks[name] = {
             "k": k,
             "n": counts.shape[1],
-            "seeds": list(run.settings.seeds),
+            "seeds": sorted(run.settings.seeds),
+            "problems": config.content_hash(data.problems(run.data, name)["problem"].tolist()),
             "avg_at_k": bootstrap(counts / k, **how)._asdict(),
             "pass_at_k": bootstrap(passed, **how)._asdict(),
             "avg_at_k_by_seed": [avg_at_k(row / k) for row in counts],

@@ -13,7 +13,6 @@ import re
 import sys
 
 SECONDS = 5  # for one comparison by Math-Verify
-_INTEGER = re.compile(r"[-+]?\d+")
 
 
 def after_thinking(response: str) -> str | None:
@@ -25,20 +24,21 @@ def after_thinking(response: str) -> str | None:
 
 def boxed(text: str) -> str | None:
     """The content of the last complete `\\boxed{...}` (braces balanced), or None."""
-    found = None
-    for match in re.finditer(r"\\boxed\s*\{", text):
-        depth = 1
-        for end in range(match.end(), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[end], 0)
-            if depth == 0:
-                found = text[match.end() : end].strip()
-                break
+    found, last = None, -1
+    opened: list[int | None] = []  # for each open brace: where the content of its box starts
+    for match in re.finditer(r"(\\boxed\s*)?\{|\}", text):
+        if match[0] != "}":
+            opened.append(match.end() if match[1] else None)
+        elif opened and (start := opened.pop()) is not None and start > last:
+            found, last = text[start : match.start()].strip(), start
     return found
 
 
 def _integer(text: str) -> int | None:
-    plain = text.strip().strip("$").replace(",", "").strip()
-    return int(plain) if _INTEGER.fullmatch(plain) and len(plain) < 100 else None
+    plain = text.strip().strip("$").strip()
+    if re.fullmatch(r"[-+]?\d{1,3}(,\d{3})+", plain):
+        plain = plain.replace(",", "")
+    return int(plain) if re.fullmatch(r"[-+]?\d{1,99}", plain) else None
 
 
 def _by_rule(given: str | None, answer: str) -> bool | None:
@@ -51,12 +51,17 @@ def _by_rule(given: str | None, answer: str) -> bool | None:
     return left == right if left is not None and right is not None else None
 
 
-def _verify(connection) -> None:
+def _verify(connection, parents_end) -> None:
     # Math-Verify's own time-outs are signals of the main thread: here we are on one.
     from math_verify import parse, verify
 
+    parents_end.close()  # or a parent that was killed would never be noticed
+
     while True:
-        given, answer = connection.recv()
+        try:
+            given, answer = connection.recv()
+        except EOFError:
+            return
         try:
             gold = parse(f"\\boxed{{{answer}}}", parsing_timeout=SECONDS)
             guess = parse(f"\\boxed{{{given}}}", parsing_timeout=SECONDS)
@@ -78,7 +83,9 @@ class _Verifier:
             method = "fork" if sys.platform == "linux" else "spawn"
             context = multiprocessing.get_context(method)
             self.connection, theirs = context.Pipe()
-            self.process = context.Process(target=_verify, args=(theirs,), daemon=True)
+            self.process = context.Process(
+                target=_verify, args=(theirs, self.connection), daemon=True
+            )
             self.process.start()
             theirs.close()
         try:

@@ -6,7 +6,7 @@ the same model classes come back, so the rest of the library does not know which
 With LoRA the self-teacher of OPSD costs no second model: with the adapter off, the student is its
 own step-0 weights (paper section 1).
 
-Weights come from safetensors or GGUF only, and remote code is never trusted.
+Weights come from safetensors only, and remote code is never trusted.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ def load_tokenizer(name: str):
     return tokenizer
 
 
-def load(name: str, settings: config.Models, *, max_tokens: int = 4096):
+def load(name: str, run: config.Run):
     """-> (model, tokenizer), on the GPU if there is one, in evaluation mode, weights frozen."""
+    settings = run.settings.models
     path, dtype = resolve(name), getattr(torch, settings.dtype)
     if settings.backend == "unsloth":
         with warnings.catch_warnings():
@@ -59,7 +60,7 @@ def load(name: str, settings: config.Models, *, max_tokens: int = 4096):
         prepare_process(settings)
         model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
             path,
-            max_seq_length=max_tokens,
+            max_seq_length=run.context_length,
             dtype=dtype,
             load_in_4bit=False,
             trust_remote_code=False,

@@ -6,7 +6,6 @@ rollout, refinement and evaluation all use it.
 
 from __future__ import annotations
 
-import inspect
 import shutil
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -48,7 +47,7 @@ def fingerprint(run: config.Run, request: Request, sampling: config.Sampling) ->
         config.weights_hash(path) if Path(path).is_dir() else name,
         config.weights_hash(request.adapter) if request.adapter else None,
         [p.ids for p in request.prompts],
-        [how.backend, how.dtype],
+        [how.backend, how.dtype, config.code_hash(generate)],
         sampling,
         [request.seed, request.stream],
     )
@@ -56,8 +55,9 @@ def fingerprint(run: config.Run, request: Request, sampling: config.Sampling) ->
 
 def _verdicts_hash(rows: list[dict], *more) -> str:
     """Hash of what shapes the column `correct`: the grader, the problems' ids and answers."""
-    rules = inspect.getsource(grading)
-    return config.content_hash(rules, [(row["id"], row["answer"]) for row in rows], more)
+    return config.content_hash(
+        config.code_hash(grading), [(row["id"], row["answer"]) for row in rows], more
+    )
 
 
 def _grade(table: pd.DataFrame, rows: list[dict]) -> list[bool]:
@@ -69,7 +69,7 @@ def _grade(table: pd.DataFrame, rows: list[dict]) -> list[bool]:
     ]
 
 
-def _stored(path: Path, generation: str, verdicts: str, rows: list[dict], **columns):
+def _reuse(path: Path, generation: str, verdicts: str, rows: list[dict], **columns):
     """The table of this generation, or None. Graded by other rules, it is graded again."""
     if not path.is_file() or data.fingerprint_of(path).split("/")[0] != generation:
         return None
@@ -89,10 +89,10 @@ def generate_table(
     """
     rows = [row for row in request.rows for _ in range(sampling.samples)]
     stamps = fingerprint(run, request, sampling), _verdicts_hash(rows)
-    table = _stored(path, *stamps, rows)
+    table = _reuse(path, *stamps, rows)
     if table is not None:
         return table
-    model, tokenizer = models.load(model_name(run, request.role, request.seed), run.settings.models)
+    model, tokenizer = models.load(model_name(run, request.role, request.seed), run)
     if request.adapter:
         model = models.with_adapter(model, request.adapter)
     parts = path.with_name(f"{path.name}.parts")
@@ -130,7 +130,7 @@ def generate_for_seeds(
     rows = [row for r in requests for row in r.rows for _ in range(sampling.samples)]
     generation = config.content_hash([fingerprint(run, r, sampling) for r in requests])
     stamps = generation, _verdicts_hash(rows, columns)
-    table = _stored(path, *stamps, rows, **columns)
+    table = _reuse(path, *stamps, rows, **columns)
     if table is not None:
         return table
     folder = path.with_name(f"{path.name}.seeds")

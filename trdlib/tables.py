@@ -8,6 +8,7 @@ baselines.
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -34,13 +35,15 @@ _COLORS = {
 _README_BLOCK = re.compile(r"(<!-- headline -->\n).*?(<!-- /headline -->)", re.S)
 
 
-def _difference(run: config.Run, ours: dict, theirs: dict) -> evaluate.Estimate:
-    """avg@k, ours minus theirs, paired by problem."""
-    if (ours["k"], ours["n"]) != (theirs["k"], theirs["n"]):
-        raise ValueError("paired by problem: both runs need the same problems and samples")
+def _difference(run: config.Run, ours: dict, theirs: dict) -> dict:
+    """avg@k, ours minus theirs, paired by problem: the estimate, and the value by base seed."""
+    same = ("problems", "seeds", "k")
+    if any(ours[key] != theirs[key] for key in same):
+        raise ValueError("paired by problem: both runs need the same problems, seeds and samples")
     gap = (np.array(ours["correct"]) - np.array(theirs["correct"])) / ours["k"]
     how = run.settings.evaluation
-    return evaluate.bootstrap(gap, resamples=how.resamples, confidence=how.confidence)
+    found = evaluate.bootstrap(gap, resamples=how.resamples, confidence=how.confidence)
+    return {**found._asdict(), "by_seed": gap.mean(axis=1).tolist()}
 
 
 def row_names(run: config.Run) -> list[str]:
@@ -82,32 +85,22 @@ def collect(run: config.Run) -> pd.DataFrame:
                     for key, value in cell[f"{metric}_at_k"].items():
                         record[f"{metric}_{key}"] = value
                     record[f"{metric}_by_seed"] = cell[f"{metric}_at_k_by_seed"]
-                against = {"base": "base", "best": best}
+                against = {"base": "base", "best": best, "sft": "sft", "off_policy": "off_policy"}
                 for label, other in against.items():
                     if other in cells and other != name:
-                        gap = _difference(run, cell, cells[other])
-                        for key, value in gap._asdict().items():
+                        for key, value in _difference(run, cell, cells[other]).items():
                             record[f"to_{label}_{key}"] = value
                 record["best"] = best
                 record["learning_rate"] = training.get("chosen")
                 for key in ("trajectory_accuracy", "trajectory_like_reference"):
                     record[key] = training.get(key)
             records.append(record)
-    wanted = [
-        "method",
-        "benchmark",
-        "run",
-        "k",
-        "n",
-        *[f"{m}_{c}" for m in ("avg", "pass") for c in ("value", "low", "high", "by_seed")],
-        *[f"to_{b}_{c}" for b in ("base", "best") for c in ("value", "low", "high")],
-        "best",
-        "mean_tokens",
-        "unfinished",
-        "learning_rate",
-        "trajectory_accuracy",
-        "trajectory_like_reference",
-    ]
+    ends = ("value", "low", "high", "by_seed")
+    estimates = ("avg", "pass", "to_base", "to_best", "to_sft", "to_off_policy")
+    wanted = ["method", "benchmark", "run", "k", "n"]
+    wanted += [f"{estimate}_{end}" for estimate in estimates for end in ends]
+    wanted += ["best", "mean_tokens", "unfinished", "learning_rate", "trajectory_accuracy"]
+    wanted += ["trajectory_like_reference"]
     return pd.DataFrame(records, columns=wanted)
 
 
@@ -135,8 +128,17 @@ def _grid(table: pd.DataFrame, cell) -> pd.DataFrame:
     )
 
 
-def _seeds(row) -> str:
-    return " / ".join(f"{100 * v:.1f}" for v in row["avg_by_seed"]) if row["run"] else MISSING
+def _seeds(row, what: str = "avg") -> str:
+    """The values of the base seeds in percent, with their signs if they are differences."""
+    values = row[f"{what}_by_seed"]
+    if not row["run"]:
+        return MISSING
+    if isinstance(values, str):  # from the CSV
+        values = ast.literal_eval(values)
+    if not isinstance(values, list):
+        return "-"
+    sign = "+" if what.startswith("to_") else ""
+    return " / ".join(f"{100 * v:{sign}.1f}" for v in values)
 
 
 def _how(table: pd.DataFrame, run: config.Run) -> str:
@@ -149,7 +151,8 @@ def _how(table: pd.DataFrame, run: config.Run) -> str:
         f"Percent, mean of {len(run.settings.seeds)} base seeds, "
         f"[{run.settings.evaluation.confidence:.0%} interval from resampling "
         f"{' or '.join(map(str, problems))} problems], {int(done['k'].iloc[0])} samples a problem "
-        f"at temperature {sampling.temperature:g}."
+        f"at temperature {sampling.temperature:g}. "
+        "An interval takes the base seeds as given: where they disagree by more, look at them."
     )
 
 
@@ -189,6 +192,8 @@ def markdown(run: config.Run, table: pd.DataFrame) -> str:
         f"The best token-level baseline by test score ({names or MISSING}). Intervals are for one "
         "comparison; with many cells some will exclude zero by chance.",
         _grid(table, lambda r: _cell(r, "to_best", signed=True)).to_markdown(),
+        f"## avg@{k}: difference to the {BASELINE}, by base seed",
+        _grid(table, lambda r: _seeds(r, "to_best")).to_markdown(),
         f"## avg@{k} by base seed",
         _grid(table, _seeds).to_markdown(),
         "## Training, and what the samples look like",
@@ -292,14 +297,20 @@ def write(run: config.Run, table: pd.DataFrame) -> list[Path]:
 
 
 def headline(run: config.Run) -> str:
-    """avg@k of one mode and the gap of trd to the best token-level baseline, for the README."""
+    """avg@k of one mode, and what trd gains over the best y_o method, sft and off_policy."""
     table = pd.read_csv(paths(run)["csv"])
     k = run.settings.evaluation.sampling.samples
     grid = _grid(table, lambda r: _cell(r, "avg"))
-    if "trd" in grid.index:
-        gap = _grid(table[table["method"] == "trd"], lambda r: _cell(r, "to_best", signed=True))
-        grid.loc[f"**trd minus {BASELINE}**"] = gap.loc["trd"]
-    title = f"**{run.mode.upper()}**, avg@{k}. {_how(table, run)}"
+    trd = table[table["method"] == "trd"]
+    for name, what in ((BASELINE, "to_best"), ("sft", "to_sft"), ("off_policy", "to_off_policy")):
+        if len(trd):
+            gap = _grid(trd, lambda r, w=what: _cell(r, w, signed=True))
+            grid.loc[f"**trd minus {name}**"] = gap.loc["trd"]
+            grid.loc["... by base seed"] = _grid(trd, lambda r, w=what: _seeds(r, w)).loc["trd"]
+            grid = grid.rename(index={"... by base seed": f"... {name}, by base seed"})
+    same = trd["trajectory_like_reference"].dropna()
+    note = f" {same.iloc[0]:.1%} of the rewrites are the reference solution word for word."
+    title = f"**{run.mode.upper()}**, avg@{k}. {_how(table, run)}{note if len(same) else ''}"
     return f"{title}\n\n{grid.to_markdown()}\n"
 
 

@@ -22,7 +22,6 @@ from __future__ import annotations
 import functools
 import random
 import re
-import shutil
 import zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -564,14 +563,13 @@ def _stage_from(settings, model, tokenizer, stage: str, seed: int, label: str) -
 
 
 def _write_model(model, tokenizer, log: dict, folder: Path) -> None:
-    temporary = folder.with_name(f"{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    log = {**log, "loss": [round(x, 4) for x in log["loss"]]}
-    data.write_json(temporary / "pretraining.json", log)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    def write(temporary: Path) -> None:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        rounded = {**log, "loss": [round(x, 4) for x in log["loss"]]}
+        data.write_json(temporary / "pretraining.json", rounded)
+
+    data.write_folder(folder, write)
 
 
 @functools.cache
@@ -582,10 +580,10 @@ def _examples(stage: str) -> list[list[Example]]:
 
 
 def recipe_hash(settings: Pretraining, stage: str, seed: int) -> str:
-    """Hash of what shapes a model: its settings, and examples as the code now makes them.
+    """Hash of a model's settings, and of examples as the code now makes them.
 
-    A change to the tasks, the mixtures, the prompts or the tokenizer changes the examples. (The
-    optimizer is not in it: after a change there, pretrain again by hand.)
+    A change to the tasks, the mixtures, the prompts or the tokenizer changes the examples. (A
+    change to the optimizer does not: pretrain again with FROM_SCRATCH=1.)
     """
     stages = ["foundation"] if stage == "foundation" else ["foundation", stage]
     return config.content_hash(
@@ -621,20 +619,17 @@ def is_pretrained(settings: Pretraining, stage: str, seed: int, folder: Path) ->
     return data.read_json(log)["fingerprint"] == recipe_hash(settings, stage, seed)
 
 
-def pretrain(run: config.Run, *, again: bool = False) -> None:
+def pretrain(run: config.Run) -> None:
     """Student and teacher of every base seed of a procedural scale, each from its own foundation.
 
-    Models of the same recipe are kept (again=True: not), so a killed call goes on with the next
-    one. The same settings give the same bytes on one machine.
+    Models of the same recipe are kept, so a killed call goes on with the next one. The same
+    settings give the same bytes on one machine.
     """
     settings, seeds, roles = run.settings.pretraining, run.settings.seeds, ("teacher", "student")
     if settings is None:
         raise config.SettingsError(f"the scale {run.scale} has no pretraining: its models exist")
     target = {(r, s): config.root() / run.model_path(r, s) for r in roles for s in seeds}
     work = config.root() / "runs" / run.scale / "pretraining"
-    if again:
-        for folder in (work, *target.values()):
-            shutil.rmtree(folder, ignore_errors=True)
     missing = [(r, s) for r, s in target if not is_pretrained(settings, r, s, target[r, s])]
     first = [
         (run, "foundation", seed, None, work / f"foundation-{seed}")
@@ -681,15 +676,12 @@ def problem_sets(settings: config.Data) -> dict[str, pd.DataFrame]:
 
 
 def prepare(run: config.Run) -> dict[str, pd.DataFrame]:
-    """The problem sets of a procedural scale and its models; what is there is left as it is."""
-    stamp = config.content_hash(run.settings.data)
-    names = ["train", "validation", *run.settings.data.benchmarks]
-    path = {name: run.data / f"{name}.parquet" for name in names}
-    frames = {name: data.load(path[name], stamp) for name in names}
-    if any(frame is None for frame in frames.values()):
-        frames = problem_sets(run.settings.data)
-        for name, frame in frames.items():
-            data.save(frame, path[name], stamp)
+    """The problem sets of a procedural scale, as the code now makes them, and its models."""
+    frames = problem_sets(run.settings.data)
+    for name, frame in frames.items():
+        path, stamp = run.data / f"{name}.parquet", config.content_hash(frame.values.tolist())
+        if data.load(path, stamp) is None:
+            data.save(frame, path, stamp)
     here = [
         (config.root() / run.model_path(role, seed)).is_dir()
         for role in ("student", "teacher")
