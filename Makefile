@@ -23,7 +23,7 @@ $(VENV)/.ready: pyproject.toml
 	pip install --quiet --no-deps $$(grep -o 'unsloth[_a-z]*==[0-9.]*' pyproject.toml)
 	@touch $@
 
-# Both modes side by side: DVC runs the stages of one call one after the other, and while a stage
+# Modes and reference rows side by side: DVC runs the stages of one call one after the other, and while a stage
 # starts its kernel a core would idle. The last `dvc repro` does what is left, and is the judge.
 # SCALE stands in params.yaml for the time of the run only; the README is for the default scale.
 repro: setup
@@ -34,7 +34,8 @@ repro: setup
 	fi; \
 	if [ -n "$(FROM_SCRATCH)" ]; then rm -rf models/tiny runs/tiny/pretraining; fi; \
 	python -m trdlib check && dvc repro --glob 'refine@*' && { \
-		printf '%s\n' opd opsd | xargs -P 2 -I{} dvc repro -s --glob '*@*-{}-*' || true; \
+		printf '%s\n' '*@*-opd-*' '*@*-opsd-*' 'reference@*' \
+			| xargs -P 3 -I{} dvc repro -s --glob {} || true; \
 	} && dvc repro && \
 	python -m trdlib readme $(if $(SCALE),--print-only) && python -m trdlib times --since $$start
 

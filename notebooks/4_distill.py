@@ -55,6 +55,7 @@ tokenizer = models.load_tokenizer(run.model_path("student", seed))
 
 def show(values: list, label: str, axis) -> None:
     tokens = [tokenizer.decode([t]).replace("\n", "⏎") for t in sample[worst].response_ids]
+    tokens = ["∎" if t == tokenizer.eos_token else t for t in tokens]
     axis.bar(range(len(values)), values, color="C3" if label == "before" else "C0")
     axis.set_xticks(range(len(tokens)), tokens, fontsize=8, family="monospace")
     axis.set(ylabel="nats", title=f"{label}: {sum(values):.2f} nats on {len(values)} tokens")

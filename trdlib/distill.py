@@ -421,6 +421,7 @@ def distill(
     choice = data.read_json(run.choice) if run.choice.is_file() else {}
     if choice.get("fingerprint") != stamp:
         jobs = [job(seed, rate, sampling if validate else None) for rate in rates for seed in seeds]
+        models.preload(run)
         found = parallel.run_jobs(_candidate, jobs, workers=workers, label=str(run))
         by_rate = [found[i : i + len(seeds)] for i in range(0, len(found), len(seeds))]
         scores = dict(zip(rates, by_rate, strict=True))
@@ -438,9 +439,12 @@ def distill(
         for seed in seeds
         if not is_adapter(run.adapter(seed), config.content_hash(stamps[seed], rate))
     ]
-    jobs = [job(seed, rate, None) for seed in missing]
-    parallel.run_jobs(_candidate, jobs, workers=workers, label=str(run))
-    for seed, (*_, folder, _) in zip(missing, jobs, strict=True):
+    jobs = {seed: job(seed, rate, None) for seed in missing}
+    lost = [
+        j for s, j in jobs.items() if not is_adapter(j[4], config.content_hash(stamps[s], rate))
+    ]
+    parallel.run_jobs(_candidate, lost, workers=workers, label=str(run))
+    for seed, (*_, folder, _) in jobs.items():
         data.write_folder(
             run.adapter(seed), lambda p, f=folder: shutil.copytree(f, p, dirs_exist_ok=True)
         )

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from trdlib import config, data, parallel, rollout
+from trdlib import config, data, models, parallel, rollout
 
 
 def avg_at_k(correct) -> float:
@@ -90,6 +90,7 @@ def evaluate(run: config.Run) -> dict[str, pd.DataFrame]:
     """
     names, seeds = list(run.settings.data.benchmarks), run.settings.seeds
     jobs = [(run, seed, name) for name in names for seed in seeds]
+    models.preload(run)
     done = parallel.run_jobs(_evaluate, jobs, workers=run.settings.workers, label=str(run))
     tables: dict[str, list[pd.DataFrame]] = {}
     for (_, seed, name), table in zip(jobs, done, strict=True):

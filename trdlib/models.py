@@ -78,6 +78,15 @@ def load(name: str, run: config.Run):
     return model.eval(), tokenizer
 
 
+def preload(run: config.Run) -> None:
+    """Import what jobs will need before they are forked: once, instead of once in each worker."""
+    if run.settings.workers > 1:
+        import peft  # noqa: F401
+        from transformers import Trainer  # noqa: F401
+
+        load(run.model_path("student", run.settings.seeds[0]), run)
+
+
 def add_lora(model, settings: config.Lora, *, backend: str, seed: int, checkpointing: bool = False):
     """A fresh LoRA adapter on the model; its initialisation depends on the seed alone."""
     torch.manual_seed(seed)

@@ -78,7 +78,7 @@ def run_jobs(function, jobs: list[tuple], *, workers: int = 1, label: str = "") 
     bar = tqdm(total=len(jobs), desc=label, file=sys.stderr, disable=not jobs)
     results: list = [None] * len(jobs)
     with bar:
-        if workers == 1:
+        if workers == 1 or not jobs:
             for i, job in enumerate(jobs):
                 results[i] = function(*job)
                 bar.update()

@@ -136,6 +136,7 @@ def generate_for_seeds(
     folder = path.with_name(f"{path.name}.seeds")
     jobs = [(run, folder / f"{r.seed}.parquet", r, sampling) for r in requests]
     workers = run.settings.workers
+    models.preload(run)
     tables = parallel.run_jobs(generate_table, jobs, workers=workers, label=path.stem)
     frames = [t.assign(seed=r.seed) for r, t in zip(requests, tables, strict=True)]
     table = pd.concat(frames, ignore_index=True).assign(**columns)
