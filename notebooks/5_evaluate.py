@@ -3,6 +3,11 @@
 #   jupytext:
 #     cell_metadata_filter: tags
 #     formats: ipynb,py:percent
+#     notebook_metadata_filter: jupytext,kernelspec,-jupytext.text_representation.jupytext_version
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -14,14 +19,15 @@
 #
 # Each benchmark problem is solved k times by each trained base model. avg@k is the mean accuracy,
 # pass@k the chance that at least one of k is right (unbiased estimator). The intervals resample
-# problems, because samples of one problem are a cluster. `mode = "none"` with `method` `base`,
-# `base_again` (other random numbers: the noise floor) or `teacher` gives the reference rows.
+# problems, because samples of one problem are a cluster. `method = "all"` evaluates every method
+# of the matrix. `mode = "none"` is for the reference rows: `base`, `base_again` (other random
+# numbers: the noise floor) and `teacher`.
 
 # %% tags=["parameters"]
 scale = "smoke"  # a scale of params.yaml
 task = "math"
 mode = "opd"  # opd, opsd, or none for the reference rows
-method = "trd"  # a method of params.yaml; with mode none: base, base_again or teacher
+method = "trd"  # a method of params.yaml, or all; with mode none: base, base_again, teacher or all
 
 # %%
 import matplotlib.pyplot as plt
@@ -29,11 +35,13 @@ import pandas as pd
 
 from trdlib import config, distill, evaluate, parallel, tiny
 
-run = config.run(scale, task, mode, method)
-tiny.prepare(run)
+runs = config.runs(scale, task, mode, method)
+tiny.prepare(runs[0])
 if mode != "none":
-    distill.distill(run)
-metrics = evaluate.measure(run)["benchmarks"]
+    for run in runs:
+        distill.distill(run)
+metrics = evaluate.measure(runs)
+benchmarks, seeds = runs[0].settings.data.benchmarks, runs[0].settings.seeds
 
 # %% [markdown]
 # ## The numbers
@@ -45,7 +53,8 @@ metrics = evaluate.measure(run)["benchmarks"]
 pd.DataFrame(
     [
         {
-            "benchmark": name,
+            "method": name,
+            "benchmark": benchmark,
             "metric": f"{metric}@{m['k']}",
             **{k: round(100 * v, 1) for k, v in m[f"{metric}_at_k"].items()},
             "by seed": [round(100 * v, 1) for v in m[f"{metric}_at_k_by_seed"]],
@@ -53,28 +62,36 @@ pd.DataFrame(
             "mean tokens": round(m["mean_tokens"], 1),
             "unfinished %": round(100 * m["unfinished"], 2),
         }
-        for name, m in metrics.items()
+        for name, found in metrics.items()
+        for benchmark, m in found["benchmarks"].items()
         for metric in ("avg", "pass")
     ]
-).set_index(["benchmark", "metric"])
+).set_index(["method", "benchmark", "metric"])
 
 # %% [markdown]
 # ## Where is the accuracy?
 #
-# The share of problems by how many of their k samples are right. Two hills, at 0 and at k, are a
-# model that knows or does not; a hill in the middle is one that guesses.
+# The share of problems by how many of their k samples are right, a line per base model. Two hills,
+# at 0 and at k, are a model that knows or does not; a hill in the middle is one that guesses.
 
 # %%
-fig, axes = plt.subplots(1, len(metrics), figsize=(2.6 * len(metrics), 2.4), sharey=True)
-for axis, (name, m) in zip(axes, metrics.items(), strict=True):
-    for seed, counts in zip(m["seeds"], m["correct"], strict=True):
-        share = pd.Series(counts).value_counts(normalize=True).reindex(range(m["k"] + 1))
-        axis.plot(share.fillna(0), drawstyle="steps-mid", color=f"C{seed}", label=f"seed {seed}")
-    axis.set(xlabel=f"right of {m['k']}", title=name)
-axes[0].set_ylabel("share of problems")
-axes[0].legend(fontsize=7)
-fig.suptitle(str(run), y=1.08)
+size = (2.6 * len(benchmarks), 1.5 * len(metrics) + 1)
+fig, axes = plt.subplots(len(metrics), len(benchmarks), figsize=size, sharey=True, squeeze=False)
+for row, (name, found) in zip(axes, metrics.items(), strict=True):
+    for axis, (benchmark, m) in zip(row, found["benchmarks"].items(), strict=True):
+        for seed, counts in zip(m["seeds"], m["correct"], strict=True):
+            share = pd.Series(counts).value_counts(normalize=True).reindex(range(m["k"] + 1))
+            axis.plot(
+                share.fillna(0), drawstyle="steps-mid", color=f"C{seed}", label=f"seed {seed}"
+            )
+        axis.set(title=benchmark if row is axes[0] else "")
+        axis.set(xlabel=f"right of {m['k']}" if row is axes[-1] else "")
+    row[0].set_ylabel(name)
+axes[0][0].legend(fontsize=7)
+fig.suptitle(f"{scale}, {mode}: share of problems")
+fig.tight_layout()
 plt.show()
 
 # %%
-parallel.write_timing(f"5_evaluate-{scale}-{task}-{mode}-{method}", run.settings.workers)
+stage = f"5_evaluate-{scale}-{task}-{mode}-{method}"
+parallel.write_timing(stage, runs[0].settings.workers)

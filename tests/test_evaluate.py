@@ -113,13 +113,10 @@ def test_counts_by_seed_and_problem():
 def test_metrics_of_a_run_are_those_of_its_samples(smoke):
     """From the generations to the JSON, recomputed by hand; the base differs from itself."""
     run = smoke("none", "base")
-    found = evaluate.measure(run)
-    again = evaluate.measure(smoke("none", "base_again"))
+    found = evaluate.measure([run])["base"]
+    again = evaluate.measure([smoke("none", "base_again")])["base_again"]
     for name, cell in found["benchmarks"].items():
-        frames = [
-            pd.read_parquet(run.folder(seed) / "eval" / f"{name}.parquet")
-            for seed in run.settings.seeds
-        ]
+        frames = [pd.read_parquet(run.samples(seed, name)) for seed in run.settings.seeds]
         assert cell["avg_at_k_by_seed"] == [f["correct"].mean() for f in frames]
         assert cell["avg_at_k"]["value"] == pytest.approx(
             np.mean([f["correct"].mean() for f in frames])
@@ -130,4 +127,4 @@ def test_metrics_of_a_run_are_those_of_its_samples(smoke):
         other = again["benchmarks"][name]
         assert (cell["k"], cell["n"]) == (other["k"], other["n"])
         assert cell["mean_tokens"] != other["mean_tokens"]  # other random numbers
-    assert evaluate.measure(run) == found
+    assert evaluate.measure([run]) == {"base": found}

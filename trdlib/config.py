@@ -324,15 +324,23 @@ class Run:
     def adapter(self, seed: int) -> Path:
         return self.folder(seed) / "adapter"
 
+    def samples(self, seed: int, benchmark: str) -> Path:
+        """What the trained student of this seed answered."""
+        folder = self.mode_folder / "eval" / self.method / str(seed)
+        return folder / f"{benchmark}.parquet"
+
+    def _result(self, what: str) -> Path:
+        parts = (what, self.scale, self.task, self.mode, f"{self.method}.json")
+        return (root() / "results").joinpath(*parts)
+
     @property
     def choice(self) -> Path:
-        """The learning rates tried and the one chosen, for all seeds."""
-        return self.mode_folder / self.method / "learning_rates.json"
+        """The learning rates tried and the one chosen, and the adapters' hashes, for all seeds."""
+        return self._result("training")
 
     @property
     def metrics(self) -> Path:
-        parts = (self.scale, self.task, self.mode, self.method)
-        return (root() / "results" / "metrics").joinpath(*parts).with_suffix(".json")
+        return self._result("metrics")
 
     def teacher_prompt_limit(self, *, with_attempt: bool) -> int:
         """Room for what the teacher's context holds (the paper's 18,432 OPD, 22,528 OPSD)."""
@@ -365,6 +373,21 @@ def run(
 ) -> Run:
     """The run that a notebook's parameters name; SettingsError if there is no such run."""
     return Run(scale, task, mode, method, settings or load())
+
+
+def runs(scale: str, task: str, mode: str, method: str) -> list[Run]:
+    """The run of a method, or those of all methods that the matrix names (method "all").
+
+    Mode none: the reference rows, the teacher only where the scale has one.
+    """
+    settings = load()
+    if method != "all":
+        return [run(scale, task, mode, method, settings)]
+    names = settings.run.methods
+    if mode == "none":
+        has_teacher = run(scale, task, mode, "base", settings).settings.models.teacher
+        names = [name for name in REFERENCES if name != "teacher" or has_teacher]
+    return [run(scale, task, mode, name, settings) for name in names]
 
 
 def content_hash(*parts) -> str:

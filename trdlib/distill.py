@@ -315,8 +315,7 @@ def fingerprint(run: config.Run, seed: int, rows: list[Pair]) -> str:
         mode="json", exclude={"learning_rates", "save_steps"}
     )
     weights = [
-        config.weights_hash(path) if Path(path := models.resolve(name)).is_dir() else name
-        for name in (rollout.model_name(run, role, seed) for role in ("student", "teacher"))
+        models.identity(rollout.model_name(run, role, seed)) for role in ("student", "teacher")
     ]
     code = config.code_hash(divergence, models, sys.modules[__name__])
     how = (run.mode, run.recipe, training, run.settings.lora, run.settings.models, code, seed)
@@ -369,22 +368,29 @@ def is_adapter(folder: Path, stamp: str) -> bool:
     return path.is_file() and data.read_json(path)["fingerprint"] == stamp
 
 
-def _candidate(
-    run: config.Run,
-    seed: int,
-    rate: float,
-    rows: list[Pair],
-    folder: Path,
-    sampling: config.Sampling | None,
-) -> float | None:
-    """Train with one learning rate; the mean accuracy on the validation set, if it is sampled."""
-    train_adapter(run, seed, rate, rows, folder)
+class _Candidate(NamedTuple):
+    """One training run of the grid."""
+
+    run: config.Run
+    seed: int
+    rate: float
+    rows: list[Pair]
+
+    @property
+    def folder(self) -> Path:
+        return self.run.folder(self.seed) / "candidates" / str(self.rate)
+
+
+def _try(candidate: _Candidate, sampling: config.Sampling | None) -> float | None:
+    """Train the candidate; its mean accuracy on the validation set, if that is to be sampled."""
+    run, seed, rate, rows = candidate
+    train_adapter(run, seed, rate, rows, candidate.folder)
     if sampling is None:
         return None
     problems = data.problems(run.data, "validation").to_dict("records")
     prompts = rollout.student_prompts(run, seed, problems)
-    request = rollout.Request("student", seed, problems, prompts, folder)
-    path = folder.with_name(f"{folder.name}.validation.parquet")
+    request = rollout.Request("student", seed, problems, prompts, candidate.folder)
+    path = candidate.folder.with_name(f"{rate}.validation.parquet")
     return float(rollout.generate_table(run, path, request, sampling)["correct"].mean())
 
 
@@ -400,55 +406,69 @@ def distill(
 
     The learning rate is the one of the shared grid (training.learning_rates) that does best on the
     validation set, averaged over seeds, unless one is given. Finished work is not done again.
-    Returns what is in `learning_rates.json`: the grid, the accuracies by seed, the choice.
+    Returns what is in the file `run.choice`: the grid, the accuracies by seed, the choice, and
+    the hashes of the adapters.
     """
-    seeds, workers = run.settings.seeds, run.settings.workers
-    grid = run.settings.training.learning_rates
-    rates = grid if learning_rate is None else (learning_rate,)
     training = training or training_set(run)
-    stamps = {seed: fingerprint(run, seed, training.rows[seed]) for seed in seeds}
+    stamps = {s: fingerprint(run, s, training.rows[s]) for s in run.settings.seeds}
+    choice = _choose(run, learning_rate, training, stamps)
+    _install(run, choice["chosen"], training, stamps)
+    choice["adapters"] = {str(s): config.weights_hash(run.adapter(s)) for s in stamps}
+    data.write_json(run.choice, choice)  # last: it says that the adapters are in their places
+    for seed in stamps:
+        shutil.rmtree(run.folder(seed) / "candidates", ignore_errors=True)
+    return choice
+
+
+def _choose(
+    run: config.Run, learning_rate: float | None, training: TrainingSet, stamps: dict[int, str]
+) -> dict:
+    """The choice on file if it is of this training set and grid, else by training the grid."""
+    rates = run.settings.training.learning_rates if learning_rate is None else (learning_rate,)
     validate = len(rates) > 1
     problems = data.problems(run.data, "validation")["problem"].tolist() if validate else None
     sampling = run.settings.evaluation.sampling.model_copy(
         update={"samples": run.settings.evaluation.validation_samples}
     )
     stamp = config.content_hash(list(stamps.values()), rates, problems, sampling)
-
-    def job(seed: int, rate: float, sampling: config.Sampling | None):
-        folder = run.folder(seed) / "candidates" / str(rate)
-        return run, seed, rate, training.rows[seed], folder, sampling
-
     choice = data.read_json(run.choice) if run.choice.is_file() else {}
-    if choice.get("fingerprint") != stamp:
-        jobs = [job(seed, rate, sampling if validate else None) for rate in rates for seed in seeds]
-        models.preload(run)
-        found = parallel.run_jobs(_candidate, jobs, workers=workers, label=str(run))
-        by_rate = [found[i : i + len(seeds)] for i in range(0, len(found), len(seeds))]
-        scores = dict(zip(rates, by_rate, strict=True))
-        choice = {
-            "grid": list(rates),
-            "validation_by_seed": {str(rate): s for rate, s in scores.items()} if validate else {},
-            "chosen": best_rate(scores) if validate else rates[0],
-            "trajectory_accuracy": training.accuracy,
-            "trajectory_like_reference": training.like_reference,
-            "fingerprint": stamp,
-        }
-    rate = choice["chosen"]
+    if choice.get("fingerprint") == stamp:
+        return choice
+    candidates = [_Candidate(run, s, rate, training.rows[s]) for rate in rates for s in stamps]
+    found = _run(run, candidates, sampling if validate else None)
+    scores = {rate: found[i * len(stamps) :][: len(stamps)] for i, rate in enumerate(rates)}
+    return {
+        "grid": list(rates),
+        "validation_by_seed": {str(rate): s for rate, s in scores.items()} if validate else {},
+        "chosen": best_rate(scores) if validate else rates[0],
+        "trajectory_accuracy": training.accuracy,
+        "trajectory_like_reference": training.like_reference,
+        "fingerprint": stamp,
+    }
+
+
+def _install(run: config.Run, rate: float, training: TrainingSet, stamps: dict[int, str]) -> None:
+    """Put the adapters of the chosen rate in their places, trained again where they are lost."""
     missing = [
-        seed
-        for seed in seeds
-        if not is_adapter(run.adapter(seed), config.content_hash(stamps[seed], rate))
+        _Candidate(run, seed, rate, training.rows[seed])
+        for seed, stamp in stamps.items()
+        if not is_adapter(run.adapter(seed), config.content_hash(stamp, rate))
     ]
-    jobs = {seed: job(seed, rate, None) for seed in missing}
     lost = [
-        j for s, j in jobs.items() if not is_adapter(j[4], config.content_hash(stamps[s], rate))
+        c for c in missing if not is_adapter(c.folder, config.content_hash(stamps[c.seed], rate))
     ]
-    parallel.run_jobs(_candidate, lost, workers=workers, label=str(run))
-    for seed, (*_, folder, _) in jobs.items():
+    _run(run, lost, None)
+    for candidate in missing:
         data.write_folder(
-            run.adapter(seed), lambda p, f=folder: shutil.copytree(f, p, dirs_exist_ok=True)
+            run.adapter(candidate.seed),
+            lambda p, f=candidate.folder: shutil.copytree(f, p, dirs_exist_ok=True),
         )
-    data.write_json(run.choice, choice)  # last: it says that the adapters are in their places
-    for seed in seeds:
-        shutil.rmtree(run.folder(seed) / "candidates", ignore_errors=True)
-    return choice
+
+
+def _run(
+    run: config.Run, candidates: list[_Candidate], sampling: config.Sampling | None
+) -> list[float | None]:
+    if candidates:
+        models.preload(run, training=True)
+    jobs = [(candidate, sampling) for candidate in candidates]
+    return parallel.run_jobs(_try, jobs, workers=run.settings.workers, label=str(run))

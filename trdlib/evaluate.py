@@ -79,23 +79,25 @@ def _evaluate(run: config.Run, seed: int, name: str) -> pd.DataFrame:
         adapter=None if run.mode == "none" else run.adapter(seed),
         stream=1 if run.method == "base_again" else 0,
     )
-    path = run.folder(seed) / "eval" / f"{name}.parquet"
-    return rollout.generate_table(run, path, request, run.settings.evaluation.sampling)
+    sampling = run.settings.evaluation.sampling
+    return rollout.generate_table(run, run.samples(seed, name), request, sampling)
 
 
-def evaluate(run: config.Run) -> dict[str, pd.DataFrame]:
-    """Sample and grade every benchmark with every base seed of the run: {benchmark: samples}.
+def evaluate(runs: list[config.Run]) -> list[dict[str, pd.DataFrame]]:
+    """Sample and grade every benchmark with every base seed: {benchmark: samples} for each run.
 
-    The tables have the columns of a generation file plus `seed`. What is there is read.
+    The runs are of one scale. The tables have the columns of a generation file plus `seed`. What
+    is there is read.
     """
-    names, seeds = list(run.settings.data.benchmarks), run.settings.seeds
-    jobs = [(run, seed, name) for name in names for seed in seeds]
-    models.preload(run)
-    done = parallel.run_jobs(_evaluate, jobs, workers=run.settings.workers, label=str(run))
-    tables: dict[str, list[pd.DataFrame]] = {}
-    for (_, seed, name), table in zip(jobs, done, strict=True):
-        tables.setdefault(name, []).append(table.assign(seed=seed))
-    return {name: pd.concat(frames, ignore_index=True) for name, frames in tables.items()}
+    settings = runs[0].settings
+    cells = [(run, seed, name) for run in runs for name in settings.data.benchmarks
+             for seed in settings.seeds]  # fmt: skip
+    models.preload(runs[0])
+    tables = parallel.run_jobs(_evaluate, cells, workers=settings.workers, label="evaluate")
+    found: list[dict[str, list]] = [{} for _ in runs]
+    for (run, seed, name), table in zip(cells, tables, strict=True):
+        found[runs.index(run)].setdefault(name, []).append(table.assign(seed=seed))
+    return [{name: pd.concat(f, ignore_index=True) for name, f in of.items()} for of in found]
 
 
 def correct_counts(samples: pd.DataFrame) -> tuple[np.ndarray, int]:
@@ -143,8 +145,10 @@ def summary(run: config.Run, samples: dict[str, pd.DataFrame]) -> dict:
     return result
 
 
-def measure(run: config.Run) -> dict:
-    """Evaluate the run and write its metrics file; returns what is in it."""
-    metrics = summary(run, evaluate(run))
-    data.write_json(run.metrics, metrics)
-    return metrics
+def measure(runs: list[config.Run]) -> dict[str, dict]:
+    """Evaluate the runs of one mode, write their metrics files; {method: what is in its file}."""
+    found = {}
+    for run, samples in zip(runs, evaluate(runs), strict=True):
+        found[run.method] = summary(run, samples)
+        data.write_json(run.metrics, found[run.method])
+    return found

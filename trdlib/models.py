@@ -30,6 +30,12 @@ def resolve(name: str) -> str:
     return str(local) if local.is_dir() else name
 
 
+def identity(name: str) -> str:
+    """What the model is: the hash of its weights if it lies in a folder, else its hub name."""
+    path = resolve(name)
+    return config.weights_hash(path) if Path(path).is_dir() else name
+
+
 def prepare_process(settings: config.Models) -> None:
     """Threads as the settings say, and no progress bars for models that load in milliseconds."""
     from transformers.utils import logging
@@ -78,11 +84,13 @@ def load(name: str, run: config.Run):
     return model.eval(), tokenizer
 
 
-def preload(run: config.Run) -> None:
+def preload(run: config.Run, *, training: bool = False) -> None:
     """Import what jobs will need before they are forked: once, instead of once in each worker."""
     if run.settings.workers > 1:
         import peft  # noqa: F401
-        from transformers import Trainer  # noqa: F401
+
+        if training:
+            from transformers import Trainer  # noqa: F401
 
         load(run.model_path("student", run.settings.seeds[0]), run)
 

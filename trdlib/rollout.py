@@ -41,10 +41,9 @@ def student_prompts(run: config.Run, seed: int, rows: list[dict]) -> list[prompt
 
 def fingerprint(run: config.Run, request: Request, sampling: config.Sampling) -> str:
     """Hash of all that shapes a generation: weights, adapter, prompts, sampling, random numbers."""
-    name, how = model_name(run, request.role, request.seed), run.settings.models
-    path = models.resolve(name)
+    how = run.settings.models
     return config.content_hash(
-        config.weights_hash(path) if Path(path).is_dir() else name,
+        models.identity(model_name(run, request.role, request.seed)),
         config.weights_hash(request.adapter) if request.adapter else None,
         [p.ids for p in request.prompts],
         [how.backend, how.dtype, config.code_hash(generate)],
