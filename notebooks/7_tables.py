@@ -17,9 +17,11 @@
 # %% [markdown]
 # # 7 · Tables: what the pipeline found
 #
-# From the metrics files of one scale and mode, the table (Markdown, CSV, LaTeX) and the figure.
-# Every cell has an interval; differences are paired by problem; the base model stands twice, so the
-# table shows its own noise floor. A method that has not been run is shown as missing.
+# From the metrics files of one scale and mode: the table (Markdown, CSV, LaTeX), the subset
+# ablation, coverage and frontier, cost, and the figures. Every cell has an interval; differences
+# are paired by problem and marked only by a rule that a model compared with itself almost never
+# sets off; the base model stands twice, so the table shows its own noise floor. What has not been
+# run is shown as missing.
 
 # %% tags=["parameters"]
 scale = "smoke"  # a scale of params.yaml
@@ -47,6 +49,28 @@ Markdown(tables.markdown(run, table))
 # %%
 tables.figure(run, table)
 plt.show()
+
+# %% [markdown]
+# ## Coverage
+#
+# The share of problems not solved in k samples: a line that falls faster than the base's sharpens
+# or repairs; one that ends above it has lost problems. Shares below one problem in 256 are drawn at
+# the lower edge.
+
+# %%
+tables.coverage_figure(run, tables.coverage(run))
+plt.show()
+
+# %% [markdown]
+# ## Cost
+#
+# What has to be generated, scored and trained on, all base seeds together, with one learning
+# rate. TRD pays for a rewrite of every attempt; where the rewrites are shorter than the attempts,
+# training is cheaper. Core-seconds and memory are from the logs of this machine's run.
+
+# %%
+costs = tables.cost(run).set_index("method")
+costs.drop(columns="run").round(1)
 
 # %%
 parallel.write_timing(f"7_tables-{scale}-{task}-{mode}", run.settings.workers)

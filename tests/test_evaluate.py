@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from trdlib import evaluate
 from trdlib.evaluate import avg_at_k, bootstrap, pass_at_k
@@ -94,6 +95,111 @@ def test_seeds_of_a_problem_stay_together():
     """Three seeds that agree carry no more information about the problems than one."""
     values = np.random.default_rng(5).random(50)
     assert bootstrap([values] * 3, **HOW) == pytest.approx(bootstrap(values, **HOW))
+
+
+def test_p_value_is_that_of_scipy():
+    gaps = np.random.default_rng(6).normal(0.02, 0.1, (3, 40))
+    expected = stats.ttest_1samp(gaps.mean(0), 0).pvalue
+    assert evaluate.p_value(gaps) == pytest.approx(expected)
+    assert evaluate.p_value(-gaps) == pytest.approx(expected)
+    assert evaluate.p_value(np.zeros((2, 5))) == 1.0
+    assert evaluate.p_value(np.full(5, 0.25)) == 0.0
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
+@settings(deadline=None)
+def test_holm_agrees_with_statsmodels(p_values):
+    with_gap = [p_values[0], float("nan"), *p_values[1:]]
+    found = evaluate.holm(with_gap)
+    expected = multipletests(p_values, method="holm")[1]
+    assert np.isnan(found[1])
+    assert np.allclose(np.delete(found, 1), expected)
+
+
+def test_holm_of_nothing():
+    assert np.isnan(evaluate.holm([float("nan")] * 2)).all()
+
+
+def two_evaluations(rng, problems=60, k=16, seeds=3):
+    """A model with hard, easy and undecided problems, evaluated twice."""
+    skill = rng.beta(0.5, 0.8, (seeds, problems))
+    return rng.binomial(k, skill), rng.binomial(k, skill)
+
+
+def test_the_rule_hardly_ever_marks_a_model_against_itself():
+    """Issue: it must fire in at most 5 % of re-evaluations (here: on any of four benchmarks)."""
+    rng = np.random.default_rng(7)
+    pairs = {name: two_evaluations(rng) for name in "abcd"}
+    counts, again = ({n: p[i] for n, p in pairs.items()} for i in (0, 1))
+    rate = evaluate.null_check(counts, again, 16, simulations=600, resamples=500, confidence=0.95)
+    assert rate <= 0.05
+    # without the correction it would: the check can see a rule that is too eager
+    eager = {f"{n}{i}": c for i in range(4) for n, c in counts.items()}
+    eager_again = {f"{n}{i}": c for i in range(4) for n, c in again.items()}
+    original = evaluate.holm
+    evaluate.holm = np.asarray
+    try:
+        raw = evaluate.null_check(
+            eager, eager_again, 16, simulations=100, resamples=200, confidence=0.95
+        )
+    finally:
+        evaluate.holm = original
+    assert raw > 0.05
+
+
+def test_the_rule_marks_a_real_difference():
+    rng = np.random.default_rng(8)
+    skill = rng.beta(0.5, 0.8, (3, 128))
+    gap = (rng.binomial(16, np.clip(skill + 0.1, 0, 1)) - rng.binomial(16, skill)) / 16
+    found = bootstrap(gap, **HOW)
+    noise = [0.5] * 49
+    adjusted = evaluate.holm([evaluate.p_value(gap), *noise])[0]
+    assert evaluate.marked([found.low], [found.high], [adjusted]).all()
+    # the interval alone, or the test alone, is not enough
+    assert not evaluate.marked([-0.1, 0.1], [0.2, 0.2], [0.001, 0.2]).any()
+
+
+def test_reevaluations_deal_the_stored_samples_anew():
+    rng = np.random.default_rng(9)
+    counts, again = two_evaluations(rng)
+    draws = [evaluate.reevaluations(counts, again, 16, rng) for _ in range(500)]
+    for first, second in draws[:5]:
+        assert ((first + second) == counts + again).all()
+        assert (first >= 0).all()
+        assert (first <= 16).all()
+    spread = np.var([first for first, _ in draws], axis=0)
+    share = (counts + again) / 32
+    expected = 16 * share * (1 - share) * 16 / 31  # hypergeometric
+    assert np.allclose(spread.mean(), expected.mean(), rtol=0.05)
+
+
+def test_pass_curve_is_pass_at_k_for_each_k():
+    counts, _ = two_evaluations(np.random.default_rng(10), problems=20)
+    curve = evaluate.pass_curve(counts, 16, **HOW)
+    for k, found in enumerate(curve, 1):
+        expected = np.mean([pass_at_k(16, int(c), k) for c in counts.ravel()])
+        assert found.value == pytest.approx(expected)
+        assert found.low <= found.value <= found.high
+    assert all(a.value <= b.value for a, b in itertools.pairwise(curve))
+
+
+def test_frontier_counts_and_chance():
+    base = np.array([[0, 0, 5, 16, 0, 1]])
+    method = np.array([[0, 3, 0, 16, 1, 2]])
+    found = evaluate.frontier(base, base, method, 16)
+    assert (found.unsolved, found.gained, found.lost) == (3, 2, 1)
+    # by brute force: of the 2 right among 32 samples, none in the first 16 (and so for 10 and 32)
+    by_hand = [math.comb(32 - c, 16) / math.comb(32, 16) for c in (10, 32, 2)]
+    assert found.chance_gained == pytest.approx(sum(by_hand))
+    rng = np.random.default_rng(11)
+    counts, again = two_evaluations(rng, problems=200)
+    found = evaluate.frontier(counts, again, again, 16)
+    won = []
+    for _ in range(400):
+        first, second = evaluate.reevaluations(counts, again, 16, rng)
+        won.append(((first == 0) & (second > 0)).sum())
+    assert found.chance_gained == pytest.approx(np.mean(won), rel=0.1)
+    assert found.chance_high == pytest.approx(np.quantile(won, 0.975), abs=3)
 
 
 def test_counts_by_seed_and_problem():

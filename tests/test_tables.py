@@ -6,8 +6,9 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from statsmodels.stats.multitest import multipletests
 
-from trdlib import config, data, tables, tiny
+from trdlib import config, data, distill, tables, tiny
 
 
 def fake_metrics(run, rng, skill):
@@ -39,6 +40,7 @@ def filled(project):
         ("opd", "forward_kl", 0.5),
         ("opd", "reverse_kl", 0.7),
         ("opd", "trd", 0.9),
+        ("opd", "trd_failed", 0.5),
     ):
         fake_metrics(config.run("smoke", "math", mode, method), rng, skill)
     return config.run("smoke", "math", "opd")
@@ -92,6 +94,7 @@ def test_files_are_written_whole_and_twice_the_same(filled):
     table = tables.collect(filled)
     first = {p: p.read_bytes() for p in tables.write(filled, table)}
     assert {p.suffix for p in first} == {".md", ".csv", ".tex", ".png"}
+    assert len(first) == len(tables.paths(filled))
     assert {p: p.read_bytes() for p in tables.write(filled, tables.collect(filled))} == first
     assert first[tables.paths(filled)["png"]].startswith(b"\x89PNG")
 
@@ -130,3 +133,81 @@ def test_runs_on_other_problems_are_not_compared(filled):
     data.write_json(run.metrics, metrics)
     with pytest.raises(ValueError, match="same problems"):
         tables.collect(filled)
+
+
+def test_differences_are_marked_by_the_rule_within_their_family(filled):
+    """Stars by hand: Holm over the main rows; the ablation is a family of its own."""
+    table = tables.collect(filled)
+    main = table[table["subset"] == "all"]
+    for label in ("to_base", "to_best"):
+        made = main[main[f"{label}_p"].notna()]
+        adjusted = multipletests(made[f"{label}_p"], method="holm")[1]
+        assert np.allclose(made[f"{label}_adjusted"], adjusted)
+        by_hand = (adjusted < 0.01) & ((made[f"{label}_low"] > 0) | (made[f"{label}_high"] < 0))
+        assert (made[f"{label}_marked"] == by_hand).all()
+        assert not main[main[f"{label}_p"].isna()][f"{label}_marked"].any()
+    subset = table[table["method"] == "trd_failed"]
+    assert (subset["parent"] == "trd").all()
+    counts = {
+        name: np.array(
+            data.read_json(config.run("smoke", "math", "opd", name).metrics)["benchmarks"]["trail"][
+                "correct"
+            ]
+        )
+        for name in ("trd", "trd_failed")
+    }
+    gap = (counts["trd_failed"] - counts["trd"]).mean() / 4
+    value = subset.set_index("benchmark").loc["trail", "to_parent_value"]
+    assert value == pytest.approx(gap)
+    assert len(subset) == len(main["benchmark"].unique())
+    text = tables.markdown(filled, table)
+    assert "trd_failed" in text.split("subset ablation")[1]
+    assert "trd_failed" not in text.split("subset ablation")[0]
+    assert text.count(r"\*") > 0
+
+
+def test_best_token_level_method_is_not_one_of_the_ablation(filled):
+    fake_metrics(
+        config.run("smoke", "math", "opd", "forward_kl_failed"), np.random.default_rng(1), 0.99
+    )
+    assert set(tables.collect(filled)["best"].dropna()) <= {"forward_kl", "reverse_kl"}
+
+
+def test_frontier_and_coverage_say_what_the_counts_say(filled):
+    found = tables.frontier(filled).set_index(["method", "benchmark"])
+    base, trd = (
+        np.array(
+            data.read_json(config.run("smoke", "math", mode, name).metrics)["benchmarks"]["chain"][
+                "correct"
+            ]
+        )
+        for mode, name in (("none", "base"), ("opd", "trd"))
+    )
+    assert found.loc[("trd", "chain"), "gained"] == ((base == 0) & (trd > 0)).sum()
+    assert found.loc[("trd", "chain"), "unsolved"] == (base == 0).sum()
+    curve = tables.coverage(filled)
+    row = curve[(curve["method"] == "trd") & (curve["benchmark"] == "chain") & (curve["k"] == 1)]
+    assert row["value"].item() == pytest.approx(trd.mean() / 4)
+    shutil.rmtree(config.run("smoke", "math", "none", "base_again").metrics.parent)
+    assert tables.frontier(filled).empty
+
+
+def test_cost_counts_the_tokens_of_the_files(smoke):
+    """By hand, from the generation files and the training set of a run."""
+    run = smoke("opd", "trd")
+    training = distill.training_set(run)
+    distill.distill(run, learning_rate=0.003, training=training)
+    row = tables.cost(run).set_index("method").loc["trd"]
+    y_o = pd.read_parquet(run.attempts)["n_tokens"]
+    y_r = pd.read_parquet(run.mode_folder / "y_r.parquet")["n_tokens"]
+    assert row["generated"] == y_o.sum() + y_r.sum()
+    assert row["mean_length"] == pytest.approx(y_r.mean())
+    assert row["trained"] == y_r.sum()
+    pairs = [pair for rows in training.rows.values() for pair in rows]
+    assert row["teacher_tokens"] == sum(len(p.teacher_ids) + len(p.response_ids) for p in pairs)
+    assert row["training_seconds"] > 0
+    assert row["generation_seconds"] > 0
+    assert row["peak_mib"] > 100
+    other = tables.cost(run).set_index("method").loc["forward_kl"]
+    assert not other["run"]
+    assert np.isnan(other["trained"])

@@ -97,6 +97,7 @@ class Lora(_Section):
 
 class Training(_Section):
     learning_rates: tuple[PositiveFloat, ...] = Field(min_length=1)  # the grid
+    subset_learning_rates: tuple[PositiveFloat, ...] = ()  # of methods on a subset; (): the grid
     batch_size: PositiveInt  # rows in one optimizer step
     micro_batch_size: PositiveInt  # rows in one forward pass
     epochs: PositiveInt = 1

@@ -312,7 +312,7 @@ def train(
 def fingerprint(run: config.Run, seed: int, rows: list[Pair]) -> str:
     """Hash of all that shapes a training run, but for the learning rate."""
     training = run.settings.training.model_dump(
-        mode="json", exclude={"learning_rates", "save_steps"}
+        mode="json", exclude={"learning_rates", "subset_learning_rates", "save_steps"}
     )
     weights = [
         models.identity(rollout.model_name(run, role, seed)) for role in ("student", "teacher")
@@ -334,14 +334,15 @@ def train_adapter(
         return
     distiller = build(run, seed)
     checkpoints = folder.with_name(f"{folder.name}.checkpoints")
-    log = train(
-        distiller,
-        rows,
-        run.settings.training,
-        learning_rate=learning_rate,
-        seed=seed,
-        checkpoints=checkpoints / stamp,
-    )
+    with parallel.metered() as cost:
+        log = train(
+            distiller,
+            rows,
+            run.settings.training,
+            learning_rate=learning_rate,
+            seed=seed,
+            checkpoints=checkpoints / stamp,
+        )
     about = {
         "run": str(run),
         "seed": seed,
@@ -358,8 +359,20 @@ def train_adapter(
         data.write_json(temporary / "training_log.json", log)
         data.write_json(temporary / "run.json", about)
 
+    cost |= {
+        "student_tokens": sum(len(p.student_ids) + len(p.response_ids) for p in rows),
+        "teacher_tokens": sum(
+            len(p.teacher_ids) + len(p.response_ids) for p in rows if p.teacher_ids
+        ),
+    }
+    data.write_json(cost_file(run, seed, learning_rate), about | cost)
     data.write_folder(folder, write)
     shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def cost_file(run: config.Run, seed: int, learning_rate: float) -> Path:
+    """Where the cost of a training run is noted: beside the adapter, since it differs."""
+    return run.folder(seed) / "cost" / f"{learning_rate}.json"
 
 
 def is_adapter(folder: Path, stamp: str) -> bool:
@@ -404,8 +417,9 @@ def distill(
 ) -> dict:
     """Train the run's method for every base seed; one adapter each, in its place.
 
-    The learning rate is the one of the shared grid (training.learning_rates) that does best on the
-    validation set, averaged over seeds, unless one is given. Finished work is not done again.
+    The learning rate is the one of the shared grid (training.learning_rates; subsets may have one
+    of their own) that does best on the validation set, averaged over seeds, unless one is given.
+    Finished work is not done again.
     Returns what is in the file `run.choice`: the grid, the accuracies by seed, the choice, and
     the hashes of the adapters.
     """
@@ -424,7 +438,10 @@ def _choose(
     run: config.Run, learning_rate: float | None, training: TrainingSet, stamps: dict[int, str]
 ) -> dict:
     """The choice on file if it is of this training set and grid, else by training the grid."""
-    rates = run.settings.training.learning_rates if learning_rate is None else (learning_rate,)
+    grid = run.settings.training.learning_rates
+    if run.recipe.subset != "all":
+        grid = run.settings.training.subset_learning_rates or grid
+    rates = grid if learning_rate is None else (learning_rate,)
     validate = len(rates) > 1
     problems = data.problems(run.data, "validation")["problem"].tolist() if validate else None
     sampling = run.settings.evaluation.sampling.model_copy(
@@ -443,6 +460,7 @@ def _choose(
         "chosen": best_rate(scores) if validate else rates[0],
         "trajectory_accuracy": training.accuracy,
         "trajectory_like_reference": training.like_reference,
+        "rows_by_seed": [len(training.rows[seed]) for seed in stamps],
         "fingerprint": stamp,
     }
 

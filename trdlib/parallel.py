@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from trdlib import config, data
 
-_compute = {"depth": 0, "seconds": 0.0}  # of this process
+_compute = {"depth": 0, "seconds": 0.0, "peak": 0.0}  # of this process and its finished jobs
 
 
 @contextlib.contextmanager
@@ -39,6 +39,32 @@ def model_compute():
             _compute["seconds"] += time.process_time() - started
 
 
+def _peak_mib() -> float:
+    """The most memory so far, MiB: of the GPU if torch uses one, else of the process."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+@contextlib.contextmanager
+def metered():
+    """What the enclosed work cost: a dict, filled at its end.
+
+    core_seconds of model compute (of a resumed call: its own share) and peak_mib, the most memory
+    that one process has had until then.
+    """
+    cost, before = {}, _compute["seconds"]
+    yield cost
+    cost["core_seconds"] = round(_compute["seconds"] - before, 3)
+    cost["peak_mib"] = round(max(_peak_mib(), _compute["peak"]), 1)
+
+
 def write_timing(stage: str, workers: int = 1) -> None:
     """Note the model compute of a stage so far, for `python -m trdlib times`."""
     about = {"core_seconds": _compute["seconds"], "workers": workers}
@@ -53,7 +79,7 @@ def progress(label: str, iterable=None, **how):
 
 
 def _start_worker() -> None:
-    _compute.update(depth=0, seconds=0.0)
+    _compute.update(depth=0, seconds=0.0, peak=0.0)
     gc.freeze()  # the Trainer collects garbage; what was inherited is none
     parent = multiprocessing.parent_process()
 
@@ -66,7 +92,7 @@ def _start_worker() -> None:
 
 def _timed(function, arguments):
     before = _compute["seconds"]
-    return function(*arguments), _compute["seconds"] - before
+    return function(*arguments), _compute["seconds"] - before, _peak_mib()
 
 
 def run_jobs(function, jobs: list[tuple], *, workers: int = 1, label: str = "") -> list:
@@ -88,8 +114,9 @@ def run_jobs(function, jobs: list[tuple], *, workers: int = 1, label: str = "") 
             futures = {pool.submit(_timed, function, job): i for i, job in enumerate(jobs)}
             try:
                 for future in as_completed(futures):
-                    results[futures[future]], seconds = future.result()
+                    results[futures[future]], seconds, peak = future.result()
                     _compute["seconds"] += seconds
+                    _compute["peak"] = max(_compute["peak"], peak)
                     bar.update()
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)

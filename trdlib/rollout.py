@@ -122,6 +122,11 @@ def generate_table(
     return table
 
 
+def cost_file(path: Path) -> Path:
+    """Where the cost of a generation file is noted: beside it, since it differs between runs."""
+    return path.with_suffix(".cost.json")
+
+
 def generate_for_seeds(
     run: config.Run, path: Path, requests: list[Request], sampling: config.Sampling, **columns: list
 ) -> pd.DataFrame:
@@ -136,9 +141,11 @@ def generate_for_seeds(
     jobs = [(run, folder / f"{r.seed}.parquet", r, sampling) for r in requests]
     workers = run.settings.workers
     models.preload(run)
-    tables = parallel.run_jobs(generate_table, jobs, workers=workers, label=path.stem)
+    with parallel.metered() as cost:
+        tables = parallel.run_jobs(generate_table, jobs, workers=workers, label=path.stem)
     frames = [t.assign(seed=r.seed) for r, t in zip(requests, tables, strict=True)]
     table = pd.concat(frames, ignore_index=True).assign(**columns)
+    data.write_json(cost_file(path), cost)
     data.save(table, path, "/".join(stamps))
     shutil.rmtree(folder, ignore_errors=True)
     return table
