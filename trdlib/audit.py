@@ -239,7 +239,8 @@ def scatter(table: pd.DataFrame) -> pd.DataFrame:
     """Do the runs of a (student, benchmark) differ at all, the base included? Math only.
 
     `ratio` is the variance between runs over the variance by noise: near 1 there is nothing to
-    explain. `p` is the probability of a larger one if there is nothing (chi-squared).
+    explain. `p` is the probability of a larger one if there is nothing (chi-squared); it is rough,
+    as the noise is an estimate, most of all for pass@k, where a few problems decide.
     """
     rows = measurements(table[table["task"] == "math"]).groupby(_CELL, sort=False)
     found = rows.agg(runs=("value", "size"), ratio=("value", "var")).reset_index()
@@ -256,38 +257,34 @@ def differences(table: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
 
     `se` is the noise of new samples on the same problems. A checkpoint evaluated twice counts with
     its mean. The best baseline is picked by the value tested, which favours it; the mean is fair
-    but includes weak ones. p is two-sided, p_holm adjusted within `against`. In `repeated` columns
-    both are NaN: they are not taken for measurements.
+    but includes weak ones. p is two-sided, p_holm adjusted within `against`. Both are NaN without a
+    size, where nothing varies (all or none solved), and in `repeated` columns, which are not taken
+    for measurements.
     """
     keys = [*_CELL, "mode"]
-    cells = measurements(table[table["subset"] == "all"]).groupby([*keys, "method"], sort=False)
-    cells = cells.agg(
-        value=("value", "mean"), variance=("variance", lambda v: v.sum(skipna=False) / len(v) ** 2)
-    ).reset_index()
-    cells["other"] = cells["method"]
-    token = cells[cells["method"].isin(TOKEN_LEVEL)]
-    mean = token.groupby(keys, sort=False).agg(
-        value=("value", "mean"),
-        variance=("variance", lambda v: v.sum(skipna=False) / len(v) ** 2),
-        other=("method", lambda m: "+".join(m)),
-    )
+    of_mean = {
+        "value": ("value", "mean"),
+        "variance": ("variance", lambda v: v.sum(skipna=False) / len(v) ** 2),
+    }
+    rows = measurements(table[table["subset"] == "all"])
+    cells = rows.groupby([*keys, "method"], sort=False).agg(**of_mean).reset_index()
+    cells = cells.rename(columns={"method": "other"})
+    token = cells[cells["other"].isin(TOKEN_LEVEL)]
+    mean = token.groupby(keys, sort=False).agg(**of_mean, other=("other", "+".join))
     others = {
-        "base": cells[cells["method"] == "base"].drop(columns="mode"),
+        "base": cells[cells["other"] == "base"].drop(columns="mode"),
         "best": token.sort_values("value").groupby(keys, sort=False).tail(1),
         "mean": mean.reset_index(),
     }
-    trd = cells[cells["method"] == "trd"].drop(columns="other")
+    trd = cells[cells["other"] == "trd"].drop(columns="other")
     found = []
     for against, other in others.items():
-        shared, other = (
-            [k for k in keys if k in other],
-            other.drop(columns="method", errors="ignore"),
-        )
-        pair = trd.rename(columns={"value": "trd"}).merge(other, on=shared, suffixes=("", "_other"))
-        found.append(pair.assign(against=against))
+        shared = [key for key in keys if key in other]  # base has no mode
+        pairs = trd.merge(other, on=shared, suffixes=("_trd", ""))
+        found.append(pairs.assign(against=against, trd=pairs["value_trd"]))
     found = pd.concat(found, ignore_index=True)
     found["difference"] = found["trd"] - found["value"]
-    found["se"] = np.sqrt(found["variance"] + found["variance_other"])
+    found["se"] = np.sqrt(found["variance_trd"] + found["variance"])
     dubious = repeats(table).query("repeated")[["student", "benchmark"]].apply(tuple, axis=1)
     found["repeated"] = found[["student", "benchmark"]].apply(tuple, axis=1).isin(list(dubious))
     found = _tested(found, confidence).assign(p_holm=np.nan)
