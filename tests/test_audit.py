@@ -386,3 +386,17 @@ def test_power_is_that_of_simulated_comparisons():
     after = rng.binomial(16, p + gain, (8000, n)).mean(-1) / 16
     seen = (abs(after - before) > 1.96 * sd * math.sqrt(2 / n)).mean()
     assert audit.detection_power(gain, sd, n) == pytest.approx(seen, abs=0.03)
+
+
+# ------------------------------------------------------------------------------------------ writing
+
+
+def test_readable_tables(table):
+    cells = audit.intervals(table).query("student == 'Qwen3-8B' and method == 'base'")
+    shown = audit.readable(cells, ["benchmark", "avg", "avg_naive", "rho"]).iloc[-1].tolist()
+    assert shown == ["amobench", "15.9", "[13.2, 18.9]", "0.53"]
+    gaps = pd.DataFrame({"difference": [0.1, -0.02], "low": [0.05, np.nan], "high": [0.15, np.nan],
+                         "p": [0.00012, np.nan], "metric": ["avg", "passed"]})  # fmt: skip
+    shown = audit.readable(gaps, ["metric", "difference", "interval", "p"])
+    assert shown.to_numpy().tolist() == [["avg@k", "+10.0", "[+5.0, +15.0]", "0.00012"],
+                                         ["pass@k", "-2.0", "-", "-"]]  # fmt: skip

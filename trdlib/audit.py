@@ -362,3 +362,36 @@ def detection_power(gain, sd, problems, alpha: float = 0.05):
     shift = gain / (np.asarray(sd) * np.sqrt(2 / np.asarray(problems)))
     z = stats.norm.ppf(1 - alpha / 2)
     return stats.norm.cdf(shift - z) + stats.norm.cdf(-shift - z)
+
+
+# ------------------------------------------------------------------------------------------ writing
+
+
+def readable(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """Columns of any table above as text for people: percent, points with a sign, p, intervals.
+
+    "interval" joins low and high of a difference, "x" joins x_low and x_high; NaN is a dash.
+    """
+
+    def text(name: str) -> pd.Series:
+        if name == "interval" or f"{name}_low" in table:
+            low, high = ("low", "high") if name == "interval" else (f"{name}_low", f"{name}_high")
+            sign = "+" if name == "interval" else ""
+            pairs = 100 * table[[low, high]]
+            return pairs.apply(
+                lambda p: f"[{p[low]:{sign}.1f}, {p[high]:{sign}.1f}]", axis=1
+            ).where(pairs.notna().all(axis=1))
+        if name == "metric":
+            return table[name].map({"avg": "avg@k", "passed": "pass@k"})
+        shape = {"p": "{:.2g}", "chance": "{:.1g}", "z": "{:+.1f}"}.get(name.partition("_")[0])
+        scale = 1
+        if name in ("avg", "passed", "trd", "value", "value_other", "first", "second", "sd"):
+            shape, scale = "{:.1f}", 100
+        elif name in ("difference", "claimed", "gain"):
+            shape, scale = "{:+.1f}", 100
+        elif name in ("rho", "ratio") or name.startswith("pairs_"):
+            shape = "{:.2f}"
+        return (scale * table[name]).map(shape.format, na_action="ignore") if shape else table[name]
+
+    shown = pd.DataFrame({name: text(name) for name in columns}).astype(object)
+    return shown.where(shown.notna(), "-")
