@@ -17,7 +17,16 @@ NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 def test_there_is_one_for_each_step():
     names = [path.stem for path in NOTEBOOKS]
     assert names == sorted(p.stem for p in (REPOSITORY / "notebooks").glob("*.py"))
-    assert {"1_prepare", "2_rollout", "3_refine", "4_distill", "5_evaluate", "7_tables"} <= {*names}
+    wanted = [
+        "1_prepare",
+        "2_rollout",
+        "3_refine",
+        "4_distill",
+        "5_evaluate",
+        "7_tables",
+        "8_audit",
+    ]
+    assert {*wanted} <= {*names}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -35,6 +44,10 @@ def test_pair_agrees_and_is_clean(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_parameters_are_known_to_papermill_and_default_to_smoke(path):
     found = papermill.inspect_notebook(str(path))
+    if path.stem == "8_audit":  # reads published files: it has no scale
+        assert set(found) == {"confidence", "alpha", "power"}
+        assert all(about["help"] for about in found.values())
+        return
     assert found["scale"]["default"] == '"smoke"'
     assert set(found) <= {"scale", "task", "mode", "method", "learning_rate"}
     assert found["scale"]["help"], "each parameter has a comment"
@@ -45,9 +58,10 @@ def test_each_runs_alone_from_jupyter(tmp_path):
     prepared but what the ones before left."""
     shutil.copytree(REPOSITORY / "notebooks", tmp_path / "notebooks")
     shutil.copytree(REPOSITORY / "models" / "smoke", tmp_path / "models" / "smoke")
+    shutil.copytree(REPOSITORY / "results" / "published", tmp_path / "results" / "published")
     shutil.copy(REPOSITORY / "params.yaml", tmp_path)
     # 4 first: it must make its own attempts and rewrites
-    order = ["4_distill", "1_prepare", "2_rollout", "3_refine", "5_evaluate", "7_tables"]
+    order = ["4_distill", "1_prepare", "2_rollout", "3_refine", "5_evaluate", "7_tables", "8_audit"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-cell-timeout=300", "-q",
          "-p", "no:cacheprovider", "-p", "no:xdist", *(f"notebooks/{n}.ipynb" for n in order)],
@@ -56,4 +70,5 @@ def test_each_runs_alone_from_jupyter(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert (tmp_path / "results" / "tables" / "opd_math_smoke.md").is_file()
+    assert (tmp_path / "results" / "tables" / "audit.md").is_file()
     assert (tmp_path / "runs" / "smoke" / "math" / "opd" / "trd" / "0" / "adapter").is_dir()

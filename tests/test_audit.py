@@ -1,0 +1,402 @@
+"""The audit's statistics, against scipy, statsmodels, brute force and simulated truth."""
+
+import math
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import REPOSITORY
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import integrate, stats
+from statsmodels.stats.power import zt_ind_solve_power
+from statsmodels.stats.proportion import proportion_confint
+
+from trdlib import audit
+
+PUBLISHED = REPOSITORY / "results" / "published"
+SHAPES = [(1.2, 0.4), (0.4, 0.5), (0.25, 1.6)]  # Beta: AIME24-, HMMT- and AMO-like difficulties
+
+
+@pytest.fixture(scope="module")
+def table():
+    return audit.runs(PUBLISHED)
+
+
+def rho_of(a, b):
+    return 1 / (a + b + 1)
+
+
+def passed_of(a, b, k=16):
+    return 1 - stats.betabinom.pmf(0, k, a, b)
+
+
+def evaluate(rng, p, k=16):
+    """avg@k and pass@k of evaluations of problems with accuracies p: (..., problems) -> (...)."""
+    counts = rng.binomial(k, p)
+    return counts.mean(-1) / k, (counts > 0).mean(-1)
+
+
+def published(rows):
+    """A table like runs() from (mode, method, avg, passed) of one student and benchmark."""
+    frame = pd.DataFrame(rows, columns=["mode", "method", "avg", "passed"])
+    return frame.assign(task="math", student="S", benchmark="B", subset="all", run="", problems=30,
+                        samples=16)  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------- the files
+
+
+def test_the_published_files_are_read(table):
+    assert len(table) == 206
+    assert table.groupby("benchmark")["problems"].first().to_dict() == pytest.approx(
+        {"aime24": 30, "aime25": 30, "hmmt25": 30, "beyondaime": 100, "amobench": 39,
+         "humaneval_plus": 164, "mbpp_plus": 378, "livecodebench_v6": math.nan}, nan_ok=True
+    )  # fmt: skip
+    trd = table.query("student == 'Qwen3-8B' and benchmark == 'amobench' and subset == 'all'")
+    passed = trd.set_index("method")["passed"]
+    assert (round(39 * passed["base"]), round(39 * passed["trd"])) == (16, 24)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("avg_at_16", "avg_at_8", "wrong columns"),
+        ("0.764583", "0.764600", "0.7646 of 480 trials"),  # 366.96 right samples
+        ("0.764583", "1.200000", "not shares"),
+        ("0.764583,0.900000", "0.764583,0.700000", "not shares"),  # pass@16 below avg@16
+    ],
+)
+def test_a_broken_file_is_one_clear_error(tmp_path, old, new, message):
+    shutil.copytree(PUBLISHED, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "author_runs.csv"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(ValueError, match=rf"author_runs.csv.*{message}"):
+        audit.runs(tmp_path)
+
+
+# -------------------------------------------------------------------------- error of one evaluation
+
+
+@pytest.mark.parametrize(("a", "b"), SHAPES)
+def test_all_wrong_is_the_beta_binomial_and_correlation_inverts_it(a, b):
+    mean = a / (a + b)
+    for k in (1, 4, 16, 32):
+        assert audit.all_wrong(mean, rho_of(a, b), k) == pytest.approx(
+            stats.betabinom.pmf(0, k, a, b), rel=1e-9
+        )
+    assert audit.correlation(mean, passed_of(a, b), 16) == pytest.approx(rho_of(a, b), abs=1e-9)
+
+
+@pytest.mark.parametrize(("a", "b"), SHAPES)
+def test_trials_give_the_variances_of_the_model(a, b):
+    """same: E Var(score | p), new: Var(score), by numerical integration over the Beta."""
+    n, k, mean, passed = 30, 16, a / (a + b), passed_of(a, b)
+
+    def expect(f):
+        # in u = p^a, v = (1 - p)^b neither end is singular
+        lower = integrate.quad(lambda u: f(u ** (1 / a)) * (1 - u ** (1 / a)) ** (b - 1) / a,
+                               0, 0.5**a)[0]  # fmt: skip
+        upper = integrate.quad(lambda v: f(1 - v ** (1 / b)) * (1 - v ** (1 / b)) ** (a - 1) / b,
+                               0, 0.5**b)[0]  # fmt: skip
+        return (lower + upper) * math.gamma(a + b) / math.gamma(a) / math.gamma(b)
+
+    found = audit.trials(mean, passed, n, k)
+    within = expect(lambda p: p * (1 - p)) / k
+    between = expect(lambda p: p * p) - mean**2
+    assert audit.error(mean, found.avg_same) ** 2 == pytest.approx(within / n, rel=1e-5)
+    assert audit.error(mean, found.avg_new) ** 2 == pytest.approx((within + between) / n, rel=1e-5)
+    noise = expect(lambda p: (1 - p) ** k * (1 - (1 - p) ** k))
+    assert audit.error(passed, found.passed_same) ** 2 == pytest.approx(noise / n, rel=1e-5)
+    assert found.passed_new == n
+
+
+def test_degenerate_cells():
+    always_or_never = audit.trials(0.5, 0.5, 30, 16)
+    assert always_or_never.rho == 1
+    assert audit.error(0.5, always_or_never.avg_same) < 1e-6  # no noise at all
+    assert always_or_never.avg_new == pytest.approx(30)
+    for passed in (1.0, 1 - 0.5**16):  # all equally hard: every sample is a trial
+        assert audit.trials(0.5, passed, 30, 16).avg_same == 480
+        assert audit.trials(0.5, passed, 30, 16).avg_new == 480
+    unknown = audit.trials(0.5, math.nan, 30, 16)
+    assert (unknown.avg_same, unknown.avg_new) == (480, 30)  # the fewest of each
+    for avg in (0.0, 1.0):
+        nothing = audit.trials(avg, avg, 30, 16)
+        assert math.isnan(nothing.rho)
+        low, high = audit.wilson(avg, nothing.avg_new)
+        assert 0 < high - low < 0.2
+    assert math.isnan(audit.error(0.3, audit.trials(0.3, 0.5, math.nan, 16).avg_same))
+
+
+@given(
+    wrong=st.integers(0, 40), n=st.integers(1, 40), confidence=st.sampled_from([0.8, 0.95, 0.99])
+)
+@settings(max_examples=60, deadline=None)
+def test_wilson_agrees_with_scipy_and_statsmodels(wrong, n, confidence):
+    count = max(n - wrong, 0)
+    low, high = audit.wilson(count / n, n, confidence)
+    exact = stats.binomtest(count, n).proportion_ci(confidence, method="wilson")
+    assert (low, high) == pytest.approx((exact.low, exact.high), abs=1e-9)
+    other = proportion_confint(count, n, alpha=1 - confidence, method="wilson")
+    assert (low, high) == pytest.approx(other, abs=1e-9)
+
+
+def test_intervals_of_the_published_rows(table):
+    found = audit.intervals(table)
+    row = found.query("student == 'Qwen3-8B' and method == 'base' and benchmark == 'amobench'")
+    row = row.iloc[0]
+    naive = proportion_confint(99, 624, method="wilson")
+    assert (row["avg_naive_low"], row["avg_naive_high"]) == pytest.approx(naive, abs=1e-6)
+    passed = proportion_confint(16, 39, method="wilson")
+    assert (row["passed_new_low"], row["passed_new_high"]) == pytest.approx(passed, abs=1e-6)
+    known = found.dropna(subset=["rho", "problems"])
+    for metric in ("avg", "passed"):
+        width = {k: known[f"{metric}_{k}_high"] - known[f"{metric}_{k}_low"]
+                 for k in ("same", "naive", "new")}  # fmt: skip
+        assert (width["same"] < width["naive"]).all()
+        assert (width["naive"] <= width["new"]).all()
+
+
+@pytest.mark.parametrize(("a", "b"), SHAPES)
+@pytest.mark.parametrize("metric", ["avg", "passed"])
+def test_noise_estimated_from_avg_and_pass_alone_is_right(a, b, metric):
+    """Two evaluations of the same problems, from the truth: z is standard, 5 % means 5 %."""
+    rng, sims, n = np.random.default_rng(1), 1000, 39
+    p = rng.beta(a, b, (sims, n))
+    (avg_1, passed_1), (avg_2, passed_2) = evaluate(rng, p), evaluate(rng, p)
+    z = np.zeros(sims)
+    for i in range(sims):
+        one = audit.trials(avg_1[i], passed_1[i], n, 16)
+        two = audit.trials(avg_2[i], passed_2[i], n, 16)
+        values = (avg_1[i], avg_2[i]) if metric == "avg" else (passed_1[i], passed_2[i])
+        sizes = [getattr(t, f"{metric}_same") for t in (one, two)]
+        if values[0] != values[1]:  # 0 / 0 where both evaluations solve everything
+            z[i] = (values[1] - values[0]) / np.hypot(*audit.error(values, sizes))
+    assert abs(z.mean()) < 0.1
+    assert 0.9 < z.std() < 1.1
+    assert np.mean(abs(z) > 1.96) <= 0.062
+
+
+def test_intervals_for_new_problems_cover_and_naive_ones_do_not():
+    rng, hits, naive, sims = np.random.default_rng(2), 0, 0, 800
+    for avg, passed in zip(*evaluate(rng, rng.beta(0.4, 0.5, (sims, 30))), strict=True):
+        low, high = audit.wilson(avg, audit.trials(avg, passed, 30, 16).avg_new)
+        hits += low <= 0.4 / 0.9 <= high
+        low, high = audit.wilson(avg, 480)
+        naive += low <= 0.4 / 0.9 <= high
+    assert 0.92 <= hits / sims <= 0.98
+    assert naive / sims < 0.6
+
+
+@pytest.mark.parametrize("metric", ["avg", "passed"])
+def test_noise_range_contains_every_distribution(metric):
+    """Whatever the accuracies are, their noise lies in the range that their two moments allow."""
+    rng = np.random.default_rng(3)
+    for _ in range(40):
+        p = rng.choice([0, 1, *rng.random(3)], 30)
+        fails = (1 - p) ** 16
+        noise = (p * (1 - p) if metric == "avg" else fails * (1 - fails)).mean()
+        low, high = audit.noise_range(p.mean(), 1 - fails.mean(), 16, metric)
+        assert low - 1e-3 <= noise <= high + 1e-3
+    for a, b in SHAPES:
+        low, high = audit.noise_range(a / (a + b), passed_of(a, b), 16)
+        assert low < a * b / (a + b) ** 2 * (1 - rho_of(a, b)) < high
+    # two accuracies are all it takes to know better: half never solved, half solved at 0.5
+    low, high = audit.noise_range(0.25, 0.5 * (1 - 0.5**16), 16)
+    assert low <= 0.125 <= high
+
+
+# ----------------------------------------------------------------------------- repeats and re-runs
+
+
+@pytest.mark.parametrize("among", [2, 3])
+def test_chance_of_equal_counts_is_that_of_a_simulation(among):
+    """Exact by convolution of the problems' binomials, and by counting simulated coincidences."""
+    rng = np.random.default_rng(4)
+    p = rng.beta(1.2, 0.4, 30)
+    pmf = np.ones(1)
+    for accuracy in p:
+        pmf = np.convolve(pmf, stats.binom.pmf(np.arange(17), 16, accuracy))
+    found = audit.chance_equal(math.sqrt(16 * (p * (1 - p)).sum()), among)
+    assert found == pytest.approx((pmf**among).sum(), rel=0.02)
+    counts = rng.binomial(16, p, (60_000, among, 30)).sum(-1)
+    simulated = (counts == counts[:, :1]).all(-1).mean()
+    assert found == pytest.approx(simulated, abs=4 * math.sqrt(simulated / 60_000))
+
+
+def test_chance_of_equal_counts_without_noise():
+    assert audit.chance_equal(0.0, 8) == pytest.approx(1)
+    assert audit.chance_equal(5.0, 1) == pytest.approx(1)
+
+
+def simulated(rng, runs=8, name="S"):
+    """Rows of one model, evaluated again and again on the same 30 problems."""
+    avg, passed = evaluate(rng, np.tile(rng.beta(0.4, 0.5, 30), (runs, 1)))
+    rows = [("opd", f"m{i}", avg[i], passed[i]) for i in range(runs)]
+    return published(rows).assign(student=name)
+
+
+def test_repeats_do_not_accuse_honest_evaluations_and_do_find_copies():
+    rng, chances, pairs, expected = np.random.default_rng(5), [], 0, 0.0
+    for _ in range(100):
+        honest = audit.repeats(simulated(rng)).iloc[0]
+        chances.append(honest["chance"])
+        pairs, expected = pairs + honest["pairs"], expected + honest["pairs_expected"]
+        assert honest["pairs_expected"] < honest["pairs_most"] + 1e-9
+    assert not any(c < audit.REPEATED for c in chances)
+    assert np.mean(np.array(chances) < 0.05) <= 0.05  # an upper bound is never too small
+    assert 0.75 < pairs / expected < 1.3
+    copied = simulated(rng)
+    copied.loc[:, ["avg", "passed"]] = copied.loc[0, ["avg", "passed"]].to_numpy()
+    found = audit.repeats(copied).iloc[0]
+    assert (found["distinct"], found["largest"], found["pairs"]) == (1, 8, 28)
+    assert found["repeated"]
+
+
+def test_repeats_in_the_published_files(table):
+    found = audit.repeats(table).set_index(["student", "benchmark"])
+    assert found.loc[("Qwen3-4B", "aime24"), ["runs", "distinct"]].tolist() == [7, 1]
+    assert found.loc[("Qwen3-8B", "aime24"), ["runs", "largest"]].tolist() == [15, 11]
+    repeated = found[found["repeated"]]
+    assert set(repeated.index.get_level_values("benchmark")) == {"aime24"}
+    control = found[found.index.get_level_values("benchmark") != "aime24"]
+    assert 0.7 < control["pairs"].sum() / control["pairs_expected"].sum() < 1.6
+
+
+def test_reevaluations_are_the_checkpoints_evaluated_twice(table):
+    found = audit.reevaluations(table)
+    assert len(found) == 20
+    assert set(zip(found["student"], found["method"], strict=True)) == {
+        ("Qwen3-1.7B", "base"), ("Qwen3-4B", "trd")}  # fmt: skip
+    amo = found.query("student == 'Qwen3-4B' and benchmark == 'amobench' and metric == 'passed'")
+    assert amo["difference"].item() == pytest.approx(3 / 39, abs=1e-5)
+    rows = table.query("student == 'Qwen3-4B' and method == 'trd' and benchmark == 'amobench'")
+    sizes = [audit.trials(r.avg, r.passed, 39, 16).passed_same for r in rows.itertuples()]
+    assert amo["sd"].item() == pytest.approx(np.hypot(*audit.error(rows["passed"], sizes)))
+
+
+def test_scatter_is_one_for_runs_of_one_model_and_more_for_others():
+    rng = np.random.default_rng(6)
+    rows = pd.concat([simulated(rng, name=str(i)) for i in range(100)], ignore_index=True)
+    same = audit.scatter(rows)
+    for metric, found in same.groupby("metric"):
+        assert 0.85 < found["ratio"].mean() < 1.15
+        assert 0.01 < (found["p"] < 0.05).mean() < {"avg": 0.1, "passed": 0.2}[metric]
+    rows.loc[rows.index % 2 == 0, "avg"] += 0.06  # every other run is a better model
+    apart = audit.scatter(rows).query("metric == 'avg'")
+    assert (apart["p"] < 0.05).mean() > 0.7
+
+
+# ------------------------------------------------------------------------------ claimed differences
+
+
+def test_differences_by_hand():
+    """Two evaluations of trd count with their mean; the mean baseline has a smaller error."""
+    rows = published(
+        [
+            ("none", "base", 0.40, 0.70),
+            ("opd", "trd", 0.50, 0.80),
+            ("opd", "trd", 0.52, 0.76),
+            ("opd", "forward_kl", 0.46, 0.80),
+            ("opd", "reverse_kl", 0.44, 0.70),
+            ("opsd", "forward_kl", 0.90, 0.95),  # another mode: no baseline of this one
+        ]
+    )
+    found = audit.differences(rows).query("metric == 'avg'").set_index("against")
+    assert found["difference"].to_dict() == pytest.approx(
+        {"base": 0.11, "best": 0.05, "mean": 0.06}
+    )
+    assert found["other"].to_dict() == {
+        "base": "base", "best": "forward_kl", "mean": "forward_kl+reverse_kl"}  # fmt: skip
+    var = {(a, q): a * (1 - a) / audit.trials(a, q, 30, 16).avg_same
+           for a, q in rows[["avg", "passed"]].itertuples(index=False)}  # fmt: skip
+    trd = (var[0.50, 0.80] + var[0.52, 0.76]) / 4
+    for against, other in {
+        "base": var[0.40, 0.70],
+        "best": var[0.46, 0.80],
+        "mean": (var[0.46, 0.80] + var[0.44, 0.70]) / 4,
+    }.items():
+        row = found.loc[against]
+        assert row["se"] == pytest.approx(math.sqrt(trd + other))
+        test = stats.norm(row["difference"], row["se"])
+        assert (row["low"], row["high"]) == pytest.approx(test.interval(0.95))
+        assert row["p"] == pytest.approx(2 * min(test.cdf(0), test.sf(0)))
+
+
+def test_holm_within_each_comparison(table):
+    """Step-down by hand: the smallest p of m times m, and so on, never falling."""
+    found = audit.differences(table)
+    for _, family in found.dropna(subset="p").groupby("against"):
+        running, m = 0.0, len(family)
+        for rank, (_, row) in enumerate(family.sort_values("p").iterrows()):
+            running = min(1.0, max(running, (m - rank) * row["p"]))
+            assert row["p_holm"] == pytest.approx(running)
+    assert found.loc[found["repeated"], ["p", "p_holm"]].isna().all().all()
+    assert found.groupby("against").size().to_dict() == {"base": 53, "best": 62, "mean": 62}
+
+
+def test_pooled_is_the_mean_over_benchmarks_without_the_repeated(table):
+    found = audit.differences(table)
+    pooled = audit.pooled(found).set_index(["mode", "student", "metric", "against", "task"])
+    row = pooled.loc[("opsd", "Qwen3-8B", "passed", "base", "math")]
+    assert row["benchmarks"] == 4
+    cells = found.query("mode == 'opsd' and student == 'Qwen3-8B' and metric == 'passed'"
+                        " and against == 'base' and benchmark != 'aime24'")  # fmt: skip
+    assert row["difference"] == pytest.approx(cells["difference"].mean())
+    assert row["se"] == pytest.approx(math.sqrt((cells["se"] ** 2).sum()) / 4)
+
+
+def test_claims_beside_the_raw_rows(table):
+    found = audit.claims(table)
+    matches = found[found["matches"]].set_index("student")
+    assert matches["other"].to_dict() == {"Qwen3-8B": "base", "Qwen3-4B": "forward_kl"}
+    assert matches["metric"].eq("passed").all()
+    assert "re-evaluated" in matches.loc["Qwen3-4B", "run"]
+    assert (found["p"] <= found["p_most"] + 1e-9).all()
+    differences = audit.differences(table).query(
+        "mode == 'opsd' and student == 'Qwen3-8B' and benchmark == 'amobench'"
+        " and metric == 'passed' and against == 'base'"
+    )
+    assert matches.loc["Qwen3-8B", "p"] == pytest.approx(differences["p"].item())
+
+
+# -------------------------------------------------------------------------------------------- power
+
+
+@pytest.mark.parametrize("gain", [0.02, 0.046, 0.128, 0.205])
+@pytest.mark.parametrize("sd", [0.1, 0.27, 0.49])
+def test_power_agrees_with_statsmodels(gain, sd):
+    n = zt_ind_solve_power(effect_size=gain / sd, alpha=0.05, power=0.8)
+    assert audit.problems_needed(gain, sd) in (math.floor(n), math.ceil(n), math.ceil(n) + 1)
+    for problems in (10, 30, 100):
+        power = zt_ind_solve_power(effect_size=gain / sd, nobs1=problems, alpha=0.05)
+        assert audit.detection_power(gain, sd, problems) == pytest.approx(power, abs=1e-6)
+
+
+def test_power_is_that_of_simulated_comparisons():
+    """Every problem a bit easier, 150 of them, evaluated before and after: how often seen?"""
+    rng, n, gain = np.random.default_rng(7), 150, 0.015
+    p = rng.beta(3, 4, n)  # away from 0 and 1, so that each can gain
+    sd = math.sqrt((p * (1 - p)).mean() / 16)
+    before = rng.binomial(16, p, (8000, n)).mean(-1) / 16
+    after = rng.binomial(16, p + gain, (8000, n)).mean(-1) / 16
+    seen = (abs(after - before) > 1.96 * sd * math.sqrt(2 / n)).mean()
+    assert audit.detection_power(gain, sd, n) == pytest.approx(seen, abs=0.03)
+
+
+# ------------------------------------------------------------------------------------------ writing
+
+
+def test_readable_tables(table):
+    cells = audit.intervals(table).query("student == 'Qwen3-8B' and method == 'base'")
+    shown = audit.readable(cells, ["benchmark", "avg", "avg_naive", "rho"]).iloc[-1].tolist()
+    assert shown == ["amobench", "15.9", "[13.2, 18.9]", "0.53"]
+    gaps = pd.DataFrame({"difference": [0.1, -0.02], "low": [0.05, np.nan], "high": [0.15, np.nan],
+                         "p": [0.00012, np.nan], "metric": ["avg", "passed"]})  # fmt: skip
+    shown = audit.readable(gaps, ["metric", "difference", "interval", "p"])
+    assert shown.to_numpy().tolist() == [["avg@k", "+10.0", "[+5.0, +15.0]", "0.00012"],
+                                         ["pass@k", "-2.0", "-", "-"]]  # fmt: skip
