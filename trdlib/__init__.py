@@ -2,5 +2,5 @@
 
 Read the modules in this order; imports point at earlier ones only:
 config, prompts, data, parallel, models, generate, grading, tiny, rollout, refine, divergence,
-distill, evaluate, tables.
+distill, evaluate, diagnose, tables.
 """

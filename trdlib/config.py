@@ -191,6 +191,7 @@ class Scale(_Section):
     training: Training
     evaluation: Evaluation
     methods: dict[str, Method]
+    onsets: tuple[str, ...] = Field(min_length=1)  # words that open a correction (diagnose.py)
     pretraining: Pretraining | None = None
 
     @pydantic.model_validator(mode="after")

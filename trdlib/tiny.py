@@ -44,6 +44,7 @@ _WORDS += ["\\boxed", *ONSETS]
 _LABELS = "opqrstuvwxyz"  # of the lines of a chain
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmn"  # of a trail
 _SYMBOLS = "0123456789+-*=#{}:,\n<^>/"
+_PATTERN = "|".join(map(re.escape, _WORDS)) + r"|\n|."  # of the words of a text
 _CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -58,8 +59,7 @@ def build_tokenizer():
 
     words = [*_SPECIAL, *_WORDS, *_LABELS, *LETTERS, *_SYMBOLS, "<unk>"]
     backend = Tokenizer(WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
-    pattern = "|".join(map(re.escape, _WORDS)) + r"|\n|."
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(_PATTERN), behavior="isolated")
     backend.decoder = decoders.Fuse()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -303,6 +303,46 @@ def clean(problem: str) -> list[Piece]:
     if task_of(problem) == "chain":
         return chain_write(random.Random(0), problem)
     return trail_clean(problem)
+
+
+class Departure(NamedTuple):
+    """Where a written solution leaves the right path, and the token that was right there."""
+
+    index: int
+    right: str
+
+
+def departure(problem: str, tokens: list[str]) -> Departure | None:
+    """The first wrong token of a response to the problem; None if no token is wrong.
+
+    tokens: of the response, the end of its turn included where it is finished. Right are the lines
+    of the clean solution in their order, then the end of the turn. Onset words (each with its
+    comma) may open a line, and a step that was reached before may be written again. What is taken
+    back later was wrong all the same; an attempt that just breaks off is not.
+    """
+    lines = [re.findall(_PATTERN, piece.text) for piece in clean(problem)]
+    lines[-1].append(_SPECIAL[2])
+    reached, rest = 0, []  # lines begun; what must follow in the line at hand
+    for index, token in enumerate(tokens):
+        starts = [line[0] for line in lines[: reached + 1]]
+        if rest:
+            if token != rest[0]:
+                return Departure(index, rest[0])
+            rest = rest[1:]
+        elif token in ONSETS:
+            rest = [","]
+        elif token in starts:
+            number = starts.index(token)
+            reached, rest = max(reached, number + 1), lines[number][1:]
+        else:
+            return Departure(index, starts[-1])
+    return None
+
+
+def first_wrong_token(problem: str, tokens: list[str]) -> int | None:
+    """Index of the first wrong token (see `departure`)."""
+    found = departure(problem, tokens)
+    return found.index if found else None
 
 
 def split_of(problem: str) -> str:
