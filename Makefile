@@ -1,5 +1,6 @@
 # make repro    reproduce the tables (default scale: params.yaml, section run)
 # make test     run the tests, every notebook included, at the smoke scale
+# make map      when does TRD help? one knob at a time
 # SCALE=smoke   another scale            FROM_SCRATCH=1   pretrain the tiny models again
 
 PYTHON ?= python3.11
@@ -13,7 +14,7 @@ export TOKENIZERS_PARALLELISM := false
 export MALLOC_MMAP_THRESHOLD_ := 1073741824
 export MALLOC_TRIM_THRESHOLD_ := 1073741824
 
-.PHONY: repro test bench setup notebooks lint clean
+.PHONY: repro map test bench setup notebooks lint clean
 
 setup: $(VENV)/.ready
 
@@ -42,6 +43,12 @@ repro: setup
 			| xargs -P 3 -L 1 dvc repro -s --glob || true; \
 	} && dvc repro && \
 	python -m trdlib readme $(if $(SCALE),--print-only) && python -m trdlib times --since $$start
+
+# The map (when does TRD help?): resumable, about a quarter of an hour at the default scale.
+map: setup
+	papermill --log-output --no-progress-bar notebooks/6_map.ipynb runs/executed/6_map-$(or $(SCALE),tiny).ipynb \
+		-p scale $(or $(SCALE),tiny)
+	python -m trdlib report
 
 test: setup
 	ruff check . && ruff format --check .

@@ -2,5 +2,5 @@
 
 Read the modules in this order; imports point at earlier ones only:
 config, prompts, data, parallel, models, generate, grading, tiny, rollout, refine, divergence,
-distill, evaluate, diagnose, tables.
+distill, evaluate, diagnose, audit, tables, landscape, report.
 """

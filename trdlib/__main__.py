@@ -1,4 +1,4 @@
-"""`python -m trdlib pretrain | times | readme | check`: what is not a notebook."""
+"""`python -m trdlib pretrain | times | readme | report | check`: what is not a notebook."""
 
 from __future__ import annotations
 
@@ -61,6 +61,14 @@ def readme(print_only: bool) -> None:
         print("README.md: headline tables brought up to date")
 
 
+def report() -> None:
+    """Write results/report.html, and the tables against the paper."""
+    from trdlib import report
+
+    for path in report.write(config.load()):
+        print(path.relative_to(config.root()))
+
+
 def check() -> None:
     """Is params.yaml valid?"""
     settings = config.load()
@@ -76,6 +84,7 @@ def main() -> int:
     command.add_argument("--since", type=float, default=0.0, help="seconds since the epoch")
     command = commands.add_parser("readme", help=readme.__doc__)
     command.add_argument("--print-only", action="store_true", help="leave README.md as it is")
+    commands.add_parser("report", help=report.__doc__)
     commands.add_parser("check", help=check.__doc__)
     arguments = vars(parser.parse_args())
     try:

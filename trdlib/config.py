@@ -14,7 +14,7 @@ import inspect
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import pydantic
 import yaml
@@ -22,10 +22,14 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 Task = Literal["math"]
 Mode = Literal["opd", "opsd"]
-Trajectory = Literal["y_o", "y_r", "y_t", "y_star"]
+Trajectory = Literal["y_o", "y_r", "y_t", "y_star", "y_o_cut"]
 Divergence = Literal["forward_kl", "reverse_kl", "jsd", "cross_entropy"]
 Subset = Literal["all", "failed", "passed", "failed_then_passed"]
 Probability = Annotated[float, Field(gt=0, le=1)]
+Knob = Literal[
+    "locality", "prompts", "rollout_temperature", "refinement_temperature", "teacher_temperature",
+    "student_strength",
+]  # fmt: skip
 
 REFERENCES = ("base", "base_again", "teacher")  # evaluated, not trained; their mode is "none"
 
@@ -47,13 +51,14 @@ class Method(_Section):
     clip: PositiveFloat | None = None  # per-token ceiling on the divergence
     top_k: int | None = None  # teacher's top-k support, both sides renormalised on it
     subset: Subset = "all"  # rows to train on, by the verdicts on y_o and y_r
+    skip_onsets: bool = False  # onset words left out of both distributions, the rest renormalised
 
     @pydantic.model_validator(mode="after")
     def _makes_sense(self):
         if self.top_k is not None and self.top_k < 2:
             raise ValueError("top_k must be at least 2: on one token every divergence is zero")
-        if self.divergence == "cross_entropy" and (self.top_k or self.clip):
-            raise ValueError("cross_entropy has no teacher to cut: drop top_k and clip")
+        if self.divergence == "cross_entropy" and (self.top_k or self.clip or self.skip_onsets):
+            raise ValueError("cross_entropy has no teacher: drop top_k, clip and skip_onsets")
         if self.trajectory == "y_star" and self.divergence != "cross_entropy":
             raise ValueError("y_star is trained with cross_entropy: it has no teacher context")
         if self.subset == "failed_then_passed" and self.trajectory != "y_r":
@@ -176,6 +181,27 @@ class Models(_Section):
     teacher_thinking: bool | None = None
 
 
+class Map(_Section):
+    """The map (landscape.py): one knob at a time is turned away from where all are at first."""
+
+    knobs: dict[Knob, tuple[float, ...]]  # the first value is the knob's usual one
+    methods: tuple[str, ...]
+    oracles: tuple[str, ...] = ()  # methods only for the knob `locality`
+    steps: tuple[PositiveInt, ...]
+    test_problems: PositiveInt
+    learning_rate: PositiveFloat
+
+    @pydantic.model_validator(mode="after")
+    def _is_complete(self):
+        missing = set(get_args(Knob)) - set(self.knobs)
+        if missing or not all(self.knobs.values()):
+            names = ", ".join(sorted(missing)) or "every knob"
+            raise ValueError(f"{names} needs at least its usual value")
+        if not {"trd", "off_policy"} <= set(self.methods):
+            raise ValueError("the map compares trd and off_policy: add them to its methods")
+        return self
+
+
 class Scale(_Section):
     """Everything that a scale fixes, the defaults merged in."""
 
@@ -193,6 +219,7 @@ class Scale(_Section):
     methods: dict[str, Method]
     onsets: tuple[str, ...] = Field(min_length=1)  # words that open a correction (diagnose.py)
     pretraining: Pretraining | None = None
+    map: Map | None = None
 
     @pydantic.model_validator(mode="after")
     def _can_do_its_modes(self):
@@ -301,6 +328,11 @@ class Run:
             else:
                 _known(f"mode of the scale {scale}", mode, self.settings.modes)
                 _known("method", method, self.settings.methods)
+                if self.recipe.trajectory == "y_o_cut" and self.settings.pretraining is None:
+                    raise ValueError(
+                        f"the scale {scale} has no procedural task that knows the first wrong "
+                        "step: the trajectory y_o_cut is not possible"
+                    )
         except ValueError as error:
             raise SettingsError(str(error)) from None
 

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 
-from trdlib import config, data, divergence, models, parallel, refine, rollout
+from trdlib import config, data, divergence, models, parallel, refine, rollout, tiny
 from trdlib.divergence import token_cross_entropy, token_divergence
 
 
@@ -51,9 +51,10 @@ def training_set(run: config.Run) -> TrainingSet:
     Raises ValueError if the subset leaves a seed nothing to train on.
     """
     recipe, problems = run.recipe, data.problems(run.data, "train")
-    y_o = rollout.attempts(run) if recipe.trajectory in ("y_o", "y_r") else None
+    y_o = rollout.attempts(run) if recipe.trajectory in ("y_o", "y_r", "y_o_cut") else None
     table = {
         "y_o": lambda: y_o.assign(y_o_correct=y_o["correct"]),
+        "y_o_cut": lambda: _cut_after_departure(run, y_o, problems),
         "y_r": lambda: refine.rewrites(run, y_o).assign(attempt=y_o["text"]),
         "y_t": lambda: refine.teacher_solutions(run),
         "y_star": lambda: _references(run, problems),
@@ -82,6 +83,20 @@ def training_set(run: config.Run) -> TrainingSet:
     solutions = [row["solution"] for row in refine.rows_of(problems, table)]
     same = float((table["text"] == solutions).mean())
     return TrainingSet(rows, float(table["correct"].mean()), same)
+
+
+def _cut_after_departure(
+    run: config.Run, y_o: pd.DataFrame, problems: pd.DataFrame
+) -> pd.DataFrame:
+    """The attempts up to and with their first wrong token, which only a procedural task knows."""
+    asked, cut = problems.set_index("id")["problem"], []
+    for seed, mine in y_o.groupby("seed", sort=False):
+        tokenizer = models.load_tokenizer(run.model_path("student", seed))
+        for row in mine.itertuples():
+            ids = list(row.token_ids)
+            wrong = tiny.first_wrong_token(asked[row.id], tokenizer.convert_ids_to_tokens(ids))
+            cut.append(ids if wrong is None else ids[: wrong + 1])
+    return y_o.assign(token_ids=cut)
 
 
 def _references(run: config.Run, problems: pd.DataFrame) -> pd.DataFrame:
@@ -136,13 +151,14 @@ class Distiller(torch.nn.Module):
     """forward(batch of `collate`) -> {"loss": ...}.
 
     student: a PEFT model. teacher: a frozen model, or None for the student's own step-0 weights
-    (adapter off). vocabulary: number of real tokens; padded head rows beyond it are left out.
+    (adapter off). vocabulary: number of real tokens (padded head rows beyond it are left out), or
+    the ids of the tokens that the divergence is over.
     """
 
     accepts_loss_kwargs = True  # tells the Trainer to pass num_items_in_batch
 
     def __init__(
-        self, student, teacher, recipe: config.Method, *, vocabulary: int, temperature=1.0
+        self, student, teacher, recipe: config.Method, *, vocabulary, temperature: float = 1.0
     ):
         super().__init__()
         self.student = student
@@ -206,12 +222,13 @@ def build(run: config.Run, seed: int) -> Distiller:
         seed=seed,
         checkpointing=checkpointing,
     )
+    vocabulary = len(tokenizer)
+    if recipe.skip_onsets:
+        onsets = models.onset_ids(tokenizer, settings.onsets)
+        kept = [i for i in range(len(tokenizer)) if i not in onsets]
+        vocabulary = torch.tensor(kept, device=models.device())
     return Distiller(
-        student,
-        teacher,
-        recipe,
-        vocabulary=len(tokenizer),
-        temperature=settings.training.temperature,
+        student, teacher, recipe, vocabulary=vocabulary, temperature=settings.training.temperature
     )
 
 

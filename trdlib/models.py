@@ -154,9 +154,27 @@ def hidden_states(model, **inputs) -> torch.Tensor:
     return _causal_lm(model).model(**inputs, use_cache=False).last_hidden_state
 
 
-def head(model, vocabulary: int) -> torch.Tensor:
-    """Weight (vocabulary, H) of the output head without its padded rows."""
-    return _causal_lm(model).get_output_embeddings().weight[:vocabulary]
+def head(model, vocabulary: int | torch.Tensor) -> torch.Tensor:
+    """Weight (vocabulary, H) of the output head without its padded rows, or only these tokens'."""
+    weight = _causal_lm(model).get_output_embeddings().weight
+    return weight[:vocabulary] if isinstance(vocabulary, int) else weight[vocabulary]
+
+
+def onset_ids(tokenizer, words) -> list[int]:
+    """First tokens of the onset words, with and without a leading space, in ascending order.
+
+    A first token of a single letter says nothing and is left out. Raises ValueError for a word of
+    which nothing is left.
+    """
+    found: set[int] = set()
+    for word in words:
+        first = {tokenizer.encode(s + word, add_special_tokens=False)[0] for s in ("", " ")}
+        texts = {token: tokenizer.decode([token]).strip() for token in first}
+        own = {token for token, text in texts.items() if len(text) > 1 and word.startswith(text)}
+        if not own:
+            raise ValueError(f"the tokenizer has no first token for the onset {word!r}: drop it")
+        found |= own
+    return sorted(found)
 
 
 def stop_ids(model, tokenizer) -> list[int]:

@@ -101,7 +101,8 @@ def run_jobs(function, jobs: list[tuple], *, workers: int = 1, label: str = "") 
     A job that raises ends the run with its error. Linux forks (imports are paid once), other
     systems spawn.
     """
-    bar = tqdm(total=len(jobs), desc=label, file=sys.stderr, disable=not jobs)
+    inside = multiprocessing.parent_process() is not None  # of a job: the outer bar tells enough
+    bar = tqdm(total=len(jobs), desc=label, file=sys.stderr, disable=not jobs or inside)
     results: list = [None] * len(jobs)
     with bar:
         if workers == 1 or not jobs:
