@@ -23,6 +23,7 @@ def checkout(folder: Path) -> Path:
         shutil.copytree(REPOSITORY / name, folder / name, ignore=skip)
     for name in ("dvc.yaml", "dvc.lock", ".dvcignore", ".gitignore", "params.yaml", "README.md"):
         shutil.copy(REPOSITORY / name, folder)
+    shutil.copytree(REPOSITORY / "results" / "published", folder / "results" / "published")
     (folder / "runs" / "executed").mkdir(parents=True)
     params = yaml.safe_load((folder / "params.yaml").read_text())
     params["run"] = {"scales": ["smoke"], "tasks": ["math"], "modes": ["opd"], "methods": ["trd"]}
@@ -88,6 +89,7 @@ def test_killed_three_times_it_ends_in_the_same_bytes(tmp_path):
     assert {Path(name).name for name in expected} == {
         "base.json", "base_again.json", "teacher.json", "trd.json",
         "opd_math_smoke.md", "opd_math_smoke.csv", "opd_math_smoke.tex",
+        "coverage_opd_math_smoke.csv", "diagnose_opd_math_smoke.md", "diagnose_opd_math_smoke.csv",
     }  # fmt: skip
     assert "up to date" in finish(whole)  # a second run does nothing, and says so
     said = trdlib(whole, "times")
@@ -100,9 +102,13 @@ def test_killed_three_times_it_ends_in_the_same_bytes(tmp_path):
     assert not (cut / "runs/smoke/math/y_o.parquet").exists()
     kill_when(cut, "runs/smoke/math/opd/trd/1/candidates/*")
     assert not (cut / "runs/smoke/math/opd/trd/1/adapter").exists()
-    kill_when(cut, "results/tables/*_smoke.md")
+    kill_when(cut, "results/tables/opd_math_smoke.md")
     finish(cut)
     assert in_smoke(results(cut)) == expected
+    page = (cut / "results" / "report.html").read_text()
+    cells = (cut / "results" / "tables" / "opd_math_smoke.md").read_text().splitlines()
+    trd = next(line for line in cells if line.startswith("| trd "))
+    assert all(cell.strip() in page for cell in trd.split("|")[1:-1])
 
 
 def test_a_wrong_parameter_stops_before_any_model_loads(tmp_path):

@@ -48,6 +48,7 @@ summary { cursor: pointer; }
     border-right: 1px solid var(--line); }
   main { padding: 1rem 2rem; }
 }
+@media (max-width: 700px) { figure { overflow-x: auto; } img { max-width: none; height: 15rem; } }
 @media print { nav { display: none; } body { display: block; } }
 """
 
