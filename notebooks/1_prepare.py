@@ -21,7 +21,9 @@
 # problem sets of a scale in one schema (`id, source, problem, answer, solution`) and looks at them.
 # At the procedural scales (`smoke`, `tiny`) it also shows how the student and the teacher came
 # about: they are pretrained from scratch by the pipeline, to accuracy thresholds, three times over,
-# so that a "seed" is another base model and not only another LoRA initialisation.
+# so that a "seed" is another base model and not only another LoRA initialisation. At the scales of
+# the paper (`qwen3-*`) problems and models come from the hub, each at one commit, and a seed is
+# another set of rollouts and another LoRA initialisation of the same weights.
 
 # %% tags=["parameters"]
 scale = "smoke"  # a scale of params.yaml
@@ -31,17 +33,18 @@ task = "math"
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from trdlib import config, data, models, parallel, rollout, tiny
+from trdlib import config, data, hub, models, parallel, rollout, sources
 
 run = config.run(scale, task)
-sets = tiny.prepare(run)
+sets = sources.prepare(run)
 
 # %% [markdown]
 # ## The problem sets
 #
 # `train` is what the student attempts, `validation` chooses learning rates, the rest are
-# benchmarks. No problem stands in two sets, nor was one of three steps or more seen in pretraining:
-# a hash of its text decides which split it may be used in.
+# benchmarks. No problem stands in two sets, nor was a procedural one of three steps or more seen in
+# pretraining: a hash of its text decides which split it may be used in. Published train problems
+# that occur in a benchmark are removed.
 
 # %%
 data.check_disjoint(sets)
@@ -53,6 +56,15 @@ pd.DataFrame(
 ).set_index("set").fillna(0).astype(int)
 
 # %% [markdown]
+# Published problems: the file each set was made from, and how many of its rows were left out, for
+# what reason. (Procedural problems have no file.)
+
+# %%
+published = isinstance(run.settings.data, config.HubData)
+files = data.read_json(run.data / hub.REPORT)["sources"] if published else {}
+pd.DataFrame(files).T.drop(columns="sha256", errors="ignore").fillna("")
+
+# %% [markdown]
 # One problem of each source, with its reference solution. In a **chain** each line is a step of
 # arithmetic modulo 7: after a wrong line the next line is still a valid lesson. In a **trail** a
 # hidden table gives each letter a turn (`<` adds 1, `^` 2, `>` 4, `/` 7, modulo 10). With the flag
@@ -61,7 +73,7 @@ pd.DataFrame(
 # %%
 for source, group in sets["train"].groupby("source"):
     row = group.iloc[0]
-    print(f"--- {source}: {row['problem']}   answer {row['answer']}\n{row['solution']}\n")
+    print(f"--- {source}: {row['problem']}   answer {row['answer']}\n{row['solution'][:2000]}\n")
 
 # %% [markdown]
 # What the student is asked, token by token. The same `render` makes this prompt for rollout,
@@ -75,38 +87,44 @@ prompt = rollout.student_prompts(run, run.settings.seeds[0], [sets["train"].iloc
 # %% [markdown]
 # ## The models
 #
-# Left: pretraining loss by step (a running mean of 25 steps). A foundation learns both tasks;
-# student and teacher are two forks of it. The student is then taught false beliefs about a quarter
-# of the arithmetic facts and half of the letters only. Right: accuracy at the temperature of the
-# rollouts on unseen problems. Pretraining stops when the thresholds of `params.yaml` hold.
+# Published models come as they are. For those that the pipeline pretrains, left: loss by step (a
+# running mean of 25 steps). A foundation learns both tasks; student and teacher are two forks of
+# it. The student is then taught false beliefs about a quarter of the arithmetic facts and half of
+# the letters only. Right: accuracy at the temperature of the rollouts on unseen problems.
+# Pretraining stops when the thresholds of `params.yaml` hold.
 
 # %%
-logs = {
-    (role, seed): data.read_json(config.root() / run.model_path(role, seed) / "pretraining.json")
-    for role in ("student", "teacher")
-    for seed in run.settings.seeds
-}
-fig, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), width_ratios=[1, 1.3])
-style = {"student": "-", "teacher": "--"}
-for (role, seed), log in logs.items():
-    smooth = pd.Series(log["loss"]).rolling(25, min_periods=1).mean()
-    left.plot(smooth, style[role], color=f"C{seed}", lw=1, label=f"{role}, seed {seed}")
-left.set(xlabel="step", ylabel="loss (nats)", yscale="log", title="pretraining")
-left.legend(fontsize=7)
-measured = pd.DataFrame(
-    [
-        {"what": f"{role}: {name}", "seed": seed, "accuracy": value}
-        for (role, seed), log in logs.items()
-        for name, value in log["accuracy"].items()
-    ],
-    columns=["what", "seed", "accuracy"],
-)
-for seed, group in measured.groupby("seed"):
-    right.plot(group["accuracy"], group["what"], "o", color=f"C{seed}", label=f"seed {seed}", ms=5)
-right.set(xlim=(-0.03, 1.03), xlabel="accuracy", title="what each model can do")
-right.grid(axis="x", alpha=0.3)
-fig.tight_layout()
-plt.show()
+roles = [role for role in ("student", "teacher") if getattr(run.settings.models, role)]
+places = {(role, seed): run.model_path(role, seed) for role in roles for seed in run.settings.seeds}
+pd.Series(places, name="model").unstack(0)
+
+# %%
+if run.settings.pretraining:
+    logs = {
+        key: data.read_json(config.root() / p / "pretraining.json") for key, p in places.items()
+    }
+    fig, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), width_ratios=[1, 1.3])
+    style = {"student": "-", "teacher": "--"}
+    for (role, seed), log in logs.items():
+        smooth = pd.Series(log["loss"]).rolling(25, min_periods=1).mean()
+        left.plot(smooth, style[role], color=f"C{seed}", lw=1, label=f"{role}, seed {seed}")
+    left.set(xlabel="step", ylabel="loss (nats)", yscale="log", title="pretraining")
+    left.legend(fontsize=7)
+    measured = pd.DataFrame(
+        [
+            {"what": f"{role}: {name}", "seed": seed, "accuracy": value}
+            for (role, seed), log in logs.items()
+            for name, value in log["accuracy"].items()
+        ],
+        columns=["what", "seed", "accuracy"],
+    )
+    for seed, group in measured.groupby("seed"):
+        label = f"seed {seed}"
+        right.plot(group["accuracy"], group["what"], "o", color=f"C{seed}", label=label, ms=5)
+    right.set(xlim=(-0.03, 1.03), xlabel="accuracy", title="what each model can do")
+    right.grid(axis="x", alpha=0.3)
+    fig.tight_layout()
+    plt.show()
 
 # %%
 parallel.write_timing(f"1_prepare-{scale}-{task}", run.settings.workers)

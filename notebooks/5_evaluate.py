@@ -33,10 +33,10 @@ method = "trd"  # a method of params.yaml, or all; with mode none: base, base_ag
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from trdlib import config, distill, evaluate, parallel, tiny
+from trdlib import config, distill, evaluate, parallel, sources
 
 runs = config.runs(scale, task, mode, method)
-tiny.prepare(runs[0])
+sources.prepare(runs[0])
 if mode != "none":
     for run in runs:
         distill.distill(run)

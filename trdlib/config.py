@@ -18,7 +18,7 @@ from typing import Annotated, Literal, get_args
 
 import pydantic
 import yaml
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag
 
 Task = Literal["math"]
 Mode = Literal["opd", "opsd"]
@@ -145,10 +145,69 @@ class ProblemSet(_Section):
 
 
 class Data(_Section):
+    """Procedural problems (tiny.py)."""
+
     train: tuple[ProblemSet, ...]
     validation: tuple[ProblemSet, ...]
     benchmarks: dict[str, ProblemSet]
     seed: int = 0
+
+
+class Columns(_Section):
+    """What a published file calls the columns of our schema."""
+
+    problem: str
+    answer: str
+    solution: str | None = None
+    id: str | None = None  # None: the number of the row
+
+
+class HubSet(_Section):
+    """One file of a dataset on the hub, at one commit."""
+
+    repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
+    revision: str = Field(pattern=r"^[0-9a-f]{40}$")  # a branch or a tag may move, a commit not
+    file: str = Field(pattern=r"\.(parquet|jsonl|json)$")
+    columns: Columns
+    rows: PositiveInt  # in the file
+    leave_out: dict[str, str] = {}  # column -> value: rows that are not wanted
+    kept: PositiveInt | None = None  # rows after that
+
+    @pydantic.model_validator(mode="after")
+    def _counts(self):
+        if bool(self.leave_out) != bool(self.kept):
+            raise ValueError("leave_out and kept go together: how many rows should be left?")
+        if self.kept and self.kept >= self.rows:
+            raise ValueError(f"kept {self.kept} must be less than rows {self.rows}")
+        return self
+
+    @property
+    def problems(self) -> int:
+        """Of a benchmark: how many it asks."""
+        return self.kept or self.rows
+
+
+class HubData(_Section):
+    """Published problems (hub.py)."""
+
+    train: HubSet
+    train_problems: PositiveInt | None = None  # drawn by a hash; None: all that are left
+    validation_problems: PositiveInt  # held out of the train set, by the same hash
+    benchmarks: dict[str, HubSet] = Field(min_length=1)
+    require_solution: bool = False  # train problems without a reference solution are left out
+    root: str | None = None  # a folder with <repo>/<file> that stands in for the hub
+    seed: int = 0
+
+
+def _kind_of_data(value) -> str:
+    train = value.get("train") if isinstance(value, dict) else getattr(value, "train", None)
+    return "hub" if isinstance(train, dict | HubSet) else "procedural"
+
+
+AnyData = Annotated[
+    Annotated[Data, Tag("procedural")] | Annotated[HubData, Tag("hub")],
+    Discriminator(_kind_of_data),
+]
 
 
 class PretrainStage(_Section):
@@ -209,7 +268,7 @@ class Scale(_Section):
     seeds: tuple[int, ...] = (0, 1, 2)
     workers: PositiveInt = 1  # processes that share the jobs of a stage (CPU scales)
     models: Models
-    data: Data
+    data: AnyData
     lengths: Lengths
     rollout: Sampling
     refinement: Sampling
@@ -227,6 +286,12 @@ class Scale(_Section):
             raise ValueError("refinement.samples must be 1: each attempt gets one rewrite")
         if "opd" in self.modes and self.models.teacher is None:
             raise ValueError("mode opd needs models.teacher: name one, or drop opd from modes")
+        published = isinstance(self.data, HubData)
+        if published and "opsd" in self.modes and not self.data.require_solution:
+            raise ValueError(
+                "mode opsd shows the teacher a reference solution: set data.require_solution, or "
+                "drop opsd from modes"
+            )
         return self
 
 
@@ -297,7 +362,8 @@ def load(path: str | os.PathLike = "params.yaml") -> Settings:
         return Settings(**raw, scales=scales)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        tags = ("procedural", "hub")  # of the kinds of data: not in the file
+        where = ".".join(str(part) for part in first["loc"] if part not in tags)
         what = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             what = "unknown key; remove it or correct its spelling"

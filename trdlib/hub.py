@@ -1,0 +1,257 @@
+"""Published problem sets, each one file at one commit of the hub, in the one schema.
+
+Paper section 3: DeepScaleR to train on; AIME24, AIME25, HMMT Feb 2025, BeyondAIME and the 39
+problems of AMO-Bench whose answer is not a description. What is done to them, and counted:
+
+1. Every file must have the columns and the number of rows that params.yaml says.
+2. An answer that is boxed, or wrapped in `$`, is unwrapped. (AIME24 publishes its answers as boxed
+   solutions.) Problems are left as they are published: those of AMO-Bench end with an instruction
+   of their own on how to write the answer.
+3. Of the train set we drop problems without an answer, without a solution where one is required,
+   problems that occur twice, and problems that occur in a benchmark. Two problems are the same if
+   their texts agree but for case, white space, LaTeX spacing and delimiters, and punctuation; a
+   reworded problem is not found.
+4. Validation and train problems are drawn by a hash of their text.
+
+The commits in params.yaml are those that public code pins for these files. They were not looked up
+on the hub itself, which was out of reach when this was written. Unknown is which commits the
+paper's authors used, which rows of DeepScaleR they trained on, and what they do with its many rows
+without a solution.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from trdlib import config, data, grading
+from trdlib.config import HubData, HubSet
+
+REPORT = "sources.json"  # beside the prepared sets: commits, file hashes, counts
+
+
+class SourceError(RuntimeError):
+    """A source is out of reach or is not what params.yaml says; the message says how to mend it."""
+
+
+# ------------------------------------------------------------------------------------- one file
+
+
+def fetch(one: HubSet, root: str | None) -> Path:
+    """The file: under root (relative to the project) if there is one, else from the hub's cache."""
+    if root is not None:
+        path = config.root() / root / one.repo / one.file
+        if not path.is_file():
+            raise SourceError(
+                f"{root}/{one.repo}/{one.file} does not exist: put the file there, or set "
+                "data.root to null to use the hub"
+            )
+        return path
+    from huggingface_hub import errors, hf_hub_download
+
+    try:
+        return Path(hf_hub_download(one.repo, one.file, repo_type="dataset", revision=one.revision))
+    except errors.GatedRepoError:
+        raise SourceError(
+            f"{one.repo} is gated: accept its terms on the hub and log in, or set data.root"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise SourceError(
+            f"{one.repo} is not on the hub, or is private: correct repo in params.yaml, or log in"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise SourceError(
+            f"{one.repo} has no commit {one.revision}: correct revision in params.yaml"
+        ) from None
+    except errors.RemoteEntryNotFoundError:
+        raise SourceError(
+            f"{one.repo} has no file {one.file} at its commit {one.revision[:8]}: correct file in "
+            "params.yaml"
+        ) from None
+    except OSError as error:  # offline, no connection, an error of the server
+        why = type(error.__cause__ or error).__name__
+        raise SourceError(
+            f"{one.repo}: the hub cannot be reached ({why}): go online once, or set data.root to a "
+            f"folder with {one.repo}/{one.file}"
+        ) from None
+
+
+def read_rows(one: HubSet, path: Path) -> list[dict]:
+    """The file's rows, with the number of rows and the columns that the settings say."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        if path.suffix == ".parquet":
+            rows = pq.read_table(path).to_pylist()
+        elif path.suffix == ".jsonl":
+            lines = path.read_text(encoding="utf-8").split("\n")
+            rows = [json.loads(line) for line in lines if line.strip()]
+        else:
+            rows = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, pa.ArrowException):
+        raise SourceError(
+            f"{one.repo}: {one.file} is not a valid {path.suffix[1:]} file: fetch it again"
+        ) from None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise SourceError(f"{one.repo}: {one.file} is not a list of rows: correct file")
+    if len(rows) != one.rows:
+        raise SourceError(
+            f"{one.repo}: {one.file} has {len(rows)} rows, not {one.rows}: the dataset changed, "
+            "correct revision or rows in params.yaml"
+        )
+    there = set.union(*(set(row) for row in rows))
+    for column in [*filter(None, one.columns.model_dump().values()), *one.leave_out]:
+        if column not in there:
+            raise SourceError(
+                f"{one.repo}: {one.file} has no column {column!r} but {', '.join(sorted(there))}: "
+                "correct columns or leave_out in params.yaml"
+            )
+    return rows
+
+
+def _text(value) -> str:
+    return "" if value is None else str(value).strip()
+
+
+def plain_answer(value) -> str:
+    """An answer without its box and its dollars: `$\\boxed{5}$` -> `5`, 42 -> `42`."""
+    text = _text(value)
+    text = grading.boxed(text) or text
+    inner = text.strip("$").strip()
+    return inner if "$" not in inner else text
+
+
+def load(one: HubSet, root: str | None) -> tuple[pd.DataFrame, dict]:
+    """One set in the schema, and what the report says of it. An id ends in the row's own id or
+    number."""
+    path = fetch(one, root)
+    rows, columns, name = read_rows(one, path), one.columns, one.repo.split("/")[1]
+    records = [
+        (
+            f"{name}-{number if columns.id is None else _text(row[columns.id])}",
+            one.repo,
+            _text(row.get(columns.problem)),
+            plain_answer(row.get(columns.answer)),
+            _text(row.get(columns.solution)),
+        )
+        for number, row in enumerate(rows)
+        if not any(_text(row.get(column)) == value for column, value in one.leave_out.items())
+    ]
+    if len(records) != one.problems:
+        raise SourceError(
+            f"{one.repo}: {len(records)} rows are left without {one.leave_out}, not "
+            f"{one.problems}: the dataset changed, correct leave_out or kept in params.yaml"
+        )
+    report = {
+        "repo": one.repo,
+        "revision": one.revision,
+        "file": one.file,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "rows": len(rows),
+        "left_out": len(rows) - len(records),
+    }
+    return pd.DataFrame(records, columns=data.COLUMNS), report
+
+
+# ------------------------------------------------------------------------------------ the sets
+
+_SPACING = re.compile(
+    r"\\(?:[,;:!> ()\[\]]|(?:q?quad|left|right|displaystyle|limits|thinspace)(?![a-z]))"
+)
+_PUNCTUATION = re.compile(r"[$~{}\"'`’‘“”?!;:]|(?<!\d)[.,]|[.,](?!\d)")
+
+
+def normal(problem: str) -> str:
+    """The text by which two problems are the same; signs that carry meaning stay (1.5, a-b)."""
+    text = re.sub(r"\\[dt]frac", r"\\frac", problem.lower())
+    return _PUNCTUATION.sub("", re.sub(r"\s", "", _SPACING.sub("", text)))
+
+
+def _train(settings: HubData, frame: pd.DataFrame, benchmarks: list[pd.DataFrame], report: dict):
+    """-> (train, validation), without what does not belong there; the counts go into report."""
+    asked = {normal(problem) for one in benchmarks for problem in one["problem"]}
+
+    def drop(what: str, bad: pd.Series) -> None:
+        nonlocal frame
+        report[what] = int(bad.sum())
+        frame = frame[~bad]
+
+    drop("without_problem_or_answer", (frame["problem"] == "") | (frame["answer"] == ""))
+    if settings.require_solution:
+        drop("without_solution", frame["solution"] == "")
+    drop("in_a_benchmark", frame["problem"].map(normal).isin(asked))
+    drop("twice", frame["problem"].map(normal).duplicated())
+    wanted = settings.validation_problems + (settings.train_problems or 1)
+    if len(frame) < wanted:
+        raise SourceError(
+            f"{settings.train.repo}: {len(frame)} problems are left and {wanted} are wanted: lower "
+            "train_problems or validation_problems in params.yaml"
+        )
+    drawn = frame["problem"].map(lambda p: config.content_hash(settings.seed, normal(p)))
+    order = drawn.sort_values(kind="stable").index
+    held_out, rest = order[: settings.validation_problems], order[settings.validation_problems :]
+    parts = [frame.loc[i.sort_values()] for i in (rest[: settings.train_problems], held_out)]
+    return [part.reset_index(drop=True) for part in parts]
+
+
+def _collect(settings: HubData) -> tuple[dict[str, pd.DataFrame], dict]:
+    loaded = {name: load(one, settings.root) for name, one in settings.benchmarks.items()}
+    benchmarks, reports = ({name: pair[i] for name, pair in loaded.items()} for i in (0, 1))
+    everything, about = load(settings.train, settings.root)
+    train, validation = _train(settings, everything, list(benchmarks.values()), about)
+    frames = {"train": train, "validation": validation, **benchmarks}
+    for name, frame in frames.items():
+        data.check(frame, name)
+    data.check_disjoint(frames)
+    return frames, {"train": about, **reports}
+
+
+def problem_sets(settings: HubData) -> dict[str, pd.DataFrame]:
+    """train, validation and every benchmark, in the one schema; SourceError says what is wrong."""
+    return _collect(settings)[0]
+
+
+def _check_unchanged(old: dict, new: dict, where: str) -> None:
+    for name, about in new.items():
+        before, key = old.get(name, {}), ("repo", "revision", "file")
+        same_commit = all(before.get(k) == about[k] for k in key)
+        if same_commit and before["sha256"] != about["sha256"]:
+            raise SourceError(
+                f"{about['repo']}: {about['file']} is not the file that {where} was made from, "
+                f"though its commit is the same: restore it, or delete {where} to accept it"
+            )
+
+
+def prepare(run: config.Run) -> dict[str, pd.DataFrame]:
+    """The problem sets of a hub scale: read if they are of these settings and this code, else made.
+
+    A local root is read each time. Beside the sets lies REPORT. Raises SourceError, also if a
+    file's content changed under the same commit.
+    """
+    settings, folder = run.settings.data, run.data
+    path = folder / REPORT
+    old = data.read_json(path) if path.is_file() else {"sources": {}}
+    code = config.code_hash(sys.modules[__name__])
+    made_by = config.content_hash(settings.model_dump(exclude={"root"}), code)
+    if settings.root is None and old.get("made_by") == made_by:
+        names = ("train", "validation", *settings.benchmarks)
+        frames = {name: data.load(folder / f"{name}.parquet") for name in names}
+        if all(frame is not None for frame in frames.values()):
+            return frames
+    frames, sources = _collect(settings)
+    _check_unchanged(old["sources"], sources, f"data/{run.scale}/{run.task}")
+    for name, frame in frames.items():
+        about = sources.get(name, sources["train"])
+        stamp = config.content_hash(frame.values.tolist(), about["revision"], about["sha256"])
+        if data.load(folder / f"{name}.parquet", stamp) is None:
+            data.save(frame, folder / f"{name}.parquet", stamp)
+    report = {"made_by": made_by, "sources": sources}
+    if report != old:
+        data.write_json(path, report)
+    return frames

@@ -1,0 +1,16 @@
+"""The problems of a scale, whatever they are: published (hub.py) or procedural (tiny.py)."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from trdlib import config, hub, tiny
+
+
+def prepare(run: config.Run) -> dict[str, pd.DataFrame]:
+    """train, validation and every benchmark, on file and returned; a procedural scale's models too.
+
+    What is there and still right is kept: every notebook starts with this.
+    """
+    kind = hub if isinstance(run.settings.data, config.HubData) else tiny
+    return kind.prepare(run)
