@@ -54,7 +54,7 @@ def at(raw, path, value):
         ("scales/smoke/training/micro_batch_size", 3, "multiple of micro_batch_size 3"),
         ("scales/tiny/rollout/temperature", -1, "temperature.*not -1"),
         ("scales/tiny/refinement/samples", 2, "refinement.samples must be 1"),
-        ("run/scales", ["huge"], "no scale 'huge': choose from smoke, tiny"),
+        ("run/scales", ["huge"], "no scale 'huge': choose from .*smoke, tiny"),
         ("run/methods", ["dpo"], "no method 'dpo'"),
         ("scales/tiny/modes", ["opd"], "no mode of the scale tiny 'opsd'"),
         ("run/tasks", ["poetry"], "tasks.*not 'poetry'"),

@@ -6,6 +6,7 @@ train set is smaller. The hub itself is stood in for by a server that speaks its
 
 import http.server
 import json
+import shutil
 import threading
 
 import pandas as pd
@@ -505,3 +506,17 @@ def test_one_sentence_for_each_fault_of_the_settings(tmp_path, path, value, word
         config.load(tmp_path / "params.yaml")
     assert "scales.qwen3-1.7b" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_first_notebook_shows_published_problems(settings, tmp_path, monkeypatch, capsys):
+    """Notebook 1 at a hub scale; a smoke model, in the folder of that name, stands in for Qwen3."""
+    shutil.copytree(REPOSITORY / "models" / "smoke" / "0" / "student", tmp_path / "Qwen/Qwen3-1.7B")
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    script = (REPOSITORY / "notebooks" / "1_prepare.py").read_text()
+    assert script.count('scale = "smoke"') == 1
+    seen = {}
+    exec(script.replace('scale = "smoke"', 'scale = "qwen3-1.7b"'), seen)
+    assert seen["published"]
+    assert set(seen["files"]) == {"train", *settings.benchmarks}
+    assert "agentica-org/DeepScaleR-Preview-Dataset: Find the" in capsys.readouterr().out
+    assert (seen["run"].data / "train.parquet").is_file()
