@@ -17,7 +17,8 @@ NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 def test_there_is_one_for_each_step():
     names = [path.stem for path in NOTEBOOKS]
     assert names == sorted(p.stem for p in (REPOSITORY / "notebooks").glob("*.py"))
-    assert {"1_prepare", "2_rollout", "3_refine", "4_distill", "5_evaluate", "7_tables"} <= {*names}
+    steps = ["prepare", "rollout", "refine", "distill", "evaluate", "diagnose", "tables"]
+    assert {f"{number}_{step}" for number, step in enumerate(steps, 1)} <= {*names}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -47,7 +48,8 @@ def test_each_runs_alone_from_jupyter(tmp_path):
     shutil.copytree(REPOSITORY / "models" / "smoke", tmp_path / "models" / "smoke")
     shutil.copy(REPOSITORY / "params.yaml", tmp_path)
     # 4 first: it must make its own attempts and rewrites
-    order = ["4_distill", "1_prepare", "2_rollout", "3_refine", "5_evaluate", "7_tables"]
+    order = ["4_distill", "1_prepare", "2_rollout", "3_refine", "5_evaluate", "6_diagnose"]
+    order += ["7_tables"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-cell-timeout=300", "-q",
          "-p", "no:cacheprovider", "-p", "no:xdist", *(f"notebooks/{n}.ipynb" for n in order)],
@@ -55,5 +57,6 @@ def test_each_runs_alone_from_jupyter(tmp_path):
         env={k: v for k, v in os.environ.items() if not k.startswith("PYTEST")},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert (tmp_path / "results" / "tables" / "opd_math_smoke.md").is_file()
+    for name in ("opd_math_smoke.md", "diagnose_opd_math_smoke.csv"):
+        assert (tmp_path / "results" / "tables" / name).is_file()
     assert (tmp_path / "runs" / "smoke" / "math" / "opd" / "trd" / "0" / "adapter").is_dir()
