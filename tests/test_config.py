@@ -56,6 +56,7 @@ def at(raw, path, value):
         ("methods/forward_kl/subset", "failed_then_passed", "defined by y_r"),
         ("scales/tiny/models/teacher", None, "opd needs models.teacher"),
         ("scales/smoke/training/micro_batch_size", 3, "multiple of micro_batch_size 3"),
+        ("scales/tiny/onsets", [], "onsets.*at least 1 item"),
         ("scales/tiny/rollout/temperature", -1, "temperature.*not -1"),
         ("scales/tiny/refinement/samples", 2, "refinement.samples must be 1"),
         ("run/scales", ["huge"], "no scale 'huge': choose from smoke, tiny"),
