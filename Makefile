@@ -39,7 +39,7 @@ repro: setup
 	fi; \
 	if [ -n "$(FROM_SCRATCH)" ]; then rm -rf models/tiny runs/tiny/pretraining; fi; \
 	python -m trdlib check && dvc repro --glob 'refine@*' && { \
-		printf '%s\n' 'distill@*-opd-* evaluate@*-opd' 'distill@*-opsd-* evaluate@*-opsd' 'reference@*' \
+		printf '%s\n' 'distill@*-opd-* evaluate@*-opd' 'distill@*-opsd-* evaluate@*-opsd' 'reference@* diagnose@* audit' \
 			| xargs -P 3 -L 1 dvc repro -s --glob || true; \
 	} && dvc repro && \
 	python -m trdlib readme $(if $(SCALE),--print-only) && python -m trdlib times --since $$start

@@ -42,7 +42,8 @@ written = landscape.write(run, table)
 # Red: what TRD gains over the best token-level method on the student's own attempt. Green: over
 # training on the teacher's own solution, with no attempt in sight (`off_policy`): is the attempt
 # needed at all? Bands resample problems, the small ticks are the base models. Under each value
-# stands the share of rewrites that are right. The first value of a knob is shared by all panels.
+# stands the share of rewrites (for the student's strength: of the base's answers) that are right.
+# All panels share the cell where every knob rests.
 
 # %%
 landscape.figure(run, table)

@@ -300,6 +300,18 @@ def test_a_given_learning_rate_is_taken(smoke):
     assert data.read_json(run.adapter(2) / "run.json")["learning_rate"] == 0.003
 
 
+def test_a_subset_trains_with_its_own_rates_and_says_how_many_rows(smoke):
+    run = smoke("opd", "forward_kl_failed")
+    choice = distill.distill(run)
+    assert choice["grid"] == list(run.settings.training.subset_learning_rates)
+    assert choice["validation_by_seed"] == {}  # one rate: nothing to choose
+    y_o = rollout.attempts(run)
+    failed = y_o[~y_o["correct"]].groupby("seed").size()
+    assert choice["rows_by_seed"] == failed.reindex(run.settings.seeds).tolist()
+    for seed in run.settings.seeds:
+        assert choice["adapters"][str(seed)] == config.weights_hash(run.adapter(seed))
+
+
 def test_ties_go_to_the_smaller_rate():
     assert distill.best_rate({0.2: [0.5, 0.7], 0.1: [0.6, 0.6], 0.4: [0.1, 0.9]}) == 0.1
     assert distill.best_rate({0.2: [0.5, 0.8], 0.1: [0.6, 0.6]}) == 0.2

@@ -17,16 +17,8 @@ NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 def test_there_is_one_for_each_step():
     names = [path.stem for path in NOTEBOOKS]
     assert names == sorted(p.stem for p in (REPOSITORY / "notebooks").glob("*.py"))
-    wanted = [
-        "1_prepare",
-        "2_rollout",
-        "3_refine",
-        "4_distill",
-        "5_evaluate",
-        "7_tables",
-        "8_audit",
-    ]
-    assert {*wanted} <= {*names}
+    steps = ["prepare", "rollout", "refine", "distill", "evaluate", "diagnose", "tables", "audit"]
+    assert {f"{number}_{step}" for number, step in enumerate(steps, 1)} <= {*names}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -61,7 +53,8 @@ def test_each_runs_alone_from_jupyter(tmp_path):
     shutil.copytree(REPOSITORY / "results" / "published", tmp_path / "results" / "published")
     shutil.copy(REPOSITORY / "params.yaml", tmp_path)
     # 4 first: it must make its own attempts and rewrites
-    order = ["4_distill", "1_prepare", "2_rollout", "3_refine", "5_evaluate", "7_tables", "8_audit"]
+    order = ["4_distill", "1_prepare", "2_rollout", "3_refine", "5_evaluate", "6_diagnose"]
+    order += ["6_map", "7_tables", "8_audit"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-cell-timeout=300", "-q",
          "-p", "no:cacheprovider", "-p", "no:xdist", *(f"notebooks/{n}.ipynb" for n in order)],
@@ -69,6 +62,8 @@ def test_each_runs_alone_from_jupyter(tmp_path):
         env={k: v for k, v in os.environ.items() if not k.startswith("PYTEST")},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert (tmp_path / "results" / "tables" / "opd_math_smoke.md").is_file()
-    assert (tmp_path / "results" / "tables" / "audit.md").is_file()
+    for name in (
+        "opd_math_smoke.md", "diagnose_opd_math_smoke.csv", "map_smoke.md", "audit.md",
+    ):  # fmt: skip
+        assert (tmp_path / "results" / "tables" / name).is_file()
     assert (tmp_path / "runs" / "smoke" / "math" / "opd" / "trd" / "0" / "adapter").is_dir()

@@ -50,6 +50,22 @@ def test_compute_of_the_jobs_is_clocked(workers):
     assert 0.39 < clocked < 0.79  # both jobs, each once
 
 
+def fill_memory(mib):
+    return len(bytearray(mib * 2**20))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_meter_sees_compute_and_memory_of_the_jobs(workers):
+    with parallel.metered() as before:
+        pass
+    assert before["core_seconds"] == 0
+    with parallel.metered() as cost:
+        parallel.run_jobs(compute, [(0.2,), (0.1,)], workers=workers)
+        parallel.run_jobs(fill_memory, [(500 * workers,)], workers=workers)
+    assert 0.29 < cost["core_seconds"] < 0.6
+    assert cost["peak_mib"] > before["peak_mib"] + 300
+
+
 PARENT = """
 import os, sys, time
 from trdlib import parallel

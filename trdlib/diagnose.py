@@ -29,6 +29,7 @@ import torch
 from trdlib import config, data, distill, divergence, models, parallel, refine, rollout, tiny
 
 MAX_PROBLEMS = 1024  # of the training set that are looked at
+GRADIENT_PROBLEMS = 64  # of each source in a summed gradient
 BINS, BEFORE, AFTER = 10, 8, 20  # of the relative position; tokens around the first mistake
 _CURVES = ["forward_kl", "reverse_kl", "teacher_entropy", "onset_mass", "own_mass", "pivot_mass"]
 _CURVES += ["cosine"]
@@ -47,7 +48,9 @@ def responses(run: config.Run, limit: int = MAX_PROBLEMS) -> pd.DataFrame:
     """
     problems = data.problems(run.data, "train")
     y_o = rollout.attempts(run)
+    wanted = y_o["id"].isin(problems["id"][:limit])
     y_r = refine.rewrites(run, y_o).drop(columns="y_o_correct")
+    y_o, y_r = y_o[wanted].reset_index(drop=True), y_r[wanted].reset_index(drop=True)
     verdict = y_o["correct"].map({True: "passed", False: "failed"})
     shared = {"row": range(len(y_o)), "attempt": y_o["text"], "verdict": verdict}
     y_r["kept"] = [kept(*pair) for pair in zip(y_o["token_ids"], y_r["token_ids"], strict=True)]
@@ -64,7 +67,7 @@ def responses(run: config.Run, limit: int = MAX_PROBLEMS) -> pd.DataFrame:
     both["wrong"] = [np.nan if f is None else f.index for f in found]
     both["right"] = [-1 if f is None else tokenizer.convert_tokens_to_ids(f.right) for f in found]
     both["start"] = both["row"].map(both[both["trajectory"] == "y_o"].set_index("row")["wrong"])
-    return both[both["id"].isin(problems["id"][:limit])].reset_index(drop=True)
+    return both
 
 
 def kept(attempt, rewrite) -> float:
@@ -86,23 +89,6 @@ def transitions(responses: pd.DataFrame) -> pd.DataFrame:
 # -------------------------------------------------------------------------------------- per token
 
 
-def onset_ids(tokenizer, words) -> list[int]:
-    """First tokens of the onset words, with and without a leading space, in ascending order.
-
-    A first token of a single letter says nothing and is left out. Raises ValueError for a word of
-    which nothing is left.
-    """
-    found: set[int] = set()
-    for word in words:
-        first = {tokenizer.encode(s + word, add_special_tokens=False)[0] for s in ("", " ")}
-        texts = {token: tokenizer.decode([token]).strip() for token in first}
-        own = {token for token, text in texts.items() if len(text) > 1 and word.startswith(text)}
-        if not own:
-            raise ValueError(f"the tokenizer has no first token for the onset {word!r}: drop it")
-        found |= own
-    return sorted(found)
-
-
 @torch.no_grad()
 def token_signals(
     student_hidden, student_head, teacher_hidden, teacher_head, targets, *, onsets, rights
@@ -113,7 +99,8 @@ def token_signals(
     targets (N,). Heads (V, H). onsets: token ids; rights (N,): the right token, or -1 where none
     is known. forward_kl, reverse_kl, teacher_entropy in nats; student_logp, teacher_logp of the
     target; onset_mass and right_mass: the teacher's probability (right_mass NaN where unknown);
-    gradient (N, H_S): of the forward KL by the student's hidden state, (s - t) @ head.
+    onset_kl: what the onset words add to the forward KL; own_kl: what the target adds to the
+    reverse KL; gradient (N, H_S): of the forward KL by the student's hidden state, (s - t) @ head.
     """
     parts, size = [], max(1, divergence.CHUNK_ELEMENTS // len(student_head))
     for start in range(0, len(targets), size):
@@ -131,6 +118,8 @@ def token_signals(
                 "student_logp": log_s.gather(-1, target)[:, 0],
                 "teacher_logp": log_t.gather(-1, target)[:, 0],
                 "onset_mass": t[:, onsets].sum(-1),
+                "onset_kl": (t * (log_t - log_s))[:, onsets].sum(-1),
+                "own_kl": (s * (log_s - log_t)).gather(-1, target)[:, 0],
                 "right_mass": right_mass[:, 0],
                 "gradient": ((s - t).to(student_head.dtype) @ student_head).float(),
             }
@@ -156,7 +145,7 @@ def _score(run: config.Run, seed: int, table: pd.DataFrame) -> pd.DataFrame:
     models.check_same_vocabulary(tokenizer, same)
     table = table.sort_values("n_tokens", kind="stable")  # little padding
     heads = [models.head(model, len(tokenizer)) for model in (student, teacher)]
-    onsets = torch.tensor(onset_ids(tokenizer, run.settings.onsets), device=models.device())
+    onsets = torch.tensor(models.onset_ids(tokenizer, run.settings.onsets), device=models.device())
     size, rows, parts = run.settings.training.micro_batch_size, pairs(run, seed, table), []
     with torch.no_grad(), parallel.model_compute():
         for start in range(0, len(rows), size):
@@ -187,10 +176,9 @@ def _score(run: config.Run, seed: int, table: pd.DataFrame) -> pd.DataFrame:
 def scores(run: config.Run, responses: pd.DataFrame) -> pd.DataFrame:
     """One row per response token: trajectory, row, seed, position, and the signals on it.
 
-    forward_kl, reverse_kl, teacher_entropy, student_logp, teacher_logp (nats); onset_mass; own_mass
-    (the teacher's probability of the token that is there); right_mass (of the right token, at the
-    first wrong one); pivot_mass (right_mass there, onset_mass elsewhere); cosine (of the gradients
-    of this position and the one before it, see `token_signals`).
+    Those of `token_signals`; own_mass (the teacher's probability of the token that is there);
+    right_mass only at the first wrong token; pivot_mass (right_mass there, onset_mass elsewhere);
+    cosine (of the gradients of this position and the one before it) instead of gradient.
     """
     groups = responses.groupby(["trajectory", "seed"], sort=True)
     jobs = [(run, int(seed), table) for (_, seed), table in groups]
@@ -205,7 +193,7 @@ def scores(run: config.Run, responses: pd.DataFrame) -> pd.DataFrame:
 # --------------------------------------------------------------------------- means with intervals
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=4)
 def _drawn(problems: int, resamples: int) -> np.ndarray:
     """How often each problem is drawn: (problems, resamples). As in evaluate.bootstrap."""
     share = np.full(problems, 1 / problems)
@@ -268,25 +256,33 @@ def curves(run: config.Run, responses: pd.DataFrame, tokens: pd.DataFrame) -> pd
     return found[found["problems"] >= 0.1 * curve["problems"].transform("max")]
 
 
+def perplexities(responses: pd.DataFrame, tokens: pd.DataFrame) -> pd.DataFrame:
+    """The responses with student_nll and teacher_nll (mean of a token, in nats), and ppl_gap.
+
+    ppl_gap, the student's minus the teacher's, is the log of the ratio of their perplexities.
+    """
+    nll = tokens.groupby(["trajectory", "row"])[["student_logp", "teacher_logp"]].mean().mul(-1)
+    nll = nll.set_axis(["student_nll", "teacher_nll"], axis=1)
+    nll["ppl_gap"] = nll["student_nll"] - nll["teacher_nll"]
+    return responses.merge(nll.reset_index(), on=["trajectory", "row"])
+
+
 def summary(run: config.Run, responses: pd.DataFrame, tokens: pd.DataFrame) -> pd.DataFrame:
     """The numbers: one row per (source, trajectory, verdict, quantity), with their intervals.
 
     verdict: of the attempt, "failed", "passed" or "all". Quantities, per response: correct,
     fail_to_pass and pass_to_fail (shares of all attempts), unfinished, n_tokens, kept,
-    prompt_truncated, departed (it has a wrong token), student_nll and teacher_nll (nats per
-    token), ppl_gap (the student's minus the teacher's, the log of the ratio of perplexities). Per
-    token: forward_kl, reverse_kl, teacher_entropy, onset_mass, cosine. Where the first mistake is
-    known: kl_before, kl_at, kl_after and tokens_before ... (shares of the forward KL and of the
-    tokens, over the attempts with a mistake; y_r is cut at the same token), own_at and right_at
-    (the teacher's mass on the wrong token and on the right one), own_after and onset_after (its
-    mean mass on the token that is there and on onset words, after the mistake).
+    prompt_truncated, departed (it has a wrong token), and those of `perplexities`. Per token:
+    forward_kl, reverse_kl, teacher_entropy, onset_mass, cosine; onset_share (of the forward KL,
+    due to onset words) and own_share (of the reverse KL, due to the token that is there). Where
+    the first mistake is known: kl_before, kl_at, kl_after and tokens_before ... (shares of the
+    forward KL and of the tokens, over the attempts with a mistake; y_r is cut at the same token),
+    own_at and right_at (the teacher's mass on the wrong token and on the right one), own_after and
+    onset_after (its mean mass on the token that is there and on onset words, after the mistake).
     """
-    nll = tokens.groupby(["trajectory", "row"])[["student_logp", "teacher_logp"]].mean().mul(-1)
-    nll = nll.set_axis(["student_nll", "teacher_nll"], axis=1).reset_index()
-    rows = responses.merge(nll, on=["trajectory", "row"])
+    rows = perplexities(responses, tokens)
     failed, rewrite = rows["verdict"] == "failed", rows["trajectory"] == "y_r"
     rows = rows.assign(
-        ppl_gap=rows["student_nll"] - rows["teacher_nll"],
         unfinished=~rows["finished"],
         departed=rows["wrong"].notna() if rows["start"].notna().any() else np.nan,
         fail_to_pass=(failed & rows["correct"]).where(rewrite),
@@ -304,8 +300,10 @@ def summary(run: config.Run, responses: pd.DataFrame, tokens: pd.DataFrame) -> p
     located["onset_after"] = located["onset_mass"].where(x > 0)
     per_token = ["forward_kl", "reverse_kl", "teacher_entropy", "onset_mass", "cosine"]
     per_token += ["own_at", "right_at", "own_after", "onset_after"]
+    located = located.assign(onset_share=located["onset_kl"], own_share=located["own_kl"])
     departed = located[located["start"].notna()]
     plan = [(rows, per_row, ""), (located, per_token, "")]
+    plan += [(located, ["onset_share"], "forward_kl"), (located, ["own_share"], "reverse_kl")]
     plan += [(departed, [f"kl_{place}" for place in places], "forward_kl")]
     plan += [(departed, [f"tokens_{place}" for place in places], "")]
     found = []
@@ -313,7 +311,7 @@ def summary(run: config.Run, responses: pd.DataFrame, tokens: pd.DataFrame) -> p
         table = table.assign(**{n: table[n].astype(float) for n in names})
         table = pd.concat([table.assign(verdict="all"), table])
         found.append(estimates(run, table, names, ["trajectory", "verdict"], over))
-    return pd.concat(found, ignore_index=True)
+    return pd.concat([part for part in found if len(part)], ignore_index=True)
 
 
 # ------------------------------------------------------------- gradients against the reference's
@@ -325,6 +323,7 @@ def _cosines(run: config.Run, seed: int, responses: pd.DataFrame) -> list[tuple]
     tokenizer = models.load_tokenizer(run.model_path("student", seed))
     problems = data.problems(run.data, "train").set_index("id")["solution"]
     for source, mine in responses.groupby("source", sort=True):
+        mine = mine[mine["id"].isin(mine["id"].unique()[:GRADIENT_PROBLEMS])]
         y_o, y_r = (mine[mine["trajectory"] == name] for name in ("y_o", "y_r"))
         attempts, ends = pairs(run, seed, y_o), y_o["start"].fillna(np.inf)
         cut = [
@@ -353,7 +352,7 @@ def _gradient(distiller, rows: list[distill.Pair], trajectory: str, kind: str) -
     distiller.recipe = config.Method(trajectory=trajectory, divergence=kind)
     distiller.zero_grad()
     with parallel.model_compute():
-        for start in range(0, len(rows), 16):
+        for start in range(0, len(rows), 16):  # as in distill.token_losses
             batch = distill.collate(rows[start : start + 16])
             batch = {name: tensor.to(models.device()) for name, tensor in batch.items()}
             distiller.token_losses(**batch).sum().backward()
@@ -367,8 +366,8 @@ def reference_cosines(run: config.Run, responses: pd.DataFrame) -> pd.DataFrame:
 
     Cosine of its summed gradient with that of the cross-entropy of the reference solutions, with
     respect to the LoRA weights at step 0: mean of the base seeds; low and high are the lowest and
-    the highest of them. forward_kl_cut: on y_o up to its first wrong token. In the form of
-    `summary`, quantity "gradient_<objective>".
+    the highest of them. forward_kl_cut: on y_o up to its first wrong token. The first
+    GRADIENT_PROBLEMS of each source. In the form of `summary`, quantity "gradient_<objective>".
     """
     models.preload(run, training=True)
     jobs = [(run, int(seed), table) for seed, table in responses.groupby("seed", sort=True)]
@@ -377,7 +376,7 @@ def reference_cosines(run: config.Run, responses: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame([row for rows in found for row in rows], columns=[*by, "cosine"])
     table["quantity"] = "gradient_" + table["quantity"]
     table = table.groupby(by)["cosine"].agg(value="mean", low="min", high="max").reset_index()
-    counts = responses.groupby("source")["id"].nunique()
+    counts = responses.groupby("source")["id"].nunique().clip(upper=GRADIENT_PROBLEMS)
     return table.assign(verdict="all", problems=table["source"].map(counts))
 
 

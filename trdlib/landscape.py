@@ -246,12 +246,15 @@ def figure(run: config.Run, table: pd.DataFrame):
             axis.fill_between(place, low, high, color=color, alpha=0.2, lw=0)
             for x, seeds in zip(place, here[f"{gap}_by_seed"], strict=True):
                 axis.plot([x] * len(seeds), 100 * np.array(seeds), "_", color=color, ms=7, mew=1)
+        column, what = (
+            ("y_r_accuracy", "y_r") if knob != "student_strength" else ("avg_base", "base")
+        )
         labels = [
             f"{value:g}\n{100 * right:.0f}"
-            for value, right in zip(here["value"], here["y_r_accuracy"], strict=True)
+            for value, right in zip(here["value"], here[column], strict=True)
         ]
         axis.set_xticks(place, labels)
-        axis.set_xlabel(f"{knob.replace('_', ' ')}; below: % of y_r right")
+        axis.set_xlabel(f"{knob.replace('_', ' ')}; below: % right, {what}")
         axis.grid(axis="y", alpha=0.3)
     for axis in list(axes.flat)[len(knobs) :]:
         axis.set_visible(False)
