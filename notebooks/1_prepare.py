@@ -33,10 +33,10 @@ task = "math"
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from trdlib import config, data, hub, models, parallel, rollout, sources
+from trdlib import config, data, hub, inputs, models, parallel, rollout
 
 run = config.run(scale, task)
-sets = sources.prepare(run)
+sets = inputs.prepare(run)
 
 # %% [markdown]
 # ## The problem sets
@@ -62,7 +62,7 @@ pd.DataFrame(
 # %%
 published = isinstance(run.settings.data, config.HubData)
 files = data.read_json(run.data / hub.REPORT)["sources"] if published else {}
-pd.DataFrame(files).T.drop(columns="sha256", errors="ignore").fillna("")
+pd.DataFrame(files).T.drop(columns="sha256").fillna("") if published else "no files"
 
 # %% [markdown]
 # One problem of each source, with its reference solution. In a **chain** each line is a step of

@@ -29,10 +29,10 @@ task = "math"
 # %%
 import matplotlib.pyplot as plt
 
-from trdlib import config, parallel, refine, rollout, sources
+from trdlib import config, inputs, parallel, refine, rollout
 
 run = config.run(scale, task)
-problems = sources.prepare(run)["train"]
+problems = inputs.prepare(run)["train"]
 y_o = rollout.attempts(run)
 y_o["source"] = [row["source"] for row in refine.rows_of(problems, y_o)]
 y_o.head()

@@ -36,10 +36,10 @@ import difflib
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from trdlib import config, parallel, refine, rollout, sources
+from trdlib import config, inputs, parallel, refine, rollout
 
 run = config.run(scale, task, mode)
-problems = sources.prepare(run)["train"]
+problems = inputs.prepare(run)["train"]
 y_o, y_r, y_t = rollout.attempts(run), refine.rewrites(run), refine.teacher_solutions(run)
 for table in (y_o, y_r, y_t):
     table["source"] = [row["source"] for row in refine.rows_of(problems, table)]

@@ -34,10 +34,10 @@ learning_rate = None  # None: choose from the grid of params.yaml on the validat
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from trdlib import config, data, distill, models, parallel, sources
+from trdlib import config, data, distill, inputs, models, parallel
 
 run = config.run(scale, task, mode, method)
-sources.prepare(run)
+inputs.prepare(run)
 seed = run.settings.seeds[0]
 training = distill.training_set(run)
 print(f"{run} | {run.recipe}")

@@ -33,10 +33,10 @@ method = "trd"  # a method of params.yaml, or all; with mode none: base, base_ag
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from trdlib import config, distill, evaluate, parallel, sources
+from trdlib import config, distill, evaluate, inputs, parallel
 
 runs = config.runs(scale, task, mode, method)
-sources.prepare(runs[0])
+inputs.prepare(runs[0])
 if mode != "none":
     for run in runs:
         distill.distill(run)

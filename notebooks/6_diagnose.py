@@ -38,10 +38,10 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from trdlib import config, diagnose, parallel, tiny
+from trdlib import config, diagnose, inputs, parallel
 
 run = config.run(scale, task, mode)
-tiny.prepare(run)
+inputs.prepare(run)
 responses = diagnose.responses(run)
 tokens = diagnose.scores(run, responses)
 scored = diagnose.perplexities(responses, tokens)

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 
-from trdlib import config, data, hub, sources
+from trdlib import config, data, hub, inputs
 
 TRAIN = 40  # rows of the stand-in for DeepScaleR
 QWEN = ("qwen3-1.7b", "qwen3-4b", "qwen3-4b-instruct", "qwen3-8b")
@@ -288,7 +288,7 @@ def test_an_empty_answer_of_a_benchmark_is_an_error(settings, tmp_path):
 class Hub(http.server.BaseHTTPRequestHandler):
     """Serves files as the hub does: <type>/<repo>/resolve/<commit>/<file>, errors in a header."""
 
-    folder, commits, gets = None, {}, []
+    folder, commits, gets, breaks_off = None, {}, [], False
 
     def log_message(self, *_):
         pass
@@ -318,7 +318,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self.send_header("ETag", f'"{hash(content):x}"')
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        if send:
+        if send and not self.breaks_off:
             self.wfile.write(content)
 
 
@@ -372,9 +372,11 @@ def test_an_unreachable_hub(server, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     says(words, server)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("time.sleep", lambda _: None)  # between its attempts
+    monkeypatch.setattr(Hub, "breaks_off", True)
+    says(words, server)
     template = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"  # nobody listens there
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr("time.sleep", lambda _: None)  # between its attempts
     says(words, server)
 
 
@@ -383,7 +385,7 @@ def test_an_unreachable_hub(server, monkeypatch):
 
 def test_prepare_writes_sets_that_the_other_steps_read(settings, tmp_path):
     run = config.run("qwen3-1.7b")
-    sets = sources.prepare(run)
+    sets = inputs.prepare(run)
     for name, frame in sets.items():
         assert data.problems(run.data, name).equals(frame)
     found = report(tmp_path)
@@ -393,7 +395,7 @@ def test_prepare_writes_sets_that_the_other_steps_read(settings, tmp_path):
     assert found["amo_bench"]["left_out"] == 11
     files = sorted(run.data.iterdir())
     before = [p.stat().st_mtime_ns for p in files]
-    assert all(sources.prepare(run)[name].equals(frame) for name, frame in sets.items())
+    assert all(inputs.prepare(run)[name].equals(frame) for name, frame in sets.items())
     assert [p.stat().st_mtime_ns for p in files] == before
 
 
@@ -402,33 +404,33 @@ def test_prepared_sets_need_no_source_unless_the_settings_change(server, tmp_pat
     section = params["scales"]["qwen3-1.7b"]["data"]
     section["root"] = None
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
-    first = sources.prepare(config.run("qwen3-1.7b"))
+    first = inputs.prepare(config.run("qwen3-1.7b"))
     Hub.commits = {}
     for path in (tmp_path / "cache").rglob("*"):
         if path.is_file():
             path.unlink()
-    again = sources.prepare(config.run("qwen3-1.7b"))
+    again = inputs.prepare(config.run("qwen3-1.7b"))
     assert all(first[name].equals(again[name]) for name in first)
     section["seed"] = 1
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     with pytest.raises(hub.SourceError, match="not on the hub"):
-        sources.prepare(config.run("qwen3-1.7b"))
+        inputs.prepare(config.run("qwen3-1.7b"))
 
 
 def test_other_content_under_the_same_commit_is_an_error(settings, tmp_path):
     run, one = config.run("qwen3-1.7b"), settings.benchmarks["aime25"]
-    sources.prepare(run)
+    inputs.prepare(run)
     rows = published(settings)["aime25"]
     rows[0]["answer"] = "999"
     write(tmp_path / "stand_in" / one.repo / one.file, rows)
     words = "math-ai/aime25: test.jsonl is not the file that data/qwen3-1.7b/math was made from"
     with pytest.raises(hub.SourceError, match=words):
-        sources.prepare(run)
+        inputs.prepare(run)
     assert data.problems(run.data, "aime25")["answer"][0] == "000"  # nothing was touched
 
 
 def test_prepare_of_a_procedural_scale_is_tinys(project):
-    sets = sources.prepare(config.run("smoke"))
+    sets = inputs.prepare(config.run("smoke"))
     assert set(sets) == {"train", "validation", "chain", "trail"}
     assert not (config.run("smoke").data / hub.REPORT).exists()
 

@@ -52,6 +52,7 @@ def fetch(one: HubSet, root: str | None) -> Path:
                 "data.root to null to use the hub"
             )
         return path
+    import httpx
     from huggingface_hub import errors, hf_hub_download
 
     try:
@@ -73,7 +74,7 @@ def fetch(one: HubSet, root: str | None) -> Path:
             f"{one.repo} has no file {one.file} at its commit {one.revision[:8]}: correct file in "
             "params.yaml"
         ) from None
-    except OSError as error:  # offline, no connection, an error of the server
+    except (OSError, httpx.HTTPError) as error:  # offline, no connection, an error of the server
         why = type(error.__cause__ or error).__name__
         raise SourceError(
             f"{one.repo}: the hub cannot be reached ({why}): go online once, or set data.root to a "

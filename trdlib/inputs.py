@@ -1,4 +1,4 @@
-"""The problems of a scale, whatever they are: published (hub.py) or procedural (tiny.py)."""
+"""What a run starts from: published problems (hub.py), or procedural ones with models (tiny.py)."""
 
 from __future__ import annotations
 
