@@ -62,10 +62,8 @@ def _verdicts_hash(rows: list[dict], *more) -> str:
 def _grade(table: pd.DataFrame, rows: list[dict]) -> list[bool]:
     """One verdict per row of the table; an unfinished response is wrong, whatever it says."""
     answers = (row["answer"] for row in rows)
-    return [
-        finished and grading.is_correct(text, answer)
-        for finished, text, answer in zip(table["finished"], table["text"], answers, strict=True)
-    ]
+    verdicts = grading.grade(zip(table["text"], answers, strict=True))
+    return [done and right for done, right in zip(table["finished"], verdicts, strict=True)]
 
 
 def _reuse(path: Path, generation: str, verdicts: str, rows: list[dict], **columns):
