@@ -37,7 +37,7 @@ def published(settings):
 
     rows = [train(i) for i in range(TRAIN)]
     rows[3] = train(3, "  find THE 1-st aime24 \\, value of $x+1.5$ ")  # as aime24, written freely
-    rows[4] = train(4, "Find the 2-th  prompt of \\left( a \\right) amo!")  # as amo_bench
+    rows[4] = train(4, "Find the 2-th  prompt of \\left( a \\right) amo!")  # as amobench
     rows[5] = train(5, "Find the 6-th train number $ n_6 $")  # as row 6
     rows[7] = train(7, answer=" ")
     rows[8] = train(8, solution="")
@@ -58,8 +58,8 @@ def published(settings):
             {"problem": f"AIME25 {i}?", "answer": f"{i:03d}", "id": str(i)} for i in range(30)
         ],
         "hmmt25": [{"problem": f"HMMT {i}?", "answer": f"$\\frac{{{i}}}{{3}}$"} for i in range(30)],
-        "beyond_aime": [{"problem": f"Beyond {i}?", "answer": 10**9 + i} for i in range(100)],
-        "amo_bench": [
+        "beyondaime": [{"problem": f"Beyond {i}?", "answer": 10**9 + i} for i in range(100)],
+        "amobench": [
             {
                 "question_id": i + 1,
                 "prompt": f"Find the {i}-th prompt of (a) AMO.",
@@ -121,7 +121,7 @@ def test_benchmarks_row_for_row(settings):
         "aime24": ("math-ai/aime24", lambda row: str(200 + row["id"])),
         "aime25": ("math-ai/aime25", lambda row: row["answer"]),
         "hmmt25": ("PraMamba/HMMT-202502", lambda row: row["answer"].strip("$")),
-        "beyond_aime": ("ByteDance-Seed/BeyondAIME", lambda row: str(row["answer"])),
+        "beyondaime": ("ByteDance-Seed/BeyondAIME", lambda row: str(row["answer"])),
     }
     for name, (repo, answer) in expected.items():
         short = repo.split("/")[1]
@@ -133,9 +133,9 @@ def test_benchmarks_row_for_row(settings):
         assert list(sets[name].columns) == data.COLUMNS
 
 
-def test_amo_bench_is_the_39_without_descriptions(settings):
-    got = hub.problem_sets(settings)["amo_bench"]
-    kept = [r for r in published(settings)["amo_bench"] if r["answer_type"] != "description"]
+def test_amobench_is_the_39_without_descriptions(settings):
+    got = hub.problem_sets(settings)["amobench"]
+    kept = [r for r in published(settings)["amobench"] if r["answer_type"] != "description"]
     assert len(got) == 39
     assert sum(r["answer_type"] == "variable" for r in kept) == 2
     assert got["id"].tolist() == [f"AMO-Bench-{r['question_id']}" for r in kept]
@@ -238,19 +238,19 @@ def test_a_wrong_column_names_what_is_there(settings):
     says(words, changed(settings, "aime25", columns=columns))
     says(
         "has no column 'kind' but answer, answer_type",
-        changed(settings, "amo_bench", leave_out={"kind": "description"}),
+        changed(settings, "amobench", leave_out={"kind": "description"}),
     )
 
 
 def test_a_changed_row_count(settings, tmp_path):
-    one = settings.benchmarks["beyond_aime"]
+    one = settings.benchmarks["beyondaime"]
     path = tmp_path / "stand_in" / one.repo / one.file
-    write(path, published(settings)["beyond_aime"][:99])
+    write(path, published(settings)["beyondaime"][:99])
     says("data/test.parquet has 99 rows, not 100: the dataset changed", settings)
 
 
 def test_a_changed_number_of_descriptions(settings, tmp_path):
-    one, rows = settings.benchmarks["amo_bench"], published(settings)["amo_bench"]
+    one, rows = settings.benchmarks["amobench"], published(settings)["amobench"]
     next(r for r in rows if r["answer_type"] == "number")["answer_type"] = "description"
     write(tmp_path / "stand_in" / one.repo / one.file, rows)
     says("38 rows are left without {'answer_type': 'description'}, not 39", settings)
@@ -392,7 +392,7 @@ def test_prepare_writes_sets_that_the_other_steps_read(settings, tmp_path):
     assert set(found) == {"train", *settings.benchmarks}
     for name, one in {"train": settings.train, **settings.benchmarks}.items():
         assert found[name]["revision"] == one.revision
-    assert found["amo_bench"]["left_out"] == 11
+    assert found["amobench"]["left_out"] == 11
     files = sorted(run.data.iterdir())
     before = [p.stat().st_mtime_ns for p in files]
     assert all(inputs.prepare(run)[name].equals(frame) for name, frame in sets.items())
@@ -465,7 +465,7 @@ def test_the_recipe_is_the_papers(scales, name):
     assert scale.methods["reverse_kl_topk"].top_k == 32
     counts = {name: one.problems for name, one in scale.data.benchmarks.items()}
     assert counts == {
-        "aime24": 30, "aime25": 30, "hmmt25": 30, "beyond_aime": 100, "amo_bench": 39,
+        "aime24": 30, "aime25": 30, "hmmt25": 30, "beyondaime": 100, "amobench": 39,
     }  # fmt: skip
     assert scale.data == scales["qwen3-1.7b"].data
     assert scale.data.train_problems == training.batch_size * training.max_steps
@@ -490,8 +490,8 @@ def test_models_and_modes_are_the_papers(scales):
         ("train/rows", 0, "train.rows: .*not 0"),
         ("train/columns/problem", None, "train.columns.problem: .*not None"),
         ("train/split", "train", "train.split: unknown key"),
-        ("benchmarks/amo_bench/kept", None, "leave_out and kept go together"),
-        ("benchmarks/amo_bench/kept", 50, "kept 50 must be less than rows 50"),
+        ("benchmarks/amobench/kept", None, "leave_out and kept go together"),
+        ("benchmarks/amobench/kept", 50, "kept 50 must be less than rows 50"),
         ("benchmarks", {}, "benchmarks: .*at least 1"),
         ("require_solution", False, "set data.require_solution, or drop opsd"),
     ],

@@ -140,3 +140,20 @@ def test_unsloth_is_the_same_model(project):
         [sys.executable, "-c", UNSLOTH], capture_output=True, text=True, cwd=project
     )
     assert "unsloth agrees" in done.stdout, done.stdout[-2000:] + done.stderr[-3000:]
+
+
+def test_a_hub_model_is_named_with_its_commit(project):
+    commit = "b968826d9c46dd6066d109eabc6255188de91218"
+    found = models.source(f"Qwen/Qwen3-8B@{commit}")
+    assert found == {"pretrained_model_name_or_path": "Qwen/Qwen3-8B", "revision": commit}
+    assert models.identity(f"Qwen/Qwen3-8B@{commit}").endswith(commit)
+    local = models.source("models/smoke/0/student")
+    assert "revision" not in local
+    settings = config.load()
+    for name in ("Qwen/Qwen3-8B", "Qwen/Qwen3-8B@main"):
+        changed = settings.scales["qwen3-8b"].models.model_copy(update={"student": name})
+        scale = settings.scales["qwen3-8b"].model_copy(update={"models": changed})
+        other = settings.model_copy(update={"scales": {"qwen3-8b": scale}})
+        with pytest.raises(config.SettingsError, match="40 hex digits of the commit"):
+            config.run("qwen3-8b", "math", "opsd", settings=other)
+    config.run("qwen3-8b", "math", "opsd", settings=settings)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
@@ -73,3 +74,12 @@ def test_a_generation_of_another_model_is_not_reused(smoke):
     second = rollout.attempts(run)
     assert run.attempts.stat().st_mtime_ns != written
     assert first["text"].tolist() != second["text"].tolist()
+
+
+def test_a_function_of_amo_bench_is_graded_at_its_points():
+    """Problem 5: equal values count, whatever the form; other problems get no points."""
+    answer = r"$a_n=\frac{n(n+1)}{2}$"
+    forms = [r"\boxed{b_n=\lceil n(n+1)/2-0.5\rceil}", r"\boxed{\frac{n^2-n}{2}}", "no box"]
+    table = pd.DataFrame({"text": forms, "finished": [True, True, True]})
+    for name, verdicts in (("AMO-Bench-5", [True, False, False]), ("train-5", [False] * 3)):
+        assert rollout._grade(table, [{"id": name, "answer": answer}] * 3) == verdicts

@@ -1,4 +1,4 @@
-"""`python -m trdlib pretrain | times | readme | report | check`: what is not a notebook."""
+"""`python -m trdlib models | times | readme | report | check`: what is not a notebook."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ from datetime import datetime
 from trdlib import config, data
 
 
-def pretrain(scale: str) -> None:
-    """The models of a procedural scale, where they are missing or of another recipe."""
-    from trdlib import tiny
+def models(scale: str) -> None:
+    """Pretrain what is missing of a procedural scale; of another, note which models it uses."""
+    run = config.run(scale)
+    if run.settings.pretraining:
+        from trdlib import tiny
 
-    tiny.pretrain(config.run(scale))
+        tiny.pretrain(run)
+    else:
+        used = run.settings.models.model_dump(include={"student", "teacher"})
+        data.write_json(config.root() / "models" / scale / "used.json", used)
 
 
 def times(since: float) -> None:
@@ -78,7 +83,7 @@ def check() -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m trdlib", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("pretrain", help=pretrain.__doc__)
+    command = commands.add_parser("models", help=models.__doc__)
     command.add_argument("--scale", default="smoke")
     command = commands.add_parser("times", help=times.__doc__)
     command.add_argument("--since", type=float, default=0.0, help="seconds since the epoch")

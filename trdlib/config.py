@@ -13,6 +13,7 @@ import hashlib
 import inspect
 import json
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -228,7 +229,8 @@ class Pretraining(_Section):
 
 
 class Models(_Section):
-    """Where weights come from; `{seed}` in a path is the base seed of the run."""
+    """Where weights come from: a folder of the project, `{seed}` being the base seed of the run, or
+    the hub, `owner/name@commit`."""
 
     student: str
     teacher: str | None = None  # only OPD needs one
@@ -259,6 +261,9 @@ class Map(_Section):
         if not {"trd", "off_policy"} <= set(self.methods):
             raise ValueError("the map compares trd and off_policy: add them to its methods")
         return self
+
+
+_HUB_MODEL = re.compile(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}")
 
 
 class Scale(_Section):
@@ -387,6 +392,14 @@ class Run:
             _known("scale", scale, settings.scales)
             self.settings = settings.scales[scale]
             _known("task", task, ("math",))
+            for role in ("student", "teacher"):
+                name = getattr(self.settings.models, role)
+                local = name is None or "{seed}" in name or (root() / name).is_dir()
+                if not local and not _HUB_MODEL.fullmatch(name):
+                    raise ValueError(
+                        f"models.{role} {name!r} is neither a folder here nor a hub model at a "
+                        "commit: write owner/name@ and the 40 hex digits of the commit"
+                    )
             if mode == "none":
                 _known("reference row (mode none)", method, REFERENCES)
                 if method == "teacher" and self.settings.models.teacher is None:

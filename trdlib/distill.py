@@ -371,7 +371,9 @@ def train_adapter(
 
     def write(temporary: Path) -> None:
         student = distiller.student
-        student.peft_config["default"].base_model_name_or_path = run.model_path("student", seed)
+        base, _, commit = run.model_path("student", seed).partition("@")
+        student.peft_config["default"].base_model_name_or_path = base
+        student.peft_config["default"].revision = commit or None
         student.save_pretrained(temporary)
         data.write_json(temporary / "training_log.json", log)
         data.write_json(temporary / "run.json", about)

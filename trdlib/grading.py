@@ -17,12 +17,13 @@ As in Math-Verify: units are dropped, not converted; lists and sets have no orde
 if they do to six decimals; `x=5` answers 5.
 
 Two answers of AMO-Bench are functions. Its own grader (meituan-longcat/AMO-Bench, utils.py)
-compares the right-hand sides at given points. So do we, if a caller passes the points: AMO_POINTS.
+compares the right-hand sides at given points. So do we: AMO_POINTS.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import re
@@ -39,6 +40,13 @@ AMO_POINTS: dict[int, Points] = {  # by AMO-Bench's question_id
     5: tuple({"n": n} for n in range(1, 21)),
     37: tuple({"a": a, "b": a + 1, "c": a + 2} for a in range(2, 19)),
 }
+
+
+def points_of(problem: str) -> Points:
+    """Where the function that answers this problem (by its id) is compared; () for all others."""
+    name, _, number = problem.rpartition("-")
+    return AMO_POINTS.get(int(number), ()) if name == "AMO-Bench" else ()
+
 
 _SIGNS = {
     **{"−": "-", "–": "-", "∞": r"\infty ", "π": r"\pi ", "°": r"^\circ ", "∅": r"\emptyset "},
@@ -82,6 +90,7 @@ def boxed(text: str) -> str | None:
     return found
 
 
+@functools.lru_cache(maxsize=100_000)  # many responses, few answers
 def _normal(text: str) -> str:
     """The answer as Math-Verify reads it best: same meaning, fewer ways to write it."""
     for sign, latex in _SIGNS.items():

@@ -24,16 +24,20 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def resolve(name: str) -> str:
-    """A folder of the project if there is one of that name, else a hub name."""
+def source(name: str) -> dict:
+    """Where `from_pretrained` finds the model: a folder of the project if there is one of that
+    name, else the hub's repo at the commit behind the @ (`Qwen/Qwen3-8B@b968...`)."""
     local = config.root() / name
-    return str(local) if local.is_dir() else name
+    if local.is_dir():
+        return {"pretrained_model_name_or_path": str(local)}
+    repo, _, commit = name.partition("@")
+    return {"pretrained_model_name_or_path": repo, "revision": commit}
 
 
 def identity(name: str) -> str:
-    """What the model is: the hash of its weights if it lies in a folder, else its hub name."""
-    path = resolve(name)
-    return config.weights_hash(path) if Path(path).is_dir() else name
+    """What the model is: the hash of its weights if it lies in a folder, else repo and commit."""
+    local = config.root() / name
+    return config.weights_hash(local) if local.is_dir() else name
 
 
 def prepare_process(settings: config.Models) -> None:
@@ -49,7 +53,7 @@ def load_tokenizer(name: str):
     """The tokenizer alone, padding on the left (generation); collators pad training batches."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(resolve(name), trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(**source(name), trust_remote_code=False)
     tokenizer.padding_side = "left"
     return tokenizer
 
@@ -57,7 +61,7 @@ def load_tokenizer(name: str):
 def load(name: str, run: config.Run):
     """-> (model, tokenizer), on the GPU if there is one, in evaluation mode, weights frozen."""
     settings = run.settings.models
-    path, dtype = resolve(name), getattr(torch, settings.dtype)
+    where, dtype = source(name), getattr(torch, settings.dtype)
     if settings.backend == "unsloth":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on a CPU it warns that it would rather have a GPU
@@ -65,7 +69,8 @@ def load(name: str, run: config.Run):
 
         prepare_process(settings)
         model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
-            path,
+            where["pretrained_model_name_or_path"],
+            revision=where.get("revision"),
             max_seq_length=run.context_length,
             dtype=dtype,
             load_in_4bit=False,
@@ -76,7 +81,7 @@ def load(name: str, run: config.Run):
 
         prepare_process(settings)
         model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            **where, dtype=dtype, use_safetensors=True, trust_remote_code=False
         ).to(device())
         tokenizer = load_tokenizer(name)
     tokenizer.padding_side = "left"

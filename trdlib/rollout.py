@@ -63,6 +63,9 @@ def _grade(table: pd.DataFrame, rows: list[dict]) -> list[bool]:
     """One verdict per row of the table; an unfinished response is wrong, whatever it says."""
     answers = (row["answer"] for row in rows)
     verdicts = grading.grade(zip(table["text"], answers, strict=True))
+    for i, (row, text) in enumerate(zip(rows, table["text"], strict=True)):
+        if points := grading.points_of(row["id"]):
+            verdicts[i] = grading.is_correct(text, row["answer"], points)
     return [done and right for done, right in zip(table["finished"], verdicts, strict=True)]
 
 
