@@ -1,7 +1,7 @@
 # make repro    reproduce the tables (default scale: params.yaml, section run)
 # make test     run the tests, every notebook included, at the smoke scale
 # make map      when does TRD help? one knob at a time
-# SCALE=smoke   another scale            FROM_SCRATCH=1   pretrain the tiny models again
+# SCALE=smoke   another scale (with MODES=opsd: these modes)   FROM_SCRATCH=1   pretrain tiny again
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -35,7 +35,8 @@ repro: setup
 	@start=$$(date +%s); \
 	if [ -n "$(SCALE)" ]; then \
 		cp params.yaml .params.yaml.orig; trap 'mv .params.yaml.orig params.yaml' EXIT; \
-		sed 's/^  scales: .*/  scales: [$(SCALE)]/' .params.yaml.orig > params.yaml; \
+		sed -e 's/^  scales: .*/  scales: [$(SCALE)]/' $(if $(MODES),-e 's/^  modes: .*/  modes: [$(MODES)]/') \
+			.params.yaml.orig > params.yaml; \
 	fi; \
 	if [ -n "$(FROM_SCRATCH)" ]; then rm -rf models/tiny runs/tiny/pretraining; fi; \
 	python -m trdlib check && dvc repro --glob 'refine@*' && { \

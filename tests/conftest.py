@@ -10,6 +10,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+def pytest_collection_modifyitems(items):
+    """The two longest tests first: else one core waits for them at the end."""
+    long = ("test_killed_three_times", "test_each_runs_alone")
+    items.sort(key=lambda item: not item.name.startswith(long))
+
+
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A folder with params.yaml and the smoke models, the working directory of the test."""

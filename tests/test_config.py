@@ -50,7 +50,7 @@ def at(raw, path, value):
         ("methods/sft/skip_onsets", True, "drop top_k, clip and skip_onsets"),
         ("scales/tiny/onsets", [], "onsets.*at least 1 item"),
         ("scales/tiny/map/knobs", {"locality": [0, 1]}, "needs at least its usual value"),
-        ("scales/tiny/map/methods", ["trd"], "compares trd and off_policy"),
+        ("scales/tiny/map/methods", ["trd"], "compares trd, off_policy and sft_refined"),
         ("methods/sft/divergence", "forward_kl", "y_star is trained with cross_entropy"),
         ("methods/off_policy/subset", "failed", "y_o and y_r"),
         ("methods/forward_kl/subset", "failed_then_passed", "defined by y_r"),

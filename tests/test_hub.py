@@ -472,7 +472,15 @@ def test_the_recipe_is_the_papers(scales, name):
 
 
 def test_models_and_modes_are_the_papers(scales):
-    found = {n: (scales[n].modes, scales[n].models.student, scales[n].models.teacher) for n in QWEN}
+    def repo(name: str | None) -> str | None:
+        if name is None:
+            return None
+        repo, commit = name.split("@")
+        assert len(commit) == 40
+        return repo
+
+    chosen = {name: scales[name].models for name in QWEN}
+    found = {n: (scales[n].modes, repo(m.student), repo(m.teacher)) for n, m in chosen.items()}
     assert found == {
         "qwen3-1.7b": (("opd", "opsd"), "Qwen/Qwen3-1.7B", "Qwen/Qwen3-8B"),
         "qwen3-4b": (("opd",), "Qwen/Qwen3-4B", "Qwen/Qwen3-8B"),

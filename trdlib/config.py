@@ -258,8 +258,8 @@ class Map(_Section):
         if missing or not all(self.knobs.values()):
             names = ", ".join(sorted(missing)) or "every knob"
             raise ValueError(f"{names} needs at least its usual value")
-        if not {"trd", "off_policy"} <= set(self.methods):
-            raise ValueError("the map compares trd and off_policy: add them to its methods")
+        if not {"trd", "off_policy", "sft_refined"} <= set(self.methods):
+            raise ValueError("the map compares trd, off_policy and sft_refined: add them to methods")
         return self
 
 

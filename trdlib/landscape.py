@@ -18,6 +18,7 @@ resumable and never reuses the wrong file holds here too. One learning rate serv
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,11 @@ import pandas as pd
 from trdlib import config, data, distill, evaluate, models, parallel, refine, rollout, tiny
 
 BENCHMARK, MODE = "trail", "opd"
+GAPS = {
+    "to_best": "trd - best y_o method",
+    "to_off_policy": "trd - off_policy",
+    "to_sft_refined": "trd - sft_refined",
+}
 
 
 class Cell(NamedTuple):
@@ -121,7 +127,8 @@ def _make(run: config.Run, seed: int, role: str, value: float) -> None:
 
     sources = {r: run.model_path(r, seed) for r in ("student", "teacher")}
     folder = config.root() / _model("", run, role, value, rest=float("nan")).format(seed=seed)
-    stamp = config.content_hash([models.identity(s) for s in sources.values()], role, value)
+    code = config.code_hash(sys.modules[__name__])
+    stamp = config.content_hash([models.identity(s) for s in sources.values()], role, value, code)
     mark = folder / "made_of.json"
     if mark.is_file() and data.read_json(mark)["fingerprint"] == stamp:
         return
@@ -130,8 +137,8 @@ def _make(run: config.Run, seed: int, role: str, value: float) -> None:
         if role == "teacher":  # the head is linear: scaling its input divides the logits
             model.model.norm.weight /= value
         else:
-            teacher = models.load(sources["teacher"], run)[0].state_dict()
-            for name, weight in model.state_dict().items():
+            teacher = dict(models.load(sources["teacher"], run)[0].named_parameters())
+            for name, weight in model.named_parameters():  # names a tied weight once
                 weight += value * (teacher[name] - weight)
 
     def write(temporary: Path) -> None:
@@ -170,9 +177,9 @@ def survey(run: config.Run) -> pd.DataFrame:
     """Run every cell that is not there yet; the map, one row per cell.
 
     Columns: knob, value; y_o_accuracy, y_r_accuracy, y_t_accuracy; avg_<method> (also base) and,
-    paired by problem, to_best (trd minus the best y_o method by test score, named in `best`) and
-    to_off_policy, each as value, low, high, by_seed, p, adjusted (Holm over the map) and marked.
-    Fractions.
+    paired by problem, the GAPS: trd minus the best y_o method (by test score, named in `best`), minus
+    off_policy, minus sft_refined; each as value, low, high, by_seed, p, adjusted (Holm over the
+    map) and marked. Fractions.
     """
     places = cells(run)
     tiny.prepare(run)
@@ -188,7 +195,7 @@ def survey(run: config.Run) -> pd.DataFrame:
         mine = {method: found[cell.name, method] for method in cell.methods}
         records.append(_row(cell, {**texts, **mine}))
     table = pd.DataFrame(records)
-    for gap in ("to_best", "to_off_policy"):
+    for gap in GAPS:
         table[f"{gap}_adjusted"] = evaluate.holm(table[f"{gap}_p"])
         ends = table[f"{gap}_low"], table[f"{gap}_high"]
         table[f"{gap}_marked"] = evaluate.marked(*ends, table[f"{gap}_adjusted"])
@@ -205,7 +212,9 @@ def _row(cell: Cell, found: dict) -> dict:
     token_level = [m for m in cell.run.settings.map.methods
                    if cell.run.settings.methods[m].trajectory == "y_o"]  # fmt: skip
     record["best"] = max(token_level, key=lambda m: record[f"avg_{m}"])
-    for gap, other in (("to_best", record["best"]), ("to_off_policy", "off_policy")):
+    others = {"to_best": record["best"], "to_off_policy": "off_policy"}
+    others["to_sft_refined"] = "sft_refined"
+    for gap, other in others.items():
         difference = (found["trd"] - found[other]) / k
         estimate = evaluate.bootstrap(
             difference, resamples=how.resamples, confidence=how.confidence
@@ -220,7 +229,7 @@ def _row(cell: Cell, found: dict) -> dict:
 
 
 def figure(run: config.Run, table: pd.DataFrame):
-    """A panel for each knob: what TRD gains over the best y_o method and over off_policy."""
+    """A panel for each knob: what TRD gains over the best y_o method, and over its controls."""
     import matplotlib.pyplot as plt
 
     from trdlib.tables import COLORS
@@ -230,10 +239,8 @@ def figure(run: config.Run, table: pd.DataFrame):
     rows = -(-len(knobs) // columns)
     size = (4.0 * columns + 0.6, 3.1 * rows + 0.5)
     fig, axes = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False)
-    lines = (
-        ("to_best", "trd - best y_o method", COLORS["trd"], "o-"),
-        ("to_off_policy", "trd - off_policy", COLORS["off_policy"], "s--"),
-    )
+    colors = (COLORS["trd"], COLORS["off_policy"], COLORS["sft_refined"])
+    lines = list(zip(GAPS, GAPS.values(), colors, ("o-", "s--", "^:"), strict=True))
     rest = table[table["knob"] == "rest"]
     for axis, (knob, values) in zip(axes.flat, knobs.items(), strict=False):
         here = pd.concat([rest.assign(value=values[0]), table[table["knob"] == knob]])
@@ -281,11 +288,10 @@ def readable(run: config.Run, table: pd.DataFrame) -> pd.DataFrame:
             "knob": table["knob"],
             "value": table["value"].map("{:g}".format, na_action="ignore").fillna(""),
             **{f"{t} right": percent(f"{t}_accuracy") for t in ("y_o", "y_r", "y_t")},
-            **{m: percent(f"avg_{m}") for m in ("base", "trd", "off_policy")},
+            **{m: percent(f"avg_{m}") for m in ("base", "trd", "off_policy", "sft_refined")},
             "best y_o method": table["best"]
             + [f" {100 * row[f'avg_{row.best}']:.1f}" for _, row in table.iterrows()],
-            "trd - best y_o": [gap(row, "to_best") for _, row in table.iterrows()],
-            "trd - off_policy": [gap(row, "to_off_policy") for _, row in table.iterrows()],
+            **{label: [gap(r, g) for _, r in table.iterrows()] for g, label in GAPS.items()},
         }
     )
     return shown
@@ -294,7 +300,7 @@ def readable(run: config.Run, table: pd.DataFrame) -> pd.DataFrame:
 def oracles(run: config.Run, table: pd.DataFrame) -> pd.DataFrame:
     """avg@k of the oracles beside their plain methods, percent, where they were run."""
     plan = run.settings.map
-    names = [m for m in (*plan.methods, *plan.oracles) if m != "off_policy"]
+    names = [m for m in (*plan.methods, *plan.oracles) if m not in ("off_policy", "sft_refined")]
     here = table[table["knob"].isin(["rest", "locality"])]
     locality = here["value"].fillna(plan.knobs["locality"][0]).map("{:g}".format)
     shown = here[[f"avg_{m}" for m in names]].mul(100).round(1)
