@@ -9,6 +9,7 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
+export OPENBLAS_NUM_THREADS := 1
 # glibc: keep freed tensors instead of returning them to the kernel page by page (measured on the tiny
 # models: 13 % less CPU time in training, 23 % in decoding; the results are the same)
 export MALLOC_MMAP_THRESHOLD_ := 1073741824
@@ -28,8 +29,8 @@ $(VENV)/.ready: pyproject.toml
 	pip install --quiet --no-deps $$(grep -o 'unsloth[_a-z]*==[0-9.]*' pyproject.toml)
 	@touch $@
 
-# Modes and reference rows side by side: DVC runs the stages of one call one after the other, and while a stage
-# starts its kernel a core would idle. The last `dvc repro` does what is left, and is the judge.
+# The two modes side by side: DVC runs the stages of one call one after the other, and while a stage starts its
+# kernel a core would idle. The last `dvc repro` does what is left, and is the judge.
 # SCALE stands in params.yaml for the time of the run only; the README is for the default scale.
 repro: setup
 	@start=$$(date +%s); \
@@ -40,7 +41,8 @@ repro: setup
 	fi; \
 	if [ -n "$(FROM_SCRATCH)" ]; then rm -rf models/tiny runs/tiny/pretraining; fi; \
 	python -m trdlib check && dvc repro --glob 'refine@*' && { \
-		printf '%s\n' 'distill@*-opd-* evaluate@*-opd' 'distill@*-opsd-* evaluate@*-opsd' 'reference@* diagnose@* audit' \
+		for mode in opsd opd; do echo "*@*-$$mode-* evaluate@*-$$mode"; done \
+			| cat - <(printf '%s\n' 'reference@* audit' 'diagnose@*') \
 			| xargs -P 3 -L 1 dvc repro -s --glob || true; \
 	} && dvc repro && \
 	python -m trdlib readme $(if $(SCALE),--print-only) && python -m trdlib times --since $$start

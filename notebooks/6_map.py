@@ -39,12 +39,12 @@ written = landscape.write(run, table)
 # %% [markdown]
 # ## The figure
 #
-# Red: what TRD gains over the best token-level method on the student's own attempt. Dark green: over
-# training on the teacher's own solution, with no attempt in sight (`off_policy`): is the attempt
-# needed at all? Light green: over cross-entropy on the same rewrites (`sft_refined`): is the soft
-# teacher needed? Bands resample problems, the small ticks are the base models. Under each value
-# stands the share of rewrites (for the student's strength: of the base's answers) that are right.
-# All panels share the cell where every knob rests.
+# Red: what TRD gains over the best token-level method on the student's own attempt. Dark green:
+# over training on the teacher's own solution, with no attempt in sight (`off_policy`): is the
+# attempt needed at all? Light green: over cross-entropy on the same rewrites (`sft_refined`): is
+# the soft teacher needed? Bands resample problems, the small ticks are the base models. Under each
+# value stands the share of rewrites (for the student's strength: of the base's answers) that are
+# right. All panels share the cell where every knob rests.
 
 # %%
 landscape.figure(run, table)

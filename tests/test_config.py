@@ -62,6 +62,8 @@ def at(raw, path, value):
         ("run/scales", ["huge"], "no scale 'huge': choose from .*smoke, tiny"),
         ("run/methods", ["dpo"], "no method 'dpo'"),
         ("scales/tiny/modes", ["opd"], "no mode of the scale tiny 'opsd'"),
+        ("run/ablation/methods", ["trd"], "trains on all rows"),
+        ("run/ablation/methods", ["trd_lost"], "no method 'trd_lost'"),
         ("run/tasks", ["poetry"], "tasks.*not 'poetry'"),
     ],
 )

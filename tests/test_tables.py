@@ -33,6 +33,12 @@ def fake_metrics(run, rng, skill):
 @pytest.fixture
 def filled(project):
     rng = np.random.default_rng(0)
+    params = (project / "params.yaml").read_text()
+    assert "    modes: [opsd]\n    methods: [trd_failed" in params
+    params = params.replace(
+        "    modes: [opsd]\n    methods: [trd_f", "    modes: [opd]\n    methods: [trd_f"
+    )
+    (project / "params.yaml").write_text(params)
     tiny.prepare(config.run("smoke"))
     for mode, method, skill in (
         ("none", "base", 0.3),

@@ -259,7 +259,7 @@ class Map(_Section):
             names = ", ".join(sorted(missing)) or "every knob"
             raise ValueError(f"{names} needs at least its usual value")
         if not {"trd", "off_policy", "sft_refined"} <= set(self.methods):
-            raise ValueError("the map compares trd, off_policy and sft_refined: add them to methods")
+            raise ValueError("the map compares trd, off_policy and sft_refined: add those methods")
         return self
 
 
@@ -300,6 +300,13 @@ class Scale(_Section):
         return self
 
 
+class Ablation(_Section):
+    """Methods on a subset of the rows, and the modes in which they are run."""
+
+    modes: tuple[Mode, ...] = ()
+    methods: tuple[str, ...] = ()
+
+
 class Matrix(_Section):
     """What `dvc repro` runs."""
 
@@ -307,6 +314,11 @@ class Matrix(_Section):
     tasks: tuple[Task, ...]
     modes: tuple[Mode, ...]
     methods: tuple[str, ...]
+    ablation: Ablation = Ablation()
+
+    def methods_of(self, mode: str) -> tuple[str, ...]:
+        """All methods that are run in the mode, the ablation's last."""
+        return self.methods + (self.ablation.methods if mode in self.ablation.modes else ())
 
 
 class Settings(_Section):
@@ -318,8 +330,11 @@ class Settings(_Section):
     def _is_complete(self):
         for name in self.run.scales:
             _known("scale", name, self.scales)
-            for method in self.run.methods:
+            for method in self.run.methods + self.run.ablation.methods:
                 _known("method", method, self.scales[name].methods)
+            for method in self.run.ablation.methods:
+                if self.scales[name].methods[method].subset == "all":
+                    raise ValueError(f"run.ablation: {method} trains on all rows: give it a subset")
             for mode in self.run.modes:
                 _known(f"mode of the scale {name}", mode, self.scales[name].modes)
         return self
@@ -496,7 +511,7 @@ def runs(scale: str, task: str, mode: str, method: str) -> list[Run]:
     settings = load()
     if method != "all":
         return [run(scale, task, mode, method, settings)]
-    names = settings.run.methods
+    names = settings.run.methods_of(mode)
     if mode == "none":
         has_teacher = run(scale, task, mode, "base", settings).settings.models.teacher
         names = [name for name in REFERENCES if name != "teacher" or has_teacher]

@@ -177,9 +177,9 @@ def survey(run: config.Run) -> pd.DataFrame:
     """Run every cell that is not there yet; the map, one row per cell.
 
     Columns: knob, value; y_o_accuracy, y_r_accuracy, y_t_accuracy; avg_<method> (also base) and,
-    paired by problem, the GAPS: trd minus the best y_o method (by test score, named in `best`), minus
-    off_policy, minus sft_refined; each as value, low, high, by_seed, p, adjusted (Holm over the
-    map) and marked. Fractions.
+    paired by problem, the GAPS: trd minus the best y_o method (by test score, named in `best`),
+    minus off_policy, minus sft_refined; each as value, low, high, by_seed, p, adjusted (Holm over
+    the map) and marked. Fractions.
     """
     places = cells(run)
     tiny.prepare(run)

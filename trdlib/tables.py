@@ -50,7 +50,8 @@ def _difference(run: config.Run, ours: dict, theirs: dict) -> dict:
 
 def row_names(run: config.Run, *, subsets: bool = False) -> list[str]:
     """The rows of a mode's table, from top to bottom; or those of its subset ablation."""
-    chosen = [m for m in run.matrix.methods if (_subset(run, m) != "all") == subsets]
+    methods = run.matrix.methods_of(run.mode)
+    chosen = [m for m in methods if (_subset(run, m) != "all") == subsets]
     teacher = ["teacher"] if run.mode == "opd" else []
     return chosen if subsets else ["base", "base_again", *teacher, *chosen]
 
@@ -198,7 +199,7 @@ def cost(run: config.Run) -> pd.DataFrame:
     logs = {name: rollout.cost_file(path) for name, path in files.items()}
     seconds = {n: data.read_json(p)["core_seconds"] for n, p in logs.items() if p.is_file()}
     records = []
-    for name in run.matrix.methods:
+    for name in run.matrix.methods_of(run.mode):
         one = config.Run(run.scale, run.task, run.mode, name, run.all_settings)
         record = {"method": name, "run": one.choice.is_file()}
         trajectory = one.recipe.trajectory
