@@ -1,4 +1,7 @@
-"""`python -m trdlib models | times | readme | report | check`: what is not a notebook."""
+"""`python -m trdlib plan | doctor | models | times | readme | report | check`.
+
+What is not a notebook.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,20 @@ import time
 from datetime import datetime
 
 from trdlib import config, data
+
+
+def plan(scale: str, gpu: str | None, calibrate: bool) -> None:
+    """What will happen at a scale: stages, tokens, downloads, memory, hours, and what is done."""
+    from trdlib import plan
+
+    plan.show(scale, gpu, calibrate)
+
+
+def doctor() -> int:
+    """What this machine can run, what is missing, and how to get it."""
+    from trdlib import doctor
+
+    return doctor.show()
 
 
 def models(scale: str) -> None:
@@ -83,6 +100,11 @@ def check() -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m trdlib", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("plan", help=plan.__doc__)
+    command.add_argument("--scale", default="tiny")
+    command.add_argument("--gpu", help="of the table in trdlib/costs.py; default: all of them")
+    command.add_argument("--calibrate", action="store_true", help="measure this machine first")
+    commands.add_parser("doctor", help=doctor.__doc__)
     command = commands.add_parser("models", help=models.__doc__)
     command.add_argument("--scale", default="smoke")
     command = commands.add_parser("times", help=times.__doc__)
@@ -93,11 +115,10 @@ def main() -> int:
     commands.add_parser("check", help=check.__doc__)
     arguments = vars(parser.parse_args())
     try:
-        globals()[arguments.pop("command")](**arguments)
+        return globals()[arguments.pop("command")](**arguments) or 0
     except (config.SettingsError, FileNotFoundError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 if __name__ == "__main__":
