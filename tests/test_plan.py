@@ -211,7 +211,8 @@ def test_counts_are_those_of_the_files(pipeline):
     for method in ("trd", "sft", "trd_failed", "off_policy"):
         cell = pipeline("opsd", method)
         rows = [pair for mine in distill.training_set(cell).rows.values() for pair in mine]
-        one = next(i for i in after if i.stage == f"distill opsd {method}")
+        kind = "ablate" if method == "trd_failed" else "distill"
+        one = next(i for i in after if i.stage == f"{kind} opsd {method}")
         rates = 1 if method == "trd_failed" else 2
         assert one.rows == len(rows) * rates, method
         read = rates * sum(
@@ -239,11 +240,11 @@ def test_the_settings_of_the_paper(monkeypatch):
     items = planned(run, "opsd")
     assert items[0].rows == 3 * 5120 and items[0].response == (7700, 16384)
     assert [one.prompt.at_most for one in items if one.stage == "refine opsd"] == [22528, 6144]
-    training = [i for i in items if i.stage.startswith("distill")]
+    training = [i for i in items if i.stage.startswith(("distill", "ablate"))]
     assert {one.rows for one in training} == {3 * 40 * 128}  # 40 steps, subsets too
-    assert len(training) == len(settings.run.methods)  # one learning rate: no validation
+    assert len(training) == len(settings.run.methods_of("opsd"))  # one learning rate: no validation
     evaluated = next(one for one in items if one.stage == "evaluate opsd")
-    assert evaluated.rows == 3 * 16 * 229 * len(settings.run.methods)
+    assert evaluated.rows == 3 * 16 * 229 * len(settings.run.methods_of("opsd"))
 
 
 def test_a_shape_comes_from_the_models_own_file(pipeline, project, monkeypatch):

@@ -58,12 +58,20 @@ class Stage(NamedTuple):
 
 def stages(run: config.Run, modes: Iterable[str]) -> list[Stage]:
     """Those of one scale, task and these modes, in the order of dvc.yaml."""
-    axes = {"scale": [run.scale], "task": [run.task], "mode": modes, "method": run.matrix.methods}
+    modes, ablation = list(modes), run.matrix.ablation
+    axes = {  # by what dvc.yaml writes for them
+        "${run.scales}": [run.scale],
+        "${run.tasks}": [run.task],
+        "${run.modes}": modes,
+        "${run.methods}": run.matrix.methods,
+        "${run.ablation.modes}": [mode for mode in modes if mode in ablation.modes],
+        "${run.ablation.methods}": ablation.methods,
+    }
     found = []
     for name, about in yaml.safe_load((config.root() / "dvc.yaml").read_text())["stages"].items():
         if "matrix" not in about:
             continue
-        for values in itertools.product(*(axes[axis] for axis in about["matrix"])):
+        for values in itertools.product(*(axes[axis] for axis in about["matrix"].values())):
             items = dict(zip(about["matrix"], values, strict=True))
 
             def fill(text: str, items: dict[str, str] = items) -> str:
@@ -369,7 +377,8 @@ def disk(run: config.Run, items: list[Sampled | Trained], modes: list[str]) -> i
     weight; twice, for DVC's copy."""
     tokens = sum(i.rows * i.response.expected for i in items if isinstance(i, Sampled))
     shape = next(one for one in items if isinstance(one, Trained)).student
-    adapters = len(modes) * len(run.matrix.methods) * len(run.settings.seeds)
+    methods = sum(len(run.matrix.methods_of(mode)) for mode in modes)
+    adapters = methods * len(run.settings.seeds)
     lora = costs.lora_parameters(shape, run.settings.lora)
     return int(2 * (6 * tokens + 4 * lora * adapters))
 
@@ -388,7 +397,8 @@ def show(scale: str, gpu: str | None = None, measure: bool = False) -> None:
     items, found = workload.work(run, modes), stages(run, modes)
     groups, lines = by_group(items), dict.fromkeys(group(stage.key) for stage in found)
     groups = {name: groups[name] for name in lines if name in groups}
-    methods, seeds = len(matrix.methods), len(section.seeds)
+    methods = len(set().union(*(matrix.methods_of(mode) for mode in modes)))
+    seeds = len(section.seeds)
     print(
         f"{scale}: {', '.join(modes)}; {methods} methods, {seeds} base seeds, {len(found)} stages"
     )

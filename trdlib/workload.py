@@ -263,7 +263,7 @@ def distilled(run: config.Run, student: Shape, teacher: Shape) -> list[Sampled |
     scale, recipe, length = run.settings, run.recipe, lengths(run)
     grid, seeds, stage = scale.training.learning_rates, len(scale.seeds), f"distill {run.mode}"
     if recipe.subset != "all":
-        grid = scale.training.subset_learning_rates or grid
+        grid, stage = scale.training.subset_learning_rates or grid, f"ablate {run.mode}"
     sees, trajectory = contexts(run, length), recipe.trajectory.removesuffix("_cut")
     rows = train_problems(run) * seeds
     rows *= scale.rollout.samples if trajectory in ("y_o", "y_r") else 1
@@ -318,7 +318,8 @@ def work(run: config.Run, modes: Iterable[str]) -> list[Sampled | Trained]:
         if who := shapes.get("teacher" if name == "teacher" else "student"):
             todo.append(Sampled("reference", who, evaluation, asked, length["x"], length["eval"]))
     for mode in modes:
-        cells = [config.Run(run.scale, run.task, mode, m, settings) for m in run.matrix.methods]
+        methods = run.matrix.methods_of(mode)
+        cells = [config.Run(run.scale, run.task, mode, m, settings) for m in methods]
         length, teacher = lengths(cells[0]), student if mode == "opsd" else shapes["teacher"]
         sees, stage = contexts(cells[0], length), f"refine {mode}"
         how = (stage, teacher, scale.refinement)
