@@ -320,7 +320,7 @@ def write(run: config.Run, table: pd.DataFrame) -> list[Path]:
         f"at temperature {evaluation.sampling.temperature:g}, mean of {len(run.settings.seeds)} "
         f"base seeds; one learning rate, {plan.learning_rate:g}. Gaps: points, "
         f"[{evaluation.confidence:.0%} interval from resampling problems, base seeds as given], "
-        rf"`\*`: marked at {evaluate.MARK_LEVEL:.0%} after Holm's correction for the {len(table)} "
+        f"`*`: marked at {evaluate.MARK_LEVEL:.0%} after Holm's correction for the {len(table)} "
         "cells of the column. The best y_o method is picked by its test score."
     )
     text = [

@@ -283,7 +283,7 @@ def _comparisons(table: pd.DataFrame, what: str) -> str:
     """What the stars mean, and how many there are of how many."""
     made = int(table[f"{what}_p"].notna().sum())
     return (
-        rf"`\*`: the interval excludes zero, and so does a t-test over problems at "
+        "`*`: the interval excludes zero, and so does a t-test over problems at "
         f"{evaluate.MARK_LEVEL:.0%} after Holm's correction for the {made} comparisons of this "
         f"table; {int(table[f'{what}_marked'].sum())} are marked."
     )
@@ -321,20 +321,21 @@ def _coverage_text(run: config.Run) -> list[str]:
 
     def cell(r) -> str:
         sure = r["gained"] > r["chance_high"] or r["lost"] > r["chance_high"]
-        return f"+{r['gained']} / -{r['lost']}{chr(92) + '*' if sure else ''}"
+        star = r"\*" if sure else ""
+        return f"+{r['gained']} / -{r['lost']}{star}"
 
     grid = _grid(found, cell)
     first = found.drop_duplicates("benchmark").set_index("benchmark")
     grid.loc["chance"] = {
-        b: f"+-{r['chance_gained']:.1f} (97.5 %: {r['chance_high']:.0f})"
+        b: f"+/- {r['chance_gained']:.1f} (97.5 %: {r['chance_high']:.0f})"
         for b, r in first.iterrows()
     }
     grid.loc["never solved by base"] = first["unsolved"].astype(str)
     return [
         f"## Frontier: problems won and lost in {k} samples",
-        f"+ never solved by the base in {k} samples, but by the method; - the reverse; all base "
-        "seeds together. `chance`: the mean of what the base would win and lose against itself, "
-        rf"sampled again; `\*`: more than its 97.5 % point, not corrected for the number of cells.",
+        f"`+`: never solved by the base in {k} samples, but by the method; `-`: the reverse; all "
+        "base seeds together. `chance`: the mean of what the base would win and lose against itself, "
+        "sampled again; `*`: more than its 97.5 % point, not corrected for the number of cells.",
         grid.to_markdown(),
     ]
 
@@ -547,7 +548,7 @@ def headline(run: config.Run) -> str:
     same = trd["trajectory_like_reference"].dropna()
     note = f" {same.iloc[0]:.1%} of the rewrites are the reference solution word for word."
     title = f"**{run.mode.upper()}**, avg@{k}. {_how(table, run)}{note if len(same) else ''}"
-    title += r" `\*`: marked after Holm's correction, see [the whole table]"
+    title += " `*`: marked after Holm's correction, see [the whole table]"
     title += f"({paths(run)['md'].relative_to(config.root())})."
     return f"{title}\n\n{grid.to_markdown()}\n"
 
