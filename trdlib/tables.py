@@ -334,8 +334,9 @@ def _coverage_text(run: config.Run) -> list[str]:
     return [
         f"## Frontier: problems won and lost in {k} samples",
         f"`+`: never solved by the base in {k} samples, but by the method; `-`: the reverse; all "
-        "base seeds together. `chance`: the mean of what the base would win and lose against itself, "
-        "sampled again; `*`: more than its 97.5 % point, not corrected for the number of cells.",
+        "base seeds together. `chance`: the mean of what the base would win and lose against "
+        "itself, sampled again; `*`: more than its 97.5 % point, not corrected for the number of "
+        "cells.",
         grid.to_markdown(),
     ]
 
