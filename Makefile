@@ -30,7 +30,8 @@ $(VENV)/.ready: pyproject.toml
 	@touch $@
 
 # The two modes side by side: DVC runs the stages of one call one after the other, and while a stage starts its
-# kernel a core would idle. The last `dvc repro` does what is left, and is the judge.
+# kernel a core would idle. They may meet at DVC's lock, which gives up after seconds: then once more. The last
+# `dvc repro` does what is left, and is the judge.
 # SCALE stands in params.yaml for the time of the run only; the README is for the default scale.
 repro: setup
 	@start=$$(date +%s); \
@@ -43,7 +44,8 @@ repro: setup
 	python -m trdlib check && dvc repro --glob 'refine@*' && { \
 		for mode in opsd opd; do echo "*@*-$$mode-* evaluate@*-$$mode"; done \
 			| cat - <(printf '%s\n' 'reference@* audit' 'diagnose@*') \
-			| xargs -P 3 -L 1 dvc repro -s --glob || true; \
+			| xargs -P 3 -L 1 bash -c 'for try in 1 2 3; do dvc repro -s --glob "$$@" && exit; \
+				sleep $$((RANDOM % 5 + 1)); done; exit 1' lane || true; \
 	} && dvc repro && \
 	python -m trdlib readme $(if $(SCALE),--print-only) && python -m trdlib times --since $$start
 
