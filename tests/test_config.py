@@ -59,7 +59,7 @@ def at(raw, path, value):
         ("scales/tiny/onsets", [], "onsets.*at least 1 item"),
         ("scales/tiny/rollout/temperature", -1, "temperature.*not -1"),
         ("scales/tiny/refinement/samples", 2, "refinement.samples must be 1"),
-        ("run/scales", ["huge"], "no scale 'huge': choose from .*smoke, tiny"),
+        ("run/scales", ["huge"], "no scale 'huge': choose from .*smoke.*smol, tiny"),
         ("run/methods", ["dpo"], "no method 'dpo'"),
         ("scales/tiny/modes", ["opd"], "no mode of the scale tiny 'opsd'"),
         ("run/ablation/methods", ["trd"], "trains on all rows"),

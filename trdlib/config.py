@@ -138,7 +138,7 @@ class Evaluation(_Section):
 class ProblemSet(_Section):
     """One set of procedural problems."""
 
-    task: Literal["chain", "trail"]
+    task: Literal["chain", "trail", "story"]
     problems: PositiveInt
     steps: tuple[PositiveInt, ...]
     local_share: float = Field(0.0, ge=0, le=1)  # trail: share of problems with the flag `=`
@@ -146,7 +146,7 @@ class ProblemSet(_Section):
 
 
 class Data(_Section):
-    """Procedural problems (tiny.py)."""
+    """Procedural problems (tiny.py; stories.py, which has the task story)."""
 
     train: tuple[ProblemSet, ...]
     validation: tuple[ProblemSet, ...]
@@ -228,15 +228,31 @@ class Pretraining(_Section):
     thresholds: dict[str, dict[str, tuple[float, float]]] = {}  # stage -> task/kind -> range
 
 
+class Packaged(_Section):
+    """Weights that come inside a Python package, as a GGUF file (packaged.py)."""
+
+    package: str  # as pip calls it
+    version: str
+    file: str = Field(pattern=r"^\w+/.+\.gguf$")  # module/path
+
+
+class Diagnosis(_Section):
+    """How much of the training set the diagnosis looks at."""
+
+    problems: PositiveInt
+    gradient_problems: PositiveInt  # of each source, in a summed gradient
+
+
 class Models(_Section):
     """Where weights come from: a folder of the project, `{seed}` being the base seed of the run, or
     the hub, `owner/name@commit`."""
 
     student: str
     teacher: str | None = None  # only OPD needs one
+    packaged: Packaged | None = None  # what the student's folder is unpacked from
     backend: Literal["transformers", "unsloth"] = "unsloth"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    style: Literal["tiny", "math"] = "math"  # of the prompts
+    style: Literal["tiny", "math", "story"] = "math"  # of the prompts
     threads: PositiveInt | None = None  # CPU threads per process; None: as torch thinks best
     student_thinking: bool | None = None
     teacher_thinking: bool | None = None
@@ -282,6 +298,8 @@ class Scale(_Section):
     evaluation: Evaluation
     methods: dict[str, Method]
     onsets: tuple[str, ...] = Field(min_length=1)  # words that open a correction (diagnose.py)
+    diagnosis: Diagnosis
+    only: tuple[str, ...] = ()  # methods that `make repro SCALE=` runs; (): those of `run`
     pretraining: Pretraining | None = None
     map: Map | None = None
 
@@ -406,10 +424,14 @@ class Run:
         try:
             _known("scale", scale, settings.scales)
             self.settings = settings.scales[scale]
+            if self.settings.only:
+                few = {"methods": self.settings.only, "ablation": Ablation()}
+                self.matrix = self.matrix.model_copy(update=few)
             _known("task", task, ("math",))
             for role in ("student", "teacher"):
                 name = getattr(self.settings.models, role)
-                local = name is None or "{seed}" in name or (root() / name).is_dir()
+                made = "{seed}" in (name or "") or self.settings.models.packaged
+                local = name is None or made or (root() / name).is_dir()
                 if not local and not _HUB_MODEL.fullmatch(name):
                     raise ValueError(
                         f"models.{role} {name!r} is neither a folder here nor a hub model at a "
@@ -511,9 +533,10 @@ def runs(scale: str, task: str, mode: str, method: str) -> list[Run]:
     settings = load()
     if method != "all":
         return [run(scale, task, mode, method, settings)]
-    names = settings.run.methods_of(mode)
+    first = run(scale, task, "none", "base", settings)
+    names = first.matrix.methods_of(mode)
     if mode == "none":
-        has_teacher = run(scale, task, mode, "base", settings).settings.models.teacher
+        has_teacher = first.settings.models.teacher
         names = [name for name in REFERENCES if name != "teacher" or has_teacher]
     return [run(scale, task, mode, name, settings) for name in names]
 

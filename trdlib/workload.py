@@ -21,7 +21,6 @@ from trdlib.costs import Machine, Shape
 
 PAPER = {"y_o": 7700, "y_r": 880}  # median tokens
 OURS = {"x": 250, "y_star": 700}  # tokens of a problem and a solution: a guess, and said to be one
-DIAGNOSED, GRADIENTS = 1024, 64  # diagnose.MAX_PROBLEMS, GRADIENT_PROBLEMS (without its torch)
 
 
 class Length(NamedTuple):
@@ -131,7 +130,8 @@ def model(run: config.Run, role: str) -> Model:
     folder = config.root() / name
     repo, _, commit = name.partition("@")
     found = folder / "config.json" if "@" not in name else cached(repo, "config.json", commit)
-    known, size = costs.SHAPES.get(repo, (None, 0))
+    packaged = scale.models.packaged
+    known, size = costs.SHAPES.get(packaged.package if packaged else repo, (None, 0))
     if found is not None and found.is_file():
         about = data.read_json(found)
         keys = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
@@ -291,14 +291,16 @@ def diagnosed(run: config.Run, student: Shape, teacher: Shape) -> list[Trained]:
     seeds, train = len(scale.seeds) * scale.rollout.samples, train_problems(run)
     procedural = isinstance(scale.data, config.Data)
     tasks = len({one.task for one in scale.data.train}) if procedural else 1
-    rows, some = min(train, DIAGNOSED) * seeds, min(train, GRADIENTS * tasks) * seeds
+    some = scale.diagnosis
+    rows = min(train, some.problems) * seeds
+    some = min(train, some.gradient_problems * tasks) * seeds
     sees, todo = contexts(run, length), []
     for name, context, sums in (("y_o", sees.vanilla, 3), ("y_r", sees.refine, 1)):
         both, read = (student, teacher, run.mode == "opsd"), (sees.x, context, length[name])
         micro = scale.training.micro_batch_size
         todo.append(Trained(stage, *both, rows, *read, micro, False, gradient=False))
-        # diagnose._gradient: 16 rows at a time, in evaluation mode, hence no checkpointing
-        todo.append(Trained(stage, *both, some * sums, *read, 16, False))
+        saving = scale.training.gradient_checkpointing
+        todo.append(Trained(stage, *both, some * sums, *read, micro, saving))
     return todo
 
 
