@@ -175,11 +175,12 @@ def frontier(base, again, method, k: int, simulations: int = 2000) -> Frontier:
 
 def _evaluate(run: config.Run, seed: int, name: str) -> pd.DataFrame:
     rows = data.problems(run.data, name).to_dict("records")
+    role = "teacher" if run.method == "teacher" else "student"
     request = rollout.Request(
-        role="teacher" if run.method == "teacher" else "student",
+        role=role,
         seed=seed,
         rows=rows,
-        prompts=rollout.student_prompts(run, seed, rows),
+        prompts=rollout.student_prompts(run, seed, rows, role),
         adapter=None if run.mode == "none" else run.adapter(seed),
         stream=1 if run.method == "base_again" else 0,
     )

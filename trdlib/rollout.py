@@ -31,10 +31,15 @@ def model_name(run: config.Run, role: str, seed: int) -> str:
     return run.model_path("student" if run.mode == "opsd" else role, seed)
 
 
-def student_prompts(run: config.Run, seed: int, rows: list[dict]) -> list[prompts.Prompt]:
-    """What the student is asked, in rollout, training and evaluation alike: x alone."""
-    tokenizer = models.load_tokenizer(run.model_path("student", seed))
-    how = {"style": run.settings.models.style, "thinking": run.settings.models.student_thinking}
+def student_prompts(
+    run: config.Run, seed: int, rows: list[dict], role: Literal["student", "teacher"] = "student"
+) -> list[prompts.Prompt]:
+    """What the student is asked, in rollout, training and evaluation alike: x alone.
+
+    The teacher, when it is evaluated, is asked the same with its own template and thinking switch.
+    """
+    tokenizer, models_ = models.load_tokenizer(run.model_path(role, seed)), run.settings.models
+    how = {"style": models_.style, "thinking": getattr(models_, f"{role}_thinking")}
     limit = run.settings.lengths.prompt
     return [prompts.student_prompt(row, tokenizer, max_tokens=limit, **how) for row in rows]
 
