@@ -4,11 +4,14 @@ What needs a GPU is skipped here. vLLM's dialect and its offline interface are s
 (stand_ins.py) around a real model; `transformers serve` is the real one.
 """
 
+import ast
 import asyncio
 import contextlib
 import functools
+import importlib.util
 import socket
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -284,6 +287,27 @@ def test_the_key_comes_from_the_environment(project, server, asked, monkeypatch)
     run = run_with("openai", server.url, key="SOME_KEY")
     text = str(engines.identity(run.settings.models)) + run.settings.models.model_dump_json()
     assert "s3cret" not in text and "SOME_KEY" not in text and server.url not in text
+
+
+def test_unsloths_functions_take_what_they_are_given():
+    """Read from its source: on a CPU it puts other classes in their place."""
+    found = {}
+    for package, file in (("unsloth", "models/loader.py"), ("unsloth_zoo", "vllm_utils.py")):
+        spec = importlib.util.find_spec(package)
+        if spec is None:
+            pytest.skip(f"the engine unsloth needs the package {package}: [gpu]")
+        tree = ast.parse((Path(spec.origin).parent / file).read_text())
+        for scope in (tree, *(node for node in tree.body if isinstance(node, ast.ClassDef))):
+            name = "" if scope is tree else f"{scope.name}."
+            for function in scope.body:
+                if isinstance(function, ast.FunctionDef):
+                    found[name + function.name] = {a.arg for a in function.args.args}
+    given = {
+        "max_seq_length", "dtype", "load_in_4bit", "fast_inference", "max_lora_rank",
+        "gpu_memory_utilization", "use_exact_model_name", "trust_remote_code",
+    }  # fmt: skip
+    assert given <= found["FastLanguageModel.from_pretrained"]
+    assert {"model", "save_directory"} <= found["load_lora"] and "llm" in found["delete_vllm"]
 
 
 # ------------------------------------------------------------------------------------- adapters

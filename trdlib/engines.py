@@ -103,6 +103,7 @@ def check_adapter(without: list[float], with_it: list[float], folder: Path) -> N
 
 
 def _probe_prompt(tokenizer) -> list[int]:
+    """Shorter than a block of vLLM's prefix cache: asked twice, it is computed in the same way."""
     return tokenizer.encode("1+1=", add_special_tokens=False)
 
 
@@ -181,12 +182,10 @@ class Vllm:
 
         prompt = {"prompt_token_ids": _probe_prompt(self.tokenizer)}
         greedy = SamplingParams(temperature=0, max_tokens=16, logprobs=0, ignore_eos=True)
-        answer = self.llm.generate([prompt], greedy, use_tqdm=False, lora_request=lora)[0].outputs[
-            0
-        ]
-        return [
-            one[token].logprob for token, one in zip(answer.token_ids, answer.logprobs, strict=True)
-        ]
+        done = self.llm.generate([prompt], greedy, use_tqdm=False, lora_request=lora)
+        answer = done[0].outputs[0]
+        steps = zip(answer.token_ids, answer.logprobs, strict=True)
+        return [logprobs[token].logprob for token, logprobs in steps]
 
     def complete(
         self, prompts: list[list[int]], *, max_new_tokens, temperature, top_p, top_k, seed
@@ -465,10 +464,11 @@ class OpenAI:
                 "were sampled: only their text is used",
                 stacklevel=2,
             )
+        once = self.client.with_options(max_retries=0)
         for name in self.loaded:
             with contextlib.suppress(RuntimeError):  # a server that has gone has none of it
                 body = {"lora_name": name}
-                self._call(self.client.post, path="/unload_lora_adapter", cast_to=str, body=body)
+                self._call(once.post, path="/unload_lora_adapter", cast_to=str, body=body)
         self.client.close()
 
 
