@@ -48,9 +48,9 @@ def test_pairs_are_the_sampled_tokens_in_the_generating_contexts(smoke):
     seen = {}
     original = rollout.generate_table
 
-    def spy(run, path, request, sampling):
+    def spy(run, path, request, *how):
         seen[request.seed] = [p.ids for p in request.prompts]
-        return original(run, path, request, sampling)
+        return original(run, path, request, *how)
 
     shutil.rmtree(run.mode_folder)
     rollout.generate_table = spy

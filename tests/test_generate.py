@@ -1,5 +1,6 @@
 """The decode loop against transformers' own generate, and what a killed call leaves behind."""
 
+import functools
 import random
 
 import pytest
@@ -98,31 +99,28 @@ def test_batches_hold_every_prompt_once_and_rarely_pad(tokenizer):
 def test_a_killed_sample_goes_on_with_the_same_result(small_model, tokenizer, tmp_path):
     asked = prompts(tokenizer, [2, 3, 4, 5])
     sampling = Sampling(temperature=1.0, max_new_tokens=10, samples=3, batch_size=2)
-    how = {"stop_ids": [tokenizer.eos_token_id]}
-    whole = generate.sample(small_model, asked, sampling, parts=tmp_path / "a", **how)
+    stop_ids = [tokenizer.eos_token_id]
+    complete = functools.partial(generate.decode, small_model, stop_ids=stop_ids)
+    whole = generate.sample(complete, asked, sampling, parts=tmp_path / "a")
     assert [len(group) for group in whole] == [3] * 4
 
     class KilledError(Exception):
         pass
 
-    def killed_at_third(*args, **kwargs):
-        killed_at_third.calls += 1
-        if killed_at_third.calls == 3:
-            raise KilledError
-        return decode(*args, **kwargs)
+    calls = []
 
-    killed_at_third.calls, decode = 0, generate.decode
-    generate.decode = killed_at_third
-    try:
-        with pytest.raises(KilledError):
-            generate.sample(small_model, asked, sampling, parts=tmp_path / "b", **how)
-        left = sorted((tmp_path / "b").iterdir())
-        assert len(left) == 2
-        written = [p.stat().st_mtime_ns for p in left]
-        killed_at_third.calls = 3
-        again = generate.sample(small_model, asked, sampling, parts=tmp_path / "b", **how)
-    finally:
-        generate.decode = decode
+    def killed_at_third(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KilledError
+        return complete(*args, **kwargs)
+
+    with pytest.raises(KilledError):
+        generate.sample(killed_at_third, asked, sampling, parts=tmp_path / "b")
+    left = sorted((tmp_path / "b").iterdir())
+    assert len(left) == 2
+    written = [p.stat().st_mtime_ns for p in left]
+    again = generate.sample(killed_at_third, asked, sampling, parts=tmp_path / "b")
     assert again == whole
     assert [p.stat().st_mtime_ns for p in left] == written  # read, not sampled again
 

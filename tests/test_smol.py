@@ -140,7 +140,9 @@ def test_the_unpacked_model_is_the_one_in_the_package(smol, original):
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits, original(ids).logits, atol=1e-4, rtol=1e-4)
     assert tokenizer.eos_token == "<|im_end|>" and tokenizer.pad_token == "<|endoftext|>"
-    assert models.stop_ids(model, tokenizer) == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    assert models.stop_ids(model.generation_config, tokenizer) == [
+        tokenizer.convert_tokens_to_ids("<|im_end|>")
+    ]
     ids = prompts.render([{"role": "user", "content": " a to"}], tokenizer)
     text = "<|im_start|>user\n a to<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.decode(ids) == text

@@ -243,6 +243,31 @@ class Diagnosis(_Section):
     gradient_problems: PositiveInt  # of each source, in a summed gradient
 
 
+# engine -> packages that it needs beyond the pinned ones, and how to get them
+ENGINES = {
+    "transformers": (),
+    "unsloth": ("unsloth", "vllm"),
+    "vllm": ("vllm",),
+    "openai": ("openai",),
+}
+ENGINE_INSTALL = {
+    "unsloth": "pip install -e '.[gpu,vllm]'",
+    "vllm": "pip install -e '.[vllm]'",
+    "openai": "pip install -e '.[server]'",
+}
+
+
+class Server(_Section):
+    """An OpenAI-compatible server (engine openai). Nothing here shapes a sample."""
+
+    url: str = Field("http://127.0.0.1:8000/v1", pattern=r"^https?://")
+    teacher_url: str | None = Field(None, pattern=r"^https?://")  # None: the same server
+    key: str = Field("TRD_SERVER_KEY", pattern=r"^[A-Z_][A-Z0-9_]*$")  # a variable's name, no key
+    concurrency: PositiveInt = 64  # requests at a time
+    retries: int = Field(8, ge=0)  # of a request whose failure may pass, waiting up to 8 s each
+    timeout: PositiveFloat = 3600  # seconds for one answer
+
+
 class Models(_Section):
     """Where weights come from: a folder of the project, `{seed}` being the base seed of the run, or
     the hub, `owner/name@commit`."""
@@ -253,9 +278,13 @@ class Models(_Section):
     backend: Literal["transformers", "unsloth"] = "unsloth"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     style: Literal["tiny", "math", "story"] = "math"  # of the prompts
+    load_in_4bit: bool = False  # the base model in nf4 (bitsandbytes)
     threads: PositiveInt | None = None  # CPU threads per process; None: as torch thinks best
     student_thinking: bool | None = None
     teacher_thinking: bool | None = None
+    engine: Literal[tuple(ENGINES)] = "transformers"  # who samples (engines.py)
+    gpu_share: Probability = 0.85  # of its memory, for vllm and unsloth
+    server: Server = Server()
 
 
 class Map(_Section):
@@ -305,6 +334,8 @@ class Scale(_Section):
 
     @pydantic.model_validator(mode="after")
     def _can_do_its_modes(self):
+        if self.workers > 1 and self.models.engine in ("vllm", "unsloth"):
+            raise ValueError(f"the engine {self.models.engine} fills the GPU: set workers to 1")
         if self.refinement.samples != 1:
             raise ValueError("refinement.samples must be 1: each attempt gets one rewrite")
         if "opd" in self.modes and self.models.teacher is None:

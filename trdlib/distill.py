@@ -333,7 +333,8 @@ def fingerprint(run: config.Run, seed: int, rows: list[Pair]) -> str:
         models.identity(rollout.model_name(run, role, seed)) for role in ("student", "teacher")
     ]
     code = config.code_hash(divergence, models, sys.modules[__name__])
-    how = (run.mode, run.recipe, training, run.settings.lora, run.settings.models, code, seed)
+    loaded = run.settings.models.model_dump(exclude={"engine", "gpu_share", "server"})
+    how = (run.mode, run.recipe, training, run.settings.lora, loaded, code, seed)
     return config.content_hash(weights, rows, *how)
 
 

@@ -33,6 +33,7 @@ class Machine(NamedTuple):
     hub: str  # "reachable", "off (HF_HUB_OFFLINE)", "not reachable"
     unsloth: bool
     faults: tuple[str, ...]  # packages that are not as pinned
+    engines: tuple[str, ...] = tuple(config.ENGINES)  # that can sample here
 
 
 def packages() -> list[str]:
@@ -90,6 +91,16 @@ def _has(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
+def _gpu_only(engine: str) -> str:
+    return ", on a GPU" if engine in ("vllm", "unsloth") else ""
+
+
+def engines(gpu: bool) -> tuple[str, ...]:
+    """Those of models.engine that can sample here (openai: if a server is reachable)."""
+    there = [name for name, needs in config.ENGINES.items() if all(map(_has, needs))]
+    return tuple(name for name in there if gpu or not _gpu_only(name))
+
+
 def verdict(scale: str, settings: config.Settings, machine: Machine) -> list[str]:
     """Why the scale does not run here as it is, and what to do about it; empty: it runs."""
     run = config.Run(scale, "math", "none", "base", settings)
@@ -98,6 +109,10 @@ def verdict(scale: str, settings: config.Settings, machine: Machine) -> list[str
         faults.append("packages are not as pinned: make setup")
     if section.models.backend == "unsloth" and not machine.unsloth:
         faults.append("the backend unsloth is missing: pip install -e '.[gpu]'")
+    engine = section.models.engine
+    if engine not in machine.engines:
+        how = config.ENGINE_INSTALL[engine]
+        faults.append(f"the engine {engine} does not run here: {how}{_gpu_only(engine)}")
     online = machine.hub == "reachable"
     try:
         models = workload.models(run).values()
@@ -131,7 +146,7 @@ def verdict(scale: str, settings: config.Settings, machine: Machine) -> list[str
     least = max((size for size in need.values() if size <= biggest), default=0)
     small: dict[str, int] = {}
     for one in items:
-        if isinstance(one, workload.Sampled):
+        if isinstance(one, workload.Sampled) and engine == "transformers":
             batch, name = one.batch(section, roof), SECTIONS.get(one.stage.split()[0], EVALUATION)
             if batch is not None and batch < min(one.rows, one.sampling.batch_size):
                 small[name] = min(small.get(name, batch), batch)
@@ -162,7 +177,8 @@ def show() -> int:
     build, device = _torch()
     gpu = not device.startswith(("no GPU", "unknown"))
     memory = plan.device_memory() if build[0].isdigit() else psutil.virtual_memory().total
-    machine = Machine(gpu, memory, reach, _has("unsloth"), tuple(faults))
+    able = engines(gpu)
+    machine = Machine(gpu, memory, reach, _has("unsloth"), tuple(faults), able)
     python, free = platform.python_version(), shutil.disk_usage(config.root()).free
     total, available = (getattr(psutil.virtual_memory(), k) / GIB for k in ("total", "available"))
     rows = [
@@ -176,7 +192,9 @@ def show() -> int:
              "make setup" if faults else ""),
         _row("unsloth", "here" if machine.unsloth else "missing",
              "" if machine.unsloth else "pip install -e '.[gpu]' (for the scales that use it)"),
-        _row("vllm", "here" if _has("vllm") else "missing", "not used yet"),
+        *(_row(f"engine {name}", "here" if name in able else "missing",
+               "" if name in able else config.ENGINE_INSTALL[name] + _gpu_only(name))
+          for name in config.ENGINES),
         *(_row(tool, "here" if shutil.which(tool) else "missing",
                "" if shutil.which(tool) else f"install {tool}") for tool in ("git", "make", "dvc")),
         _row("DVC cache", _cache_type()),

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from trdlib import config, data, models, parallel, rollout
+from trdlib import config, data, engines, models, parallel, rollout
 
 
 def avg_at_k(correct) -> float:
@@ -175,11 +175,12 @@ def frontier(base, again, method, k: int, simulations: int = 2000) -> Frontier:
 
 def _evaluate(run: config.Run, seed: int, name: str) -> pd.DataFrame:
     rows = data.problems(run.data, name).to_dict("records")
+    role = "teacher" if run.method == "teacher" else "student"
     request = rollout.Request(
-        role="teacher" if run.method == "teacher" else "student",
+        role=role,
         seed=seed,
         rows=rows,
-        prompts=rollout.student_prompts(run, seed, rows),
+        prompts=rollout.student_prompts(run, seed, rows, role),
         adapter=None if run.mode == "none" else run.adapter(seed),
         stream=1 if run.method == "base_again" else 0,
     )
@@ -197,7 +198,8 @@ def evaluate(runs: list[config.Run]) -> list[dict[str, pd.DataFrame]]:
     cells = [(run, seed, name) for run in runs for name in settings.data.benchmarks
              for seed in settings.seeds]  # fmt: skip
     models.preload(runs[0])
-    tables = parallel.run_jobs(_evaluate, cells, workers=settings.workers, label="evaluate")
+    with engines.kept():
+        tables = parallel.run_jobs(_evaluate, cells, workers=settings.workers, label="evaluate")
     found: list[dict[str, list]] = [{} for _ in runs]
     for (run, seed, name), table in zip(cells, tables, strict=True):
         found[runs.index(run)].setdefault(name, []).append(table.assign(seed=seed))

@@ -1,9 +1,10 @@
 """`sample`: prompts in, sampled token ids out; one interface for every engine, resumable.
 
-The engine here is a decode loop of our own around the stock `forward` of a transformers model. It
-differs from `model.generate` in three ways that make small models on a CPU two to three times
-faster: prompts of one length share a batch, so no padding and no mask, and samples of one prompt
-share its prefill; the key-value cache is one buffer of fixed size; finished rows leave the batch.
+The engine here (the others: engines.py) is a decode loop of our own around the stock `forward` of a
+transformers model. It differs from `model.generate` in three ways that make small models on a CPU
+two to three times faster: prompts of one length share a batch, so no padding and no mask, and
+samples of one prompt share its prefill; the key-value cache is one buffer of fixed size; finished
+rows leave the batch.
 
 A result file is written in parts that carry the fingerprint of everything that shaped them, so a
 killed run goes on with the next part and a stale part is never read (design: "Every generation
@@ -200,16 +201,18 @@ def batches(prompts: list[list[int]], size: int) -> list[list[int]]:
 
 
 def sample(
-    model,
+    complete,
     prompts: list[list[int]],
     sampling: Sampling,
     *,
-    stop_ids: list[int],
     parts: Path,
     seed: int | tuple[int, ...] = 0,
     label: str = "sampling",
 ) -> list[list[Completion]]:
     """`sampling.samples` responses for each prompt, in the order of the prompts.
+
+    complete(prompts, *, max_new_tokens, temperature, top_p, top_k, seed): the engine; a Completion
+    for each prompt of a batch.
 
     Each batch is written to the folder `parts` as soon as it is there, under a name that the
     caller has made unique by a fingerprint; a batch that is already there is read, not sampled.
@@ -225,11 +228,9 @@ def sample(
             done = [Completion(*pair) for pair in data.read_json(path)]
         else:
             with parallel.model_compute():
-                done = decode(
-                    model,
+                done = complete(
                     [rows[i] for i in indices],
                     max_new_tokens=sampling.max_new_tokens,
-                    stop_ids=stop_ids,
                     temperature=sampling.temperature,
                     top_p=sampling.top_p,
                     top_k=sampling.top_k,

@@ -12,6 +12,7 @@ Weights come from safetensors only, and remote code is never trusted.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import warnings
 from pathlib import Path
 
@@ -58,9 +59,24 @@ def load_tokenizer(name: str):
     return tokenizer
 
 
+def check_4bit(settings: config.Models) -> None:
+    """SettingsError if 4-bit weights are asked for and cannot be had here."""
+    if not settings.load_in_4bit:
+        return
+    if not torch.cuda.is_available():
+        raise config.SettingsError(
+            "models.load_in_4bit needs a GPU and there is none: leave it out"
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise config.SettingsError(
+            "models.load_in_4bit needs bitsandbytes: pip install -e '.[gpu]', or leave it out"
+        )
+
+
 def load(name: str, run: config.Run):
     """-> (model, tokenizer), on the GPU if there is one, in evaluation mode, weights frozen."""
     settings = run.settings.models
+    check_4bit(settings)
     where, dtype = source(name), getattr(torch, settings.dtype)
     if settings.backend == "unsloth":
         with warnings.catch_warnings():
@@ -73,16 +89,22 @@ def load(name: str, run: config.Run):
             revision=where.get("revision"),
             max_seq_length=run.context_length,
             dtype=dtype,
-            load_in_4bit=False,
+            load_in_4bit=settings.load_in_4bit,
+            use_exact_model_name=True,  # else a copy of its own, and not at our commit
             trust_remote_code=False,
         )
     else:
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
         prepare_process(settings)
-        model = AutoModelForCausalLM.from_pretrained(
-            **where, dtype=dtype, use_safetensors=True, trust_remote_code=False
-        ).to(device())
+        how = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
+        if settings.load_in_4bit:  # such a model cannot be moved: it loads where it stays
+            how["quantization_config"] = BitsAndBytesConfig(
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+            )
+            how["device_map"] = {"": 0}
+        model = AutoModelForCausalLM.from_pretrained(**where, **how)
+        model = model if settings.load_in_4bit else model.to(device())
         tokenizer = load_tokenizer(name)
     tokenizer.padding_side = "left"
     model.requires_grad_(False)
@@ -91,7 +113,7 @@ def load(name: str, run: config.Run):
 
 def preload(run: config.Run, *, training: bool = False) -> None:
     """Import what jobs will need before they are forked: once, instead of once in each worker."""
-    if run.settings.workers > 1:
+    if run.settings.workers > 1 and (training or run.settings.models.engine == "transformers"):
         import peft  # noqa: F401
 
         if training:
@@ -182,9 +204,21 @@ def onset_ids(tokenizer, words) -> list[int]:
     return sorted(found)
 
 
-def stop_ids(model, tokenizer) -> list[int]:
+def generation_config(name: str):
+    """The generation settings that come with a model; its weights are not loaded."""
+    from transformers import AutoConfig, GenerationConfig
+
+    where = source(name)
+    folder, revision = where["pretrained_model_name_or_path"], where.get("revision")
+    try:
+        return GenerationConfig.from_pretrained(folder, revision=revision or "main")
+    except OSError:  # it has none: they follow from the model's own settings, as when it is loaded
+        return GenerationConfig.from_model_config(AutoConfig.from_pretrained(**where))
+
+
+def stop_ids(generation_config, tokenizer) -> list[int]:
     """The tokens that end a turn: the tokenizer's own, and those of the generation settings."""
-    configured = model.generation_config.eos_token_id
+    configured = generation_config.eos_token_id
     configured = configured if isinstance(configured, list) else [configured]
     return sorted({tokenizer.eos_token_id, *configured} - {None})
 

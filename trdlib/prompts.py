@@ -109,9 +109,15 @@ def render(
 
     messages: [{"role": ..., "content": ...}, ...]; thinking: the template's `enable_thinking`
     switch, None leaves it to the template; generate: end with the header of the assistant's turn.
+    ValueError for a switch that the template does not have: it would be ignored.
     """
     if not tokenizer.chat_template:
         raise ValueError("this tokenizer has no chat template: choose a chat model, or set one")
+    if thinking is not None and "enable_thinking" not in str(tokenizer.chat_template):
+        raise ValueError(
+            "this model's chat template cannot switch thinking on or off: leave its "
+            "models.student_thinking or models.teacher_thinking out"
+        )
     switch = {} if thinking is None else {"enable_thinking": thinking}
     return list(
         tokenizer.apply_chat_template(
@@ -163,7 +169,8 @@ def context(
         # Decoding and re-encoding may change the count by a few tokens: cut until it fits.
         while len(ids) > max_tokens and cut < len(tokens):
             cut = min(len(tokens), cut + max(len(ids) - max_tokens, 1))
-            parts[name] = tokenizer.decode(tokens[: len(tokens) - cut]) + CUT_NOTICE
+            kept = tokenizer.decode(tokens[: len(tokens) - cut]).rstrip("\ufffd")  # half a letter
+            parts[name] = kept + CUT_NOTICE
             ids, truncated = rendered(), True
     if max_tokens is not None and len(ids) > max_tokens:
         raise ValueError(

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import pandas as pd
 
-from trdlib import config, data, generate, grading, models, parallel, prompts
+from trdlib import config, data, engines, generate, grading, models, parallel, prompts
 
 
 class Request(NamedTuple):
@@ -31,22 +31,26 @@ def model_name(run: config.Run, role: str, seed: int) -> str:
     return run.model_path("student" if run.mode == "opsd" else role, seed)
 
 
-def student_prompts(run: config.Run, seed: int, rows: list[dict]) -> list[prompts.Prompt]:
-    """What the student is asked, in rollout, training and evaluation alike: x alone."""
-    tokenizer = models.load_tokenizer(run.model_path("student", seed))
-    how = {"style": run.settings.models.style, "thinking": run.settings.models.student_thinking}
+def student_prompts(
+    run: config.Run, seed: int, rows: list[dict], role: Literal["student", "teacher"] = "student"
+) -> list[prompts.Prompt]:
+    """What the student is asked, in rollout, training and evaluation alike: x alone.
+
+    The teacher, when it is evaluated, is asked the same with its own template and thinking switch.
+    """
+    tokenizer, models_ = models.load_tokenizer(run.model_path(role, seed)), run.settings.models
+    how = {"style": models_.style, "thinking": getattr(models_, f"{role}_thinking")}
     limit = run.settings.lengths.prompt
     return [prompts.student_prompt(row, tokenizer, max_tokens=limit, **how) for row in rows]
 
 
 def fingerprint(run: config.Run, request: Request, sampling: config.Sampling) -> str:
     """Hash of all that shapes a generation: weights, adapter, prompts, sampling, random numbers."""
-    how = run.settings.models
     return config.content_hash(
         models.identity(model_name(run, request.role, request.seed)),
         config.weights_hash(request.adapter) if request.adapter else None,
         [p.ids for p in request.prompts],
-        [how.backend, how.dtype, config.code_hash(generate)],
+        engines.identity(run.settings.models),
         sampling,
         [request.seed, request.stream],
     )
@@ -81,30 +85,34 @@ def _reuse(path: Path, generation: str, verdicts: str, rows: list[dict], **colum
 
 
 def generate_table(
-    run: config.Run, path: Path, request: Request, sampling: config.Sampling
+    run: config.Run,
+    path: Path,
+    request: Request,
+    sampling: config.Sampling,
+    trained_on: bool = False,
 ) -> pd.DataFrame:
     """Sample, grade, store and return; a file with the same fingerprint is read instead.
 
     One row per (problem, sample): id, sample, token_ids, text, finished, correct, n_tokens.
+    trained_on: an engine that cannot give the sampled token ids is refused.
     """
     rows = [row for row in request.rows for _ in range(sampling.samples)]
     stamps = fingerprint(run, request, sampling), _verdicts_hash(rows)
     table = _reuse(path, *stamps, rows)
     if table is not None:
         return table
-    model, tokenizer = models.load(model_name(run, request.role, request.seed), run)
-    if request.adapter:
-        model = models.with_adapter(model, request.adapter)
     parts = path.with_name(f"{path.name}.parts")
-    groups = generate.sample(
-        model,
-        [p.ids for p in request.prompts],
-        sampling,
-        stop_ids=models.stop_ids(model, tokenizer),
-        parts=parts / stamps[0],
-        seed=(request.seed, request.stream),
-        label=f"{request.seed}/{path.stem}",
-    )
+    name = model_name(run, request.role, request.seed)
+    with engines.opened(run, name, request.adapter, exact=trained_on) as engine:
+        tokenizer = engine.tokenizer
+        groups = generate.sample(
+            engine.complete,
+            [p.ids for p in request.prompts],
+            sampling,
+            parts=parts / stamps[0],
+            seed=(request.seed, request.stream),
+            label=f"{request.seed}/{path.stem}",
+        )
     done = [completion for group in groups for completion in group]
     table = pd.DataFrame(
         {
@@ -139,10 +147,10 @@ def generate_for_seeds(
     if table is not None:
         return table
     folder = path.with_name(f"{path.name}.seeds")
-    jobs = [(run, folder / f"{r.seed}.parquet", r, sampling) for r in requests]
+    jobs = [(run, folder / f"{r.seed}.parquet", r, sampling, True) for r in requests]
     workers = run.settings.workers
     models.preload(run)
-    with parallel.metered() as cost:
+    with parallel.metered() as cost, engines.kept():
         tables = parallel.run_jobs(generate_table, jobs, workers=workers, label=path.stem)
     frames = [t.assign(seed=r.seed) for r, t in zip(requests, tables, strict=True)]
     table = pd.concat(frames, ignore_index=True).assign(**columns)
