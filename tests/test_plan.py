@@ -340,6 +340,29 @@ def test_the_command_line(pipeline, project):
     assert max(map(len, done.stdout.splitlines())) <= 100
 
 
+def test_vllm_holds_what_its_cache_holds_and_needs_less_time():
+    settings = config.load()
+    scale = settings.scales["qwen3-8b"]
+    models = scale.models.model_copy(update={"engine": "vllm"})
+    settings.scales["paged"] = scale.model_copy(update={"models": models})
+    works = {
+        name: workload.work(config.Run(name, "math", "none", "base", settings), ["opsd"])
+        for name in ("qwen3-8b", "paged")
+    }
+    gpu = costs.gpu("H100 SXM", good=True)
+    rollout = next(one for one in works["paged"] if one.stage == "rollout")
+    rows = rollout.batch(settings.scales["paged"], gpu, "expected")
+    weights, position = 2 * costs.parameters(rollout.shape), costs.cache_bytes(rollout.shape, 2)
+    length = rollout.prompt.expected + rollout.response.expected
+    assert weights + rows * length * position <= 0.85 * gpu.memory
+    assert weights + (rows + 1) * length * position > 0.85 * gpu.memory
+    for one, paged in zip(works["qwen3-8b"], works["paged"], strict=True):
+        if isinstance(one, workload.Sampled):
+            own, other = one.seconds(scale, gpu, "expected"), settings.scales["paged"]
+            assert 0 < paged.seconds(other, gpu, "expected") < own
+            assert paged.memory(other) < one.memory(scale) < 80 * costs.GIB
+
+
 # --------------------------------------------------------------------------------- the doctor
 
 

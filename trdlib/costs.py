@@ -12,6 +12,9 @@ Nothing is loaded or measured here. What is assumed:
 4. Sampling is that of generate.py: the cache of a batch is one buffer for prompt + max_new_tokens
    positions; samples of one prompt share its prefill. Batches are full ones (the rare prompt
    lengths make smaller ones, down to an eighth) and the rows of a batch end together.
+   vLLM (every engine but `transformers`): as many rows at a time, up to 256, as its paged cache
+   holds at these lengths; a row that ends makes room for the next; CUDA graphs, so that a layer
+   takes a tenth of the launch time.
 5. A GPU reaches 30-50 % of its dense bf16 peak and 50-70 % of its bandwidth; eager transformers
    launches a layer in 0.3-1.0 ms. 10 % of its memory is left to fragments and the CUDA context.
 6. Adapter weights, gradients and both AdamW moments are float32 (peft). Training keeps what
@@ -137,6 +140,12 @@ def sampling_memory(shape: Shape, item: int, sampling: Sampling, prompt: int, ba
     return parameters(shape) * item + cache + max(prefill, filters)
 
 
+def paged_rows(memory: float, shape: Shape, item: int, length: float) -> int:
+    """Rows of `length` tokens that vLLM's cache holds in `memory` bytes; 0: not even one."""
+    free = memory - parameters(shape) * item
+    return max(0, min(256, int(free / (length * cache_bytes(shape, item)))))
+
+
 def largest_batch(memory: float, *how) -> int:
     """The largest batch up to sampling.batch_size that `memory` bytes hold; 0: not even one row."""
     fits = (b for b in range(how[2].batch_size, 0, -1) if sampling_memory(*how, b) <= memory)
@@ -192,15 +201,15 @@ def training_flops(
 
 def sampling_seconds(
     shape: Shape, item: int, machine: Machine, *, rows: int, prompts: int, prompt: float,
-    new: float, batch: int,
+    new: float, batch: int, paged: bool = False,
 ) -> float:  # fmt: skip
     """Sampling `new` tokens for each of `rows` rows from `prompts` prefilled prompts."""
     prefill = prompts * sum(forward_flops(shape, prompt)) / machine.flops
-    steps = math.ceil(rows / batch) * new
+    steps = (rows / batch if paged else math.ceil(rows / batch)) * new
     weights = body(shape) + shape.vocab * shape.hidden
     read = steps * weights * item + rows * new * (prompt + new / 2) * cache_bytes(shape, item)
     flops = rows * new * 2 * weights
-    launches = steps * shape.layers * machine.launch
+    launches = steps * shape.layers * machine.launch * (0.1 if paged else 1)
     return prefill + max(read / machine.bandwidth, flops / machine.flops, launches)
 
 

