@@ -18,7 +18,7 @@ import torch
 from conftest import REPOSITORY
 from stand_ins import Server, Weights, offline
 
-from trdlib import config, data, engines, evaluate, generate, models, rollout, tiny
+from trdlib import config, data, doctor, engines, evaluate, generate, models, rollout, tiny
 from trdlib.config import Sampling
 
 NAME = "models/smoke/0/student"
@@ -411,6 +411,16 @@ def test_what_is_missing_is_said_before_anything_loads(smoke, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(config.SettingsError, match="vllm needs a GPU and there is none"):
         engines.check(run_with("vllm").settings.models)
+
+
+def test_the_doctor_knows_the_engines(project):
+    able = doctor.engines(gpu=False)
+    assert {"transformers", "openai"} <= set(able) and not {"vllm", "unsloth"} & set(able)
+    machine = doctor.Machine(True, 2**36, "reachable", True, (), able)
+    assert doctor.verdict("smoke", config.load(), machine) == []
+    settings = run_with("vllm").all_settings
+    says = ["the engine vllm does not run here: pip install -e '.[vllm]', on a GPU"]
+    assert doctor.verdict("smoke", settings, machine) == says
 
 
 def test_four_bits_need_a_gpu_and_bitsandbytes(smoke, monkeypatch):

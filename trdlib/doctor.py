@@ -194,7 +194,7 @@ def show() -> int:
              "" if machine.unsloth else "pip install -e '.[gpu]' (for the scales that use it)"),
         *(_row(f"engine {name}", "here" if name in able else "missing",
                "" if name in able else config.ENGINE_INSTALL[name] + _gpu_only(name))
-          for name in config.ENGINES),
+          for name in config.ENGINE_INSTALL),
         *(_row(tool, "here" if shutil.which(tool) else "missing",
                "" if shutil.which(tool) else f"install {tool}") for tool in ("git", "make", "dvc")),
         _row("DVC cache", _cache_type()),
