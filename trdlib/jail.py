@@ -193,8 +193,8 @@ def serve(program: str) -> None:
 
 def script(program: str) -> None:
     """Run the program as a script: standard input is fd 0, standard output fd 1."""
-    sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)
-    sys.stdout = open(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)
+    text = {"encoding": "utf-8", "errors": "surrogateescape", "closefd": False}
+    sys.stdin, sys.stdout = open(0, **text), open(1, "w", **text)  # noqa: SIM115
     code = 0
     try:
         _module("__main__", program)
@@ -322,7 +322,7 @@ def examine(tests: str) -> None:
     return verdict(True, "")
 
 
-# --------------------------------------------------------------------------- the kernel's interfaces
+# ------------------------------------------------------------------------- the kernel's interfaces
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -459,7 +459,7 @@ def _landlock_version() -> int:
         return 0
 
 
-def _landlock(readable: list[str], writable: list[str]) -> None:
+def _landlock(readable: list[str], seen: list[str], writable: list[str]) -> None:
     """No file but below these folders; no TCP; nothing of other processes."""
     version = _landlock_version()
     bits = 13 if version < 2 else 14 if version < 3 else 15 if version < 5 else 16
@@ -467,8 +467,9 @@ def _landlock(readable: list[str], writable: list[str]) -> None:
     size = 8 if version < 4 else 16 if version < 6 else 24
     buffer = ctypes.create_string_buffer(attributes)
     rules = _syscall(_number("landlock_create_ruleset"), buffer, size, 0)
-    read, write = 0b1100, 0b0100001110111110 & (2**bits - 1)  # read file, list; no exec, no links
-    for folders, rights in ((readable, read), (writable, write)):
+    read, see = 0b1100, 0b1000  # read files, list folders; not execute
+    write = 0b0100000110111110 & (2**bits - 1)  # and make, change, remove plain files and folders
+    for folders, rights in ((readable, read), (seen, see), (writable, write)):
         for folder in folders:
             fd = os.open(folder, os.O_PATH | os.O_CLOEXEC)
             rule = ctypes.create_string_buffer(struct.pack("=Qi", rights, fd))
@@ -559,7 +560,7 @@ def lock_in(jail: dict, seconds: float, memory: int, unique: int) -> None:
     if linux:
         _prctl(38, 1)  # PR_SET_NO_NEW_PRIVS
     if jail["landlock"]:
-        _landlock(jail["readable"], ["/tmp"] if jail["namespaces"] else [])
+        _landlock(jail["readable"], jail["path"], ["/tmp"] if jail["namespaces"] else [])
     if jail["nobody"]:
         for one in (UNIQUE_ID + unique % 2**22, ID):  # the second where few users are mapped
             try:
@@ -585,14 +586,17 @@ def lock_in(jail: dict, seconds: float, memory: int, unique: int) -> None:
 def _preload() -> None:
     """Modules that programs use, and shared libraries, which lie outside the jail."""
     for name in (
-        "array ast asyncio base64 bisect builtins calendar cmath collections copy dataclasses "
-        "datetime decimal enum fractions functools hashlib heapq io itertools json math numbers "
-        "operator queue random re statistics string struct textwrap threading time typing zlib "
-        "bz2 lzma _hashlib _ctypes unicodedata"
-    ).split():
+        "array", "ast", "bisect", "cmath", "collections", "copy", "dataclasses", "datetime",
+        "decimal", "enum", "fractions", "functools", "hashlib", "heapq", "io", "itertools", "json",
+        "math", "operator", "random", "re", "statistics", "string", "struct", "threading", "time",
+        "typing", "zlib", "bz2", "lzma", "_hashlib", "_ctypes", "unicodedata",
+    ):  # fmt: skip
         with contextlib.suppress(ImportError):
             __import__(name)
-    for name in ("libgcc_s.so.1", "libstdc++.so.6"):  # for numpy
+    for name in (  # for numpy
+        "libpthread.so.0", "libdl.so.2", "librt.so.1", "libutil.so.1", "libm.so.6",
+        "libgcc_s.so.1", "libstdc++.so.6",
+    ):  # fmt: skip
         with contextlib.suppress(OSError):
             ctypes.CDLL(name)
 

@@ -40,17 +40,14 @@ import contextlib
 import importlib.util
 import json
 import os
-import select
 import socket
 import subprocess
 import sys
 import sysconfig
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 from trdlib import jail
@@ -299,7 +296,7 @@ def _end(status: socket.socket, hang_up: bool) -> dict:
 
 def _how(end: dict, seconds: float) -> str:
     """Why a process that did not finish its work ended."""
-    if end["timeout"] or end["cpu"] >= seconds:
+    if end["timeout"] or (end["code"] == -9 and end["cpu"] > 0.95 * seconds):
         return f"timeout: {seconds:g} s"
     if end["code"] < 0:
         return f"killed by signal {-end['code']}"
