@@ -616,6 +616,7 @@ def _locked(role: str, fds: list[int], jail: dict, limits: dict, unique: int) ->
     lock_in(jail, limits["seconds"], limits["memory_mb"] * 2**20, unique)
     sys.argv[:] = ["program"]
     sys.path[:] = jail["path"]
+    builtins.exit = builtins.quit = sys.exit  # the module site, which has them, is not loaded
     os.environ.clear()
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     {"serve": serve, "script": script, "examine": examine}[role](text)

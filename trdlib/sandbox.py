@@ -1,16 +1,16 @@
 """Code that a model wrote is hostile: it runs here, or nowhere.
 
-`check(program, tests)` runs the tests against the program; `run(program, stdin)` runs the program as
-a script. What a program can do: compute, read Python's standard library (and numpy), write a few
+`check(program, tests)` runs the tests against the program; `run(program, stdin)` runs the program
+as a script. What a program can do: compute, read Python's standard library (and numpy), write a few
 megabytes to a /tmp of its own. It has no network, no processes but threads, no files of the
 machine, no environment, and it is dead at its limits.
 
 **The verdict cannot be forged from inside**, because program and tests never share a process. The
 tests run in a second locked process, the examiner. A name that the tests do not define themselves
 is asked of the program's process: a call sends its arguments there and gets *plain data* back
-(numbers, strings, bytes, lists, tuples, dicts, sets, ...: exact builtin types, whatever the program
-returned). So patched builtins, `__eq__`, exit codes, printed markers, tracing and frame walking meet
-a process in which nothing is decided. What remains possible:
+(numbers, strings, bytes, lists, tuples, dicts, sets, ...: exact builtin types, whatever the
+program returned). So patched builtins, `__eq__`, exit codes, printed markers, tracing and frame
+walking meet a process in which nothing is decided. What remains possible:
 
 1. A program may recognise the arguments of a test and answer by heart. It sees every argument, and
    no expected value, unless the tests pass one to it.
@@ -142,7 +142,7 @@ class _Jail:
     def start(self, role: str, text: str, fds: list[int], *, seconds: float, memory_mb: int):
         """A locked process with these file descriptors from 0 on; returns its keeper's socket."""
         status, theirs = socket.socketpair()
-        ask = {"role": role, "seconds": seconds, "wall": 2 * seconds + 1, "memory_mb": memory_mb}
+        ask = {"role": role, "seconds": seconds, "wall": 3 * seconds + 2, "memory_mb": memory_mb}
         with theirs, _file(text.encode("utf-8", "surrogatepass")) as payload:
             sent = [theirs.fileno(), payload.fileno(), *fds]
             try:
@@ -211,7 +211,7 @@ import ctypes, os, socket
 def tries():
     found = []
     for name, attempt in {
-        "fork": os.fork, "socket": socket.socket, "exec": lambda: os.execv("/bin/true", ["true"]),
+        "fork": os.fork, "socket": socket.socket, "setsid": os.setsid,
         "read": lambda: open("/etc/passwd"), "list": lambda: os.listdir("/proc"),
         "write": lambda: open(os.__file__, "r+"), "signal": lambda: os.kill(os.getppid(), 0),
     }.items():
@@ -329,13 +329,14 @@ def _check(one: _Jail, program: str, tests: str, **limits) -> Verdict:
     examiner = _end(examined, hang_up=False)
     programs = _end(served, hang_up=True)
     if not said:
-        return Verdict(False, "the tests: " + _how(examiner, limits["seconds"]))
+        return Verdict(False, _how(examiner, limits["seconds"]))
     verdict = json.loads(said[4:])
     if verdict["unfit"]:
         raise ValueError(verdict["reason"])
     reason = verdict["reason"]
     if reason == "the program ended early":
-        reason += ": " + _how(programs, limits["seconds"])
+        how = _how(programs, limits["seconds"])
+        reason = how if how.startswith("timeout") else f"{reason}: {how}"
     return Verdict(verdict["passed"] is True, reason)
 
 
@@ -381,7 +382,7 @@ def check(program: str, tests: str, *, seconds: float = 10, memory_mb: int = 102
     """Does the program pass the tests? Both are Python source; the tests fail by raising.
 
     seconds: of CPU time, for the program (loading and all calls) and again for the tests; the wall
-    clock stops both after twice that and a second. memory_mb: of address space, for each.
+    clock stops both after three times that and two seconds. memory_mb: of address space, for each.
     ValueError: the tests are at fault. SandboxError: nothing protects here, see protection().
     """
     return _with_jail(_check, program, tests, seconds=seconds, memory_mb=memory_mb)
