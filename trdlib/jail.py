@@ -38,8 +38,19 @@ class NotPlain(TypeError):
     """A value that cannot cross the border between program and tests."""
 
 
-def pack(value):
-    """Plain data -> JSON-able. Subclasses become their plain type; iterators become lists once."""
+class Opaque:
+    """In the tests, a result that is not plain data: it is there, and equals nothing."""
+
+
+def _refuse(value):
+    raise NotPlain(f"{type(value).__name__} is not plain data")
+
+
+def pack(value, other=_refuse):
+    """Plain data -> JSON-able. Subclasses become their plain type; iterators become lists once.
+
+    other(value) packs what is not plain data.
+    """
     from collections import deque
     from decimal import Decimal
     from fractions import Fraction
@@ -54,14 +65,15 @@ def pack(value):
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, list):
-        return [pack(item) for item in list.__iter__(value)]
+        return [pack(item, other) for item in list.__iter__(value)]
     if isinstance(value, dict):
-        return {"t": "dict", "v": [[pack(k), pack(v)] for k, v in dict.items(value)]}
+        return {"t": "dict", "v": [[pack(k, other), pack(v, other)] for k, v in dict.items(value)]}
     for kind in (tuple, set, frozenset, deque):
         if isinstance(value, kind):
-            return {"t": kind.__name__, "v": [pack(item) for item in kind.__iter__(value)]}
-    if isinstance(value, bytes | bytearray):
-        return {"t": type(value).__name__, "v": bytes(value).decode("latin-1")}
+            return {"t": kind.__name__, "v": [pack(item, other) for item in kind.__iter__(value)]}
+    for kind in (bytes, bytearray):
+        if isinstance(value, kind):
+            return {"t": kind.__name__, "v": bytes(value).decode("latin-1")}
     if isinstance(value, complex):
         return {"t": "complex", "v": [value.real, value.imag]}
     if isinstance(value, range):
@@ -69,12 +81,12 @@ def pack(value):
     if isinstance(value, Decimal | Fraction):
         return {"t": type(value).__name__, "v": str(value)}
     if type(value).__module__ == "numpy" and hasattr(value, "dtype") and value.ndim == 0:
-        return pack(value.item())
+        return pack(value.item(), other)
     if hasattr(value, "__next__") or isinstance(
         value, type({}.keys()) | type({}.values()) | type({}.items())
     ):
-        return {"t": "iterator", "v": [pack(item) for item in value]}
-    raise NotPlain(f"{type(value).__name__} is not plain data")
+        return {"t": "iterator", "v": [pack(item, other) for item in value]}
+    return other(value)
 
 
 def unpack(data):
@@ -88,6 +100,8 @@ def unpack(data):
     if not isinstance(data, dict):
         return data
     kind, value = data["t"], data["v"]
+    if kind == "opaque":
+        return Opaque()
     if kind == "dict":
         return {unpack(k): unpack(v) for k, v in value}
     if kind == "int":
@@ -133,9 +147,9 @@ def receive(fd: int):
     return json.loads(_read(fd, size))
 
 
-def _brief(error: BaseException) -> str:
+def _brief(error: BaseException, *, named: bool = True) -> str:
     try:
-        text = f"{type(error).__name__}: {error}"
+        text = f"{type(error).__name__}: {error}" if named else str(error)
     except BaseException:  # its __str__ is the program's
         text = "an error"
     return ascii(text)[1:-1][:200]
@@ -147,7 +161,7 @@ def _brief(error: BaseException) -> str:
 def _module(name: str, program: str) -> dict:
     module = types.ModuleType(name)
     sys.modules[name] = module
-    exec(compile(program, "<program>", "exec"), module.__dict__)
+    exec(compile(program, "<program>", "exec", dont_inherit=True), module.__dict__)
     return module.__dict__
 
 
@@ -163,6 +177,12 @@ def serve(program: str) -> None:
         names = _module("program", program)
     except BaseException as error:
         return send(3, {"ended": _brief(error)})
+    opaque = lambda value: {"t": "opaque", "v": None}  # noqa: E731
+
+    def overrun(*_):
+        raise TimeoutError("the call took too long")
+
+    signal.signal(signal.SIGPROF, overrun)
     send(3, {"ready": True})
     while True:
         try:
@@ -182,13 +202,15 @@ def serve(program: str) -> None:
                 continue
             function = _function(names, ask["call"])
             args, kwargs = unpack(ask["args"]), unpack(ask["kwargs"])
-            answer = {"value": pack(function(*args, **kwargs))}
+            signal.setitimer(signal.ITIMER_PROF, ask["seconds"] or 0)
+            answer = {"value": pack(function(*args, **kwargs), opaque)}
+            signal.setitimer(signal.ITIMER_PROF, 0)
         except BaseException as error:
-            answer = {"raised": type(error).__name__, "message": _brief(error)}
+            answer = {"raised": type(error).__name__, "message": _brief(error, named=False)}
         try:
             send(3, answer)
         except (OverflowError, RecursionError) as error:
-            send(3, {"raised": "OverflowError", "message": _brief(error)})
+            send(3, {"raised": "OverflowError", "message": _brief(error, named=False)})
 
 
 def script(program: str) -> None:
@@ -249,10 +271,17 @@ def _ask(question):
     return answer
 
 
-def _stub(path: str, calls: list):
+def _hand_back(value):
+    if isinstance(value, Opaque):
+        raise Ended("the program's answer is not plain data")
+    return _refuse(value)
+
+
+def _stub(path: str, calls: list, seconds: float | None = None):
     def call(*args, **kwargs):
         try:
-            question = {"call": path, "args": pack(args), "kwargs": pack(kwargs)}
+            question = {"call": path, "args": pack(args, _hand_back), "seconds": seconds}
+            question["kwargs"] = pack(kwargs, _hand_back)
         except NotPlain as error:
             raise Unfit(f"the tests pass what cannot be sent: {error}") from None
         answer = _ask(question)
@@ -281,7 +310,7 @@ def examine(tests: str) -> None:
         send(4, {"passed": passed, "reason": reason, "unfit": unfit})
 
     try:
-        code = compile(tests, "<tests>", "exec")
+        code = compile(tests, "<tests>", "exec", dont_inherit=True)
     except (SyntaxError, ValueError) as error:
         return verdict(False, f"the tests do not compile: {error}", True)
     calls: list[str] = []
@@ -294,7 +323,7 @@ def examine(tests: str) -> None:
         return verdict(False, str(ended)[:200])
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
-    module.remote = lambda path: _stub(path, calls)
+    module.remote = lambda path, seconds=None: _stub(path, calls, seconds)
     try:
         own = lambda name: hasattr(builtins, name) or name.startswith("__")  # noqa: E731
         wanted = sorted(name for name in _names(code) if not own(name))
@@ -382,7 +411,7 @@ _SYSCALLS = {
     "getrandom": (318, 278), "uname": (63, 160), "sysinfo": (99, 179), "getrusage": (98, 165),
     "times": (100, 153), "getrlimit": (97, 163), "set_robust_list": (273, 99),
     "rseq": (334, 293), "set_tid_address": (218, 96), "restart_syscall": (219, 128),
-    "umask": (95, 166), "exit": (60, 93), "exit_group": (231, 94),
+    "umask": (95, 166), "setitimer": (38, 103), "exit": (60, 93), "exit_group": (231, 94),
 }  # fmt: skip
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 _CALLS = {  # looked at more closely, or needed by ourselves

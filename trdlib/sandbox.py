@@ -16,11 +16,14 @@ walking meet a process in which nothing is decided. What remains possible:
    no expected value, unless the tests pass one to it.
 2. A program may answer a later call early or late: it can only change its own answers.
 3. Arguments are copies: a test of in-place changes or of identity fails, also for a right program.
-   What cannot be sent (functions, objects) is a fault of the tests: ValueError.
+   What cannot be sent (functions, objects) is a fault of the tests: ValueError. A result that is
+   not plain data is there (`is not None`), and equals nothing.
 4. An exception of the program reaches the tests as the builtin of the same name. StopIteration and
    what is no Exception does not: they would end a loop of the tests early, and silently.
-5. A name that is a builtin means the builtin, whatever the program defines; `remote("sum")` in the
-   tests means the program's.
+5. A name that is a builtin means the builtin, whatever the program defines. In the tests,
+   `remote("sum")` is the program's, `remote("Solution().f", seconds=4)` a method of a new instance;
+   a call that takes longer (CPU time) raises TimeoutError, unless the program prevents it: then the
+   limit for the whole program holds.
 6. It may burn its time and memory limits, and learn the kernel's version and the machine's uptime.
 
 What protects, on Linux (x86_64, aarch64), for users and for root alike:
