@@ -1,12 +1,10 @@
-"""Stand-ins for tasks of HumanEval+ and MBPP+ in EvalPlus's format, right and subtly wrong solutions,
-and what evalplus 0.3.1 says of each. `python tests/evalplus_cases.py` asks an installed evalplus
-again. The tasks with an oracle of their own keep the names by which EvalPlus knows them; the rest is
-ours.
+"""Stand-ins for tasks of HumanEval+ and MBPP+ in EvalPlus's format, solutions that are right and
+subtly wrong, and what evalplus 0.3.1 says of each. `python tests/evalplus_cases.py` asks an
+installed evalplus again. Tasks with an oracle of their own keep the names by which EvalPlus knows
+them; the rest is ours.
 """
 
 from typing import NamedTuple
-
-VERSION = "0.3.1"
 
 
 class Task(NamedTuple):
@@ -53,8 +51,7 @@ TASKS = [
             ("fail", "def squares(xs): return (x * x for x in xs)"),
             ("fail", "def squares(xs): return [abs(x) * x for x in xs]"),  # wrong in plus alone
             ("fail", "def squares(xs): return [x * x for x in xs] or None"),  # and in base
-            ("fail", "def squares(xs): return [float(x) ** 2 for x in xs[:1]] + [y*y for y in xs[1:]]"
-                     " + [0]"),
+            ("fail", "def squares(xs): return [x * x for x in xs] + [0]"),
             ("pass", "def squares(xs): return list(map(lambda x: x * x, xs))\nprint('noise')"),
             ("fail", "def squares(xs: Listt[int]): return [x * x for x in xs]"),
             ("fail", "def squared(xs): return [x * x for x in xs]"),
@@ -97,13 +94,13 @@ TASKS = [
         ],
     ),
     humaneval(
-        9003, "first_float_then_int", "n: int", "    return 0.5 if n == 0 else [n]\n",
+        9003, "float_or_list", "n: int", "    return 0.5 if n == 0 else [n]\n",
         [[0], [1]], [[1], [2]], 0,
         [  # a float among what is expected makes the rest of its list tolerant
-            ("pass", "def first_float_then_int(n): return 0.5 if n == 0 else [n]"),
-            ("fail", "def first_float_then_int(n): return 0.5 if n == 0 else [n + 1e-9]"),
-            ("fail", "def first_float_then_int(n): return 0.5 if n == 0 else [n + (n == 2) * 1e-9]"),
-            ("fail", "def first_float_then_int(n): return 0.5 if n == 0 else n"),
+            ("pass", "def float_or_list(n): return 0.5 if n == 0 else [n]"),
+            ("fail", "def float_or_list(n): return 0.5 if n == 0 else [n + 1e-9]"),
+            ("fail", "def float_or_list(n): return [0.5, [1], [2 + 1e-9]][n]"),
+            ("fail", "def float_or_list(n): return 0.5 if n == 0 else n"),
         ],
     ),
     humaneval(
@@ -115,7 +112,7 @@ TASKS = [
             ("fail", "def table(n): return {str(i): [i, [i]] for i in range(n)}"),
             ("pass", "from collections import OrderedDict as O\n"
                      "def table(n): return O((str(i), (i, [i])) for i in range(n))"),
-            ("pass", "from collections import defaultdict\ndef table(n):\n    d = defaultdict(int)\n"
+            ("pass", "from collections import Counter\ndef table(n):\n    d = Counter()\n"
                      "    d.update({str(i): (i, [i]) for i in range(n)})\n    return d"),
             ("pass", "def table(n): return {str(i): (float(i), [True * i]) for i in range(n)}"),
         ],

@@ -5,15 +5,15 @@ A problem's `answer` is JSON that says how a program is tested, one of
 - `{"kind": "calls", "rule": "livecodebench" or "taco", "entry", "cases": [[args, want], ...]}`
 - `{"kind": "stdin", "rule", "cases": [[input, output], ...]}`
 - `{"kind": "asserts", "tests": "assert f(1) == 2"}`
-- `{"kind": "file", "name": "<hash>.json.gz"}`: one of the above in a file beside the problem sets,
-  where it is large (LiveCodeBench's tests take gigabytes).
+- `{"kind": "file", "name": "<hash>.json.gz"}`: one of the above in a file beside the sets, where it
+  is large (LiveCodeBench's tests take gigabytes).
 args and want are plain data as jail.pack writes it. `solution` is a reference program in a
-```python block, "" if there is none. Programs run in sandbox.py and nowhere else; the rules by which
-an output is right are those of the benchmarks, see oracles.py.
+```python block, "" if there is none. Programs run in sandbox.py and nowhere else; the rules by
+which an output is right are those of the benchmarks, see oracles.py.
 
 Where we differ from the benchmarks' own graders:
-1. What is read: the last complete ```python block after the thinking block (else the last complete
-   one without a language). EvalPlus takes the longest part of the response that parses,
+1. What is read: the last complete ```python block after the thinking block (else the last
+   complete one without a language). EvalPlus takes the longest part of the response that parses,
    LiveCodeBench a pair of fences, whatever is in it.
 2. Time is CPU time: SECONDS per call or run, so that a verdict does not depend on the load of the
    machine. EvalPlus allows max(1 s, 4 x the reference's time), LiveCodeBench 6 s, of wall time.
@@ -247,7 +247,7 @@ class SourceError(ValueError):
 
 
 def read_rows(path: Path, source: Source | None = None) -> list[dict]:
-    """The rows of a .jsonl, .jsonl.gz or .parquet file, which must be the source's if it is given."""
+    """The rows of a .jsonl, .jsonl.gz or .parquet file; it must be the source's if one is given."""
     raw = path.read_bytes()
     if source is not None and source.sha256 not in (None, hashlib.sha256(raw).hexdigest()):
         raise SourceError(

@@ -191,9 +191,8 @@ class Protection(NamedTuple):
     why: str  # what is missing, and its cause
 
     def __str__(self) -> str:
-        names = [name for name in ("namespaces", "landlock") if getattr(self, name)]
-        what = " + ".join([*(["seccomp"] if self.safe else []), *names, "rlimits"])
-        return what if self.safe else f"none ({self.why})"
+        walls = [name for name in ("namespaces", "landlock") if getattr(self, name)]
+        return ", ".join(["seccomp", *walls]) if self.safe else "nothing"
 
 
 _protection: Protection | None = None
