@@ -32,7 +32,8 @@ What protects, on Linux (x86_64, aarch64), for users and for root alike:
   other process in sight; killing the first process kills all. Where they are forbidden (most
   containers), Landlock does the files: the same folders, read-only, and no /tmp; names and sizes of
   other files can then still be seen.
-- rlimits on CPU time, memory, file size, open files, threads; a keeper for the wall clock.
+- rlimits on CPU time, memory, file size, open files, threads; a keeper for the wall clock (and for
+  the threads, where no rlimit counts them for us).
 Elsewhere nothing protects, and nothing runs, unless TRD_UNPROTECTED=1 says so.
 """
 
@@ -42,6 +43,7 @@ import atexit
 import contextlib
 import importlib.util
 import json
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -136,8 +138,10 @@ class _Jail:
             hello = {}
         if "ready" not in hello:
             self.kill()
-            why = hello.get("error") or self.process.stderr.read().decode()[-300:]
-            raise SandboxError(f"the sandbox did not start: {why or 'no answer'}")
+            with self.process.stderr as errors:
+                why = hello.get("error") or errors.read().decode()[-300:] or "no answer"
+            raise SandboxError(f"the sandbox did not start: {why}")
+        self.process.stderr.close()
 
     def usable(self) -> bool:  # after a fork it belongs to the parent
         return self.owner == os.getpid() and self.process.poll() is None
@@ -396,8 +400,14 @@ def run(program: str, stdin: str = "", *, seconds: float = 10, memory_mb: int = 
 
 
 def in_pool(function: Callable, items: Iterable, workers: int | None = None) -> list:
-    """[function(item), ...], each in a thread; a jail serves one thread at a time."""
-    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
+    """[function(item), ...], each in a thread; a jail serves one thread at a time.
+
+    By default one per core, or one alone inside a job of parallel.run_jobs.
+    """
+    if workers is None:
+        inside = multiprocessing.parent_process() is not None
+        workers = 1 if inside else os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(function, items))
 
 
@@ -405,6 +415,6 @@ def check_many(
     samples: Iterable[tuple[str, str]], *, seconds: float = 10, memory_mb: int = 1024,
     workers: int | None = None,
 ) -> list[Verdict]:  # fmt: skip
-    """One verdict per (program, tests), in order; by default one program per core at a time."""
+    """One verdict per (program, tests), in order; workers programs at a time, as in in_pool."""
     one = lambda sample: check(*sample, seconds=seconds, memory_mb=memory_mb)  # noqa: E731
     return in_pool(one, samples, workers)
