@@ -397,8 +397,6 @@ GLUTTONS = {
     "power bomb": "def solve(x): return 9 ** 9 ** 9",
     "thread that stays": "import threading\ndef forever():\n    while True: pass\n"
     "threading.Thread(target=forever).start()\ndef solve(x): return 0",
-    "a class that never ends": "class M(type):\n    def __call__(c): \n        while True: pass\n"
-    "class C(metaclass=M): pass\ndef solve(x): return C()",
     "an import that never ends": "import sys\nclass F:\n    def find_spec(self, *a):\n"
     "        while True: pass\nsys.meta_path.insert(0, F())\nimport nothing",
     "no program at all": "this is not Python",

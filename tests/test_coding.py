@@ -9,9 +9,12 @@ import pickle
 import threading
 import zlib
 
+import numpy as np
 import pandas as pd
 import pytest
 from evalplus_cases import TASKS, by_evalplus
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from trdlib import coding, data, hub, jail, oracles, sandbox
 
@@ -101,13 +104,26 @@ def test_the_record_is_what_evalplus_says():
             assert by_evalplus(task, program) == recorded
 
 
+@given(
+    st.lists(st.tuples(st.floats(), st.floats(-1e-6, 1e-6))),
+    st.sampled_from([1e-6, 1e-4, 0.5]),
+)  # fmt: skip
+@settings(max_examples=200, deadline=None)
+def test_closeness_is_numpys(pairs, atol):
+    want, got = [a for a, _ in pairs], [a + b for a, b in pairs]
+    for one, other in [(got, want), (tuple(got), tuple(want)), *zip(got, want, strict=True)]:
+        with np.errstate(all="ignore"):
+            expected = bool(np.allclose(one, other, rtol=1e-07, atol=atol))
+        assert oracles._close(one, other, atol) is expected
+
+
 def test_references_pass(evalplus):
     answers = [evalplus[task.task_id] for task in TASKS]
     assert coding.grade([(solution, answer) for answer, solution in answers]) == [True] * len(TASKS)
 
 
 def test_the_arguments_of_mbpp_have_their_types():
-    for task, given, meant in [
+    for task, published, meant in [
         (2, [[1], [2]], [(1,), (2,)]),
         (63, [[[1, 2]]], [[(1, 2)]]),
         (75, [[[1]], 2], [[(1,)], 2]),
@@ -123,7 +139,7 @@ def test_the_arguments_of_mbpp_have_their_types():
         (580, [[1, [2]]], [(1, (2,))]),
         (3, [[1]], [[1]]),
     ]:
-        (got,) = coding.mbpp_arguments(f"Mbpp/{task}", [given])
+        (got,) = coding.mbpp_arguments(f"Mbpp/{task}", [published])
         assert repr(got) == repr(meant), task
 
 
