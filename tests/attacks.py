@@ -50,6 +50,19 @@ BREACHES = {
     "list the home": _breach("import os\ngot = lambda: os.listdir(os.path.expanduser('~root'))"),
     "list the root": _breach("import os\ngot = lambda: 'etc' in os.listdir('/')"),
     "climb with dots": _breach("got = lambda: open('../../../../../../etc/passwd').read()"),
+    "climb with a path descriptor": _breach(
+        "import os\ndef got():\n    root = os.open('/', os.O_PATH)\n"
+        "    up = os.open('..', os.O_PATH, dir_fd=root)\n"
+        "    return open(os.open('etc/passwd', os.O_RDONLY, dir_fd=up)).read()"
+    ),
+    "remove the library": _breach(
+        "import os\ndef got():\n    os.unlink(os.path.dirname(os.__file__) + '/this.py')\n"
+        "    return True"
+    ),
+    "rename the library": _breach(
+        "import os\ndef got():\n    name = os.path.dirname(os.__file__) + '/this.py'\n"
+        "    os.rename(name, name + '.trd-attack')\n    return True"
+    ),
     "read the environment": _breach("import os\ngot = lambda: 'TRD_SECRET' in os.environ"),
     "read the environment in C": _breach(
         _LIBC + "libc.getenv.restype = ctypes.c_char_p\ngot = lambda: libc.getenv(b'TRD_SECRET')"
@@ -194,6 +207,7 @@ def got():
 
 HARMLESS = {
     "read a file of the system", "read a file of the repository", "list the root",
+    "climb with a path descriptor",
     "read its own memory map", "follow a link out", "make a pipe with a name", "execute",
     "execute through the shell", "execute Python", "fork", "multiprocessing", "start many threads",
     "see what the parent runs", "see what the parent has open",

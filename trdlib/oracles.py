@@ -46,7 +46,7 @@ def _is_floats(value) -> bool:
 
 
 def _close(got, want, atol) -> bool:
-    """numpy.allclose(got, want, rtol=1e-07, atol=atol), without numpy for floats and rows of them."""
+    """numpy.allclose(got, want, rtol=1e-07, atol=atol); floats and rows of them need no numpy."""
     pairs = [(got, want)]
     if isinstance(got, list | tuple) and isinstance(want, list | tuple) and len(got) == len(want):
         pairs = list(zip(got, want, strict=True))

@@ -24,7 +24,8 @@ walking meet a process in which nothing is decided. What remains possible:
    `remote("sum")` is the program's, `remote("Solution().f", seconds=4)` a method of a new instance;
    a call that takes longer (CPU time) raises TimeoutError, unless the program prevents it: then the
    limit for the whole program holds.
-6. It may burn its time and memory limits, and learn the kernel's version and the machine's uptime.
+6. It may burn its time and memory limits, and learn the kernel's version, the machine's uptime,
+   and in which folders Python and this module lie.
 
 What protects, on Linux (x86_64, aarch64), for users and for root alike:
 - seccomp: a short list of system calls, the rest fails. Always needed.
