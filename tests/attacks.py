@@ -78,8 +78,8 @@ BREACHES = {
         "    os.symlink('/etc/passwd', name)\n    return open(name).read()"
     ),
     "hard-link the library": _breach(
-        "import os\ndef got():\n    os.link(os.__file__, os.path.dirname(os.__file__) + '/trd_l')\n"
-        "    return True"
+        "import os\ndef got():\n    folder = os.path.dirname(os.__file__)\n"
+        "    os.link(os.__file__, folder + '/trd-attack-k')\n    return True"
     ),
     "write to the library": _breach("import os\ngot = lambda: open(os.__file__, 'r+')"),
     "leave a file in the library": _breach(
