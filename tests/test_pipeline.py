@@ -28,7 +28,7 @@ def checkout(folder: Path) -> Path:
     (folder / "runs" / "executed").mkdir(parents=True)
     params = yaml.safe_load((folder / "params.yaml").read_text())
     params["run"] = {"scales": ["smoke"], "tasks": ["math"], "modes": ["opd"], "methods": ["trd"]}
-    params["run"]["ablation"] = {"modes": ["opd"], "methods": []}
+    params["run"]["ablation"] = {"tasks": ["math"], "modes": ["opd"], "methods": []}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
     return folder

@@ -28,12 +28,14 @@ def doctor() -> int:
 
 
 def models(scale: str) -> None:
-    """Pretrain what is missing of a procedural scale; of another, note which models it uses."""
+    """Pretrain what is missing of a procedural scale, all its tasks; of another, note which models it uses."""
     run = config.run(scale)
     if run.settings.pretraining:
-        from trdlib import tiny
+        from trdlib import inputs, tiny
 
-        tiny.pretrain(run)
+        for task in ("math", *run.settings.tasks):
+            run = config.run(scale, task)
+            tiny.pretrain(run, inputs.language(run))
     else:
         used = run.settings.models.model_dump(include={"student", "teacher"})
         data.write_json(config.root() / "models" / scale / "used.json", used)

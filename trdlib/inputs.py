@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pandas as pd
 
-from trdlib import config, hub, tiny
+from trdlib import config, hub, tiny, tinycode
+
+
+def language(run: config.Run) -> tiny.Language:
+    """The tiny language of a procedural run."""
+    return tinycode.CODE if run.task == "code" else tiny.MATH
 
 
 def prepare(run: config.Run) -> dict[str, pd.DataFrame]:
@@ -12,5 +17,6 @@ def prepare(run: config.Run) -> dict[str, pd.DataFrame]:
 
     What is there and still right is kept: every notebook starts with this.
     """
-    kind = hub if isinstance(run.settings.data, config.HubData) else tiny
-    return kind.prepare(run)
+    if isinstance(run.settings.data, config.HubData):
+        return hub.prepare(run)
+    return tiny.prepare(run, language(run))
