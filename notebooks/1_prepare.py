@@ -75,7 +75,7 @@ pd.DataFrame(files).T.drop(columns="sha256").fillna("") if published else "no fi
 # %%
 for source, group in sets["train"].groupby("source"):
     row = group.iloc[0]
-    answer = row["answer"].splitlines()[0]  # of code: the first of its tests
+    answer = row["answer"][:80]  # of code: what the function must return in its tests
     print(f"--- {source}: {row['problem']}   answer {answer}\n{row['solution'][:2000]}\n")
 
 # %% [markdown]

@@ -77,7 +77,7 @@ plt.show()
 for source, group in y_o[~y_o["correct"]].groupby("source"):
     attempt = group.iloc[0]
     row = refine.rows_of(problems, group.head(1))[0]
-    print(f"--- {source}: {row['problem']}   answer {row['answer'].splitlines()[0]}")
+    print(f"--- {source}: {row['problem']}   answer {row['answer'][:80]}")
     ours, theirs = attempt["text"].splitlines(), row["solution"].splitlines()
     width = max(20, *(len(line) + 2 for line in [*ours, *theirs]))
     for i in range(max(len(ours), len(theirs))):

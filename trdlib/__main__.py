@@ -28,7 +28,7 @@ def doctor() -> int:
 
 
 def models(scale: str) -> None:
-    """Pretrain what is missing of a procedural scale, all its tasks; of another, note which models it uses."""
+    """Pretrain what is missing of a procedural scale; of another, note which models it uses."""
     run = config.run(scale)
     if run.settings.pretraining:
         from trdlib import inputs, tiny

@@ -277,7 +277,7 @@ _HUB_MODEL = re.compile(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}")
 
 
 class Scale(_Section):
-    """Everything that a scale fixes, the defaults merged in; for math, and in `tasks` for others."""
+    """Everything that a scale fixes, the defaults merged in: for math; `tasks` has the others."""
 
     modes: tuple[Mode, ...]
     seeds: tuple[int, ...] = (0, 1, 2)

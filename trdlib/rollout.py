@@ -12,7 +12,18 @@ from typing import Literal, NamedTuple
 
 import pandas as pd
 
-from trdlib import coding, config, data, generate, grading, models, parallel, prompts
+from trdlib import (
+    config,
+    data,
+    generate,
+    grading,
+    jail,
+    models,
+    parallel,
+    prompts,
+    sandbox,
+    tinycode,
+)
 
 
 class Request(NamedTuple):
@@ -54,10 +65,8 @@ def fingerprint(run: config.Run, request: Request, sampling: config.Sampling) ->
 
 def _verdicts_hash(task: str, rows: list[dict], *more) -> str:
     """Hash of what shapes the column `correct`: the grader, the problems' ids and answers."""
-    grader = grading if task == "math" else coding
-    return config.content_hash(
-        config.code_hash(grader), [(row["id"], row["answer"]) for row in rows], more
-    )
+    code = config.code_hash(*((grading,) if task == "math" else (tinycode, sandbox, jail)))
+    return config.content_hash(code, [(row["id"], row["answer"]) for row in rows], more)
 
 
 def _grade(table: pd.DataFrame, rows: list[dict], task: str = "math") -> list[bool]:
@@ -68,7 +77,7 @@ def _grade(table: pd.DataFrame, rows: list[dict], task: str = "math") -> list[bo
             (text, answer) if done else None
             for text, answer, done in zip(table["text"], answers, table["finished"], strict=True)
         ]
-        found = iter(coding.grade([pair for pair in asked if pair]))
+        found = iter(tinycode.grade([pair for pair in asked if pair]))
         return [pair is not None and next(found) for pair in asked]
     verdicts = grading.grade(zip(table["text"], answers, strict=True))
     for i, (row, text) in enumerate(zip(rows, table["text"], strict=True)):

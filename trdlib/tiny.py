@@ -720,9 +720,7 @@ def _examples(stage: str, language: Language) -> list[list[Example]]:
     ]
 
 
-def recipe_hash(
-    settings: Pretraining, stage: str, seed: int, language: Language = MATH
-) -> str:
+def recipe_hash(settings: Pretraining, stage: str, seed: int, language: Language = MATH) -> str:
     """Hash of a model's settings, and of examples as the code now makes them.
 
     A change to the tasks, the mixtures, the prompts or the tokenizer changes the examples. (A

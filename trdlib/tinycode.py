@@ -29,10 +29,13 @@ tiny.py (tokenizer, pretraining) it calls there.
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import random
 import re
+from collections.abc import Iterable
 
-from trdlib import config, tiny
+from trdlib import config, sandbox, tiny
 from trdlib.tiny import Departure, Language, Piece, text_of
 
 # -------------------------------------------------------------------------------------- language
@@ -144,8 +147,8 @@ def _words() -> list[str]:
     pieces = {p for ways in WAYS.values() for way in ways for p in way.split("|") if "{" not in p}
     phrases = [f" {op} " if "{k}" in WAYS[op][0] else f" {op}" for op in WAYS]
     words = ["user", "assistant", "f(x): ", "; ", "Solve", "Attempt", "Reference", "Rewrite", ":"]
-    words += [_OPEN, _NEXT, _RETURN, " = ", *ONSETS, *phrases, *sorted(pieces - {"2"})]
-    return [*words, *"\nx", *LABELS, *"0123456789"]
+    words += [_OPEN, _NEXT, _RETURN, *ONSETS, *phrases, *sorted(pieces - {"2"})]
+    return [*words, *(f"{label} = " for label in LABELS), *"\nx", *LABELS, *"0123456789"]
 
 
 _WORDS = _words()
@@ -194,23 +197,22 @@ def outputs(clauses: list[Clause]) -> list[list[int]]:
 
 
 def _tells(clauses: list[Clause]) -> bool:
-    """Do the tests of these clauses tell much? None can be left out, and not all is filtered away."""
+    """Do INPUTS tell much of these clauses? Each makes a difference, and something is left."""
     right = outputs(clauses)
     if sum(len(xs) >= 2 for xs in right) < 4 or any(abs(v) > _LARGEST for xs in right for v in xs):
         return False
     return all(outputs(clauses[:i] + clauses[i + 1 :]) != right for i in range(len(clauses)))
 
 
-def tests_of(problem: str) -> str:
-    """The tests of a problem, as Python: the column `answer`."""
-    pairs = zip(INPUTS, outputs(parse(problem)), strict=True)
-    return "\n".join(f"assert f({xs}) == {ys}" for xs, ys in pairs)
+def answer(problem: str) -> str:
+    """What f must return for each of INPUTS, as Python prints it: the column `answer`."""
+    return str(outputs(parse(problem)))
 
 
 def draw(rng: random.Random, task: str, steps: int, split: str, *, telling: bool = False) -> str:
     """A random problem of one length from one split. Short problems are pretrained on only.
 
-    telling: only problems whose tests notice a clause that is left out.
+    telling: only problems where INPUTS show if a clause is left out.
     """
     if steps < tiny.HELD_OUT_FROM and split != "pretrain":
         least = tiny.HELD_OUT_FROM
@@ -369,7 +371,7 @@ def departure(problem: str, tokens: list[str]) -> Departure | None:
     clauses = parse(problem)
     lines = [
         [
-            [_NEXT, LABELS[i], " = ", *_fragments(clause, way, LABELS[i - 1] if i else "x")]
+            [_NEXT, f"{LABELS[i]} = ", *_fragments(clause, way, LABELS[i - 1] if i else "x")]
             for way in (0, 1)
         ]
         for i, clause in enumerate(clauses)
@@ -394,6 +396,33 @@ def departure(problem: str, tokens: list[str]) -> Departure | None:
         if token == tiny.SPECIAL[2]:
             break
     return None
+
+
+# --------------------------------------------------------------------------------------- grading
+
+SECONDS, MEMORY = 4, 256  # of CPU time for all INPUTS (a right program takes 0.004 s), and MiB
+_CALLS = f"\nprint([f(xs) for xs in {INPUTS}])\n"
+_verdicts: dict[tuple[str, str], bool] = {}  # of this process: samples repeat each other
+
+
+def grade(pairs: Iterable[tuple[str, str]], workers: int | None = None) -> list[bool]:
+    """One verdict per (response, answer): the response is run in the sandbox, on all INPUTS.
+
+    What it prints is compared here, where no program can touch it; a program that prints the right
+    values by itself had to compute them. Equal pairs are run once in a process. By default one
+    program at a time for each core, or one inside a job of parallel.run_jobs.
+    """
+    pairs = list(pairs)
+    new = [pair for pair in dict.fromkeys(pairs) if pair not in _verdicts]
+    if workers is None:
+        workers = 1 if multiprocessing.parent_process() is not None else os.cpu_count() or 1
+
+    def judge(pair: tuple[str, str]) -> bool:
+        done = sandbox.run(pair[0] + _CALLS, seconds=SECONDS, memory_mb=MEMORY)
+        return not done.reason and done.stdout == f"{pair[1]}\n".encode()
+
+    _verdicts.update(zip(new, sandbox.in_pool(judge, new, workers), strict=True))
+    return [_verdicts[pair] for pair in pairs]
 
 
 # ----------------------------------------------------------------------------------- pretraining
@@ -455,7 +484,7 @@ CODE = Language(
     is_right=is_right,
     departure=departure,
     of_set=_of_set,
-    answer=tests_of,
+    answer=answer,
     lengths={"code": [1, 2, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6, 7]},
     easy_lengths={"code": [1, 1, 2]},
     early_kind={"code": "solve"},
