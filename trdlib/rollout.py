@@ -12,18 +12,7 @@ from typing import Literal, NamedTuple
 
 import pandas as pd
 
-from trdlib import (
-    config,
-    data,
-    generate,
-    grading,
-    jail,
-    models,
-    parallel,
-    prompts,
-    sandbox,
-    tinycode,
-)
+from trdlib import config, data, generate, grading, models, parallel, prompts, tinycode
 
 
 class Request(NamedTuple):
@@ -65,7 +54,7 @@ def fingerprint(run: config.Run, request: Request, sampling: config.Sampling) ->
 
 def _verdicts_hash(task: str, rows: list[dict], *more) -> str:
     """Hash of what shapes the column `correct`: the grader, the problems' ids and answers."""
-    code = config.code_hash(*((grading,) if task == "math" else (tinycode, sandbox, jail)))
+    code = config.code_hash(grading) if task == "math" else tinycode.grader_hash()
     return config.content_hash(code, [(row["id"], row["answer"]) for row in rows], more)
 
 
