@@ -122,7 +122,7 @@ def _write(fd: int, data: bytes) -> None:
 def send(fd: int, message) -> None:
     data = json.dumps(message).encode()
     if len(data) > LONGEST:
-        raise NotPlain("the value is too large")
+        raise OverflowError("the value is too large")
     _write(fd, struct.pack("!I", len(data)) + data)
 
 
@@ -187,8 +187,8 @@ def serve(program: str) -> None:
             answer = {"raised": type(error).__name__, "message": _brief(error)}
         try:
             send(3, answer)
-        except NotPlain as error:
-            send(3, {"raised": "NotPlain", "message": _brief(error)})
+        except (OverflowError, RecursionError) as error:
+            send(3, {"raised": "OverflowError", "message": _brief(error)})
 
 
 def script(program: str) -> None:
@@ -238,16 +238,14 @@ def _ask(question):
     try:
         send(3, question)
         answer = receive(3)
-    except NotPlain as error:
-        raise Unfit(f"the tests pass what cannot be sent to the program: {error}") from None
-    except RecursionError:
-        raise Ended("the program's answer is nested too deeply") from None
+        if not isinstance(answer, dict):
+            raise ValueError
     except (EOFError, OSError):
         raise Ended("the program ended early") from None
-    except (ValueError, MemoryError):
+    except OverflowError as error:
+        raise Ended(str(error)) from None
+    except (ValueError, RecursionError, MemoryError):
         raise Ended("the program's answer is not plain data") from None
-    if not isinstance(answer, dict):
-        raise Ended("the program's answer is not plain data")
     return answer
 
 
@@ -256,7 +254,7 @@ def _stub(path: str, calls: list):
         try:
             question = {"call": path, "args": pack(args), "kwargs": pack(kwargs)}
         except NotPlain as error:
-            raise Unfit(f"the tests pass what cannot be sent to the program: {error}") from None
+            raise Unfit(f"the tests pass what cannot be sent: {error}") from None
         answer = _ask(question)
         calls.append(path)
         if "value" in answer:
@@ -298,7 +296,10 @@ def examine(tests: str) -> None:
     sys.modules["__main__"] = module
     module.remote = lambda path: _stub(path, calls)
     try:
-        wanted = sorted(name for name in _names(code) if not hasattr(builtins, name))
+        own = lambda name: hasattr(builtins, name) or name.startswith("__")  # noqa: E731
+        wanted = sorted(name for name in _names(code) if not own(name))
+        if not wanted:
+            return verdict(False, "the tests never call the program", True)
         found = _ask({"names": wanted}).get("names")
         for name in wanted:
             if isinstance(found, dict) and isinstance(found.get(name), dict) and name != "remote":
@@ -318,7 +319,7 @@ def examine(tests: str) -> None:
             trace = trace.tb_next
         return verdict(False, f"line {line} of the tests: {_brief(error)}")
     if not calls:
-        return verdict(False, "the tests never called the program", True)
+        return verdict(False, "the tests never called the program")
     return verdict(True, "")
 
 
@@ -615,6 +616,7 @@ def _locked(role: str, fds: list[int], jail: dict, limits: dict, unique: int) ->
     lock_in(jail, limits["seconds"], limits["memory_mb"] * 2**20, unique)
     sys.argv[:] = ["program"]
     sys.path[:] = jail["path"]
+    builtins.exit = builtins.quit = sys.exit  # the module site, which has them, is not loaded
     os.environ.clear()
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     {"serve": serve, "script": script, "examine": examine}[role](text)
@@ -685,6 +687,7 @@ def zygote(control: socket.socket, jail: dict, unique: int) -> None:
                 os._exit(1)
         for fd in fds:
             os.close(fd)
+        control.send(b".")  # one request at a time: this one has been read
 
 
 def main(config: dict) -> None:

@@ -1,16 +1,16 @@
 """Code that a model wrote is hostile: it runs here, or nowhere.
 
-`check(program, tests)` runs the tests against the program; `run(program, stdin)` runs the program as
-a script. What a program can do: compute, read Python's standard library (and numpy), write a few
+`check(program, tests)` runs the tests against the program; `run(program, stdin)` runs the program
+as a script. What a program can do: compute, read Python's standard library (and numpy), write a few
 megabytes to a /tmp of its own. It has no network, no processes but threads, no files of the
 machine, no environment, and it is dead at its limits.
 
 **The verdict cannot be forged from inside**, because program and tests never share a process. The
 tests run in a second locked process, the examiner. A name that the tests do not define themselves
 is asked of the program's process: a call sends its arguments there and gets *plain data* back
-(numbers, strings, bytes, lists, tuples, dicts, sets, ...: exact builtin types, whatever the program
-returned). So patched builtins, `__eq__`, exit codes, printed markers, tracing and frame walking meet
-a process in which nothing is decided. What remains possible:
+(numbers, strings, bytes, lists, tuples, dicts, sets, ...: exact builtin types, whatever the
+program returned). So patched builtins, `__eq__`, exit codes, printed markers, tracing and frame
+walking meet a process in which nothing is decided. What remains possible:
 
 1. A program may recognise the arguments of a test and answer by heart. It sees every argument, and
    no expected value, unless the tests pass one to it.
@@ -55,10 +55,15 @@ from trdlib import jail
 UNPROTECTED = "TRD_UNPROTECTED"
 PACKAGES = ("numpy",)  # beside the standard library
 OUTPUT = 16 * 2**20  # bytes of standard output
+DIED = "the sandbox itself was killed, twice: is there enough memory for its workers?"
 
 
 class SandboxError(RuntimeError):
     """The sandbox itself does not work here; the message says what to do."""
+
+
+class Died(SandboxError):
+    """The machinery, which no program can reach, was killed; most likely for want of memory."""
 
 
 class Verdict(NamedTuple):
@@ -111,7 +116,7 @@ class _Jail:
             "landlock": protected and landlock_version() > 0,
             "readable": readable, "hidden": hidden, "path": path,
         }  # fmt: skip
-        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.control, theirs = socket.socketpair()
         config = json.dumps({"control": theirs.fileno(), "jail": self.jail})
         # Hash order must not depend on chance; nothing of our environment goes in.
         self.process = subprocess.Popen(
@@ -137,10 +142,15 @@ class _Jail:
     def start(self, role: str, text: str, fds: list[int], *, seconds: float, memory_mb: int):
         """A locked process with these file descriptors from 0 on; returns its keeper's socket."""
         status, theirs = socket.socketpair()
-        ask = {"role": role, "seconds": seconds, "wall": 2 * seconds + 1, "memory_mb": memory_mb}
+        ask = {"role": role, "seconds": seconds, "wall": 3 * seconds + 2, "memory_mb": memory_mb}
         with theirs, _file(text.encode("utf-8", "surrogatepass")) as payload:
             sent = [theirs.fileno(), payload.fileno(), *fds]
-            socket.send_fds(self.control, [json.dumps(ask).encode()], sent)
+            try:
+                socket.send_fds(self.control, [json.dumps(ask).encode()], sent)
+                if not self.control.recv(1):
+                    raise OSError
+            except OSError:
+                raise Died(DIED) from None
         return status
 
     def kill(self) -> None:
@@ -201,7 +211,7 @@ import ctypes, os, socket
 def tries():
     found = []
     for name, attempt in {
-        "fork": os.fork, "socket": socket.socket, "exec": lambda: os.execv("/bin/true", ["true"]),
+        "fork": os.fork, "socket": socket.socket, "setsid": os.setsid,
         "read": lambda: open("/etc/passwd"), "list": lambda: os.listdir("/proc"),
         "write": lambda: open(os.__file__, "r+"), "signal": lambda: os.kill(os.getppid(), 0),
     }.items():
@@ -261,6 +271,9 @@ def _borrow():
             one = None
     try:
         yield one
+    except ValueError:  # the tests' fault, not the jail's
+        _idle.append(one)
+        raise
     except BaseException:
         one.kill()
         raise
@@ -279,19 +292,15 @@ def _close() -> None:
 
 
 def _end(status: socket.socket, hang_up: bool) -> dict:
-    """How the locked process ended. Its keeper answers when it is dead."""
+    """How the locked process ended. Its keeper answers once it is dead."""
     with status:
         if hang_up:
             with contextlib.suppress(OSError):
                 status.shutdown(socket.SHUT_WR)
-        status.settimeout(120)
         try:
-            data = status.recv(4096)
-        except OSError:
-            data = b""
-    if not data:
-        raise SandboxError("the sandbox died: run this again, and report it if it happens twice")
-    return json.loads(data)
+            return json.loads(status.recv(4096))
+        except (OSError, ValueError):
+            raise Died(DIED) from None
 
 
 def _how(end: dict, seconds: float) -> str:
@@ -307,88 +316,85 @@ def _check(one: _Jail, program: str, tests: str, **limits) -> Verdict:
     null = os.open(os.devnull, os.O_RDWR)
     ours, theirs = socket.socketpair()
     read, write = os.pipe()
-    try:
-        with ours, theirs:
-            served = one.start("serve", program, [null, null, null, theirs.fileno()], **limits)
-            examined = one.start(
-                "examine", tests, [null, null, null, ours.fileno(), write], **limits
-            )
-    finally:
-        os.close(null)
-        os.close(write)
     with os.fdopen(read, "rb") as file:
+        try:
+            with ours, theirs:
+                common = [null, null, null]
+                served = one.start("serve", program, [*common, theirs.fileno()], **limits)
+                examined = one.start("examine", tests, [*common, ours.fileno(), write], **limits)
+        finally:
+            os.close(null)
+            os.close(write)
         said = file.read(2**16)
     examiner = _end(examined, hang_up=False)
     programs = _end(served, hang_up=True)
-    try:
-        verdict = json.loads(said[4:])
-    except ValueError:
-        verdict = {
-            "passed": False,
-            "unfit": False,
-            "reason": "the tests: " + _how(examiner, limits["seconds"]),
-        }
+    if not said:
+        return Verdict(False, _how(examiner, limits["seconds"]))
+    verdict = json.loads(said[4:])
     if verdict["unfit"]:
         raise ValueError(verdict["reason"])
     reason = verdict["reason"]
     if reason == "the program ended early":
-        reason += ": " + _how(programs, limits["seconds"])
+        how = _how(programs, limits["seconds"])
+        reason = how if how.startswith("timeout") else f"{reason}: {how}"
     return Verdict(verdict["passed"] is True, reason)
+
+
+def _run(one: _Jail, program: str, stdin: str, **limits) -> Output:
+    read, write = os.pipe()
+    notes, note = os.pipe()
+    null = os.open(os.devnull, os.O_RDWR)
+    with os.fdopen(read, "rb") as file, os.fdopen(notes, "rb") as words:
+        try:
+            with _file(stdin.encode("utf-8", "surrogateescape")) as source:
+                fds = [source.fileno(), write, null, note]
+                status = one.start("script", program, fds, **limits)
+        finally:
+            for fd in (null, write, note):
+                os.close(fd)
+        said = file.read(OUTPUT + 1)
+        end = _end(status, hang_up=len(said) > OUTPUT)
+        why = words.read(200).decode("ascii", "replace")
+    if len(said) > OUTPUT:
+        reason = f"more than {OUTPUT} bytes of output"
+    elif end["timeout"] or end["code"] != 0:
+        reason = why if end["code"] == 1 and why else _how(end, limits["seconds"])
+    else:
+        reason = ""
+    return Output(said[:OUTPUT], reason, end["cpu"])
+
+
+def _with_jail(work: Callable, *args, seconds: float, memory_mb: int):
+    """work(jail, ...), and once more if the jail died under it."""
+    if not 0 < seconds <= 3600:
+        raise ValueError(f"seconds must be in (0, 3600], not {seconds}")
+    if not 64 <= memory_mb <= 2**20:
+        raise ValueError(f"memory_mb must be at least 64, for Python itself, not {memory_mb}")
+    try:
+        with _borrow() as one:
+            return work(one, *args, seconds=seconds, memory_mb=memory_mb)
+    except Died:
+        with _borrow() as one:
+            return work(one, *args, seconds=seconds, memory_mb=memory_mb)
 
 
 def check(program: str, tests: str, *, seconds: float = 10, memory_mb: int = 1024) -> Verdict:
     """Does the program pass the tests? Both are Python source; the tests fail by raising.
 
     seconds: of CPU time, for the program (loading and all calls) and again for the tests; the wall
-    clock stops both after twice that and a second. memory_mb: of address space, for each.
+    clock stops both after three times that and two seconds. memory_mb: of address space, for each.
     ValueError: the tests are at fault. SandboxError: nothing protects here, see protection().
     """
-    _check_limits(seconds, memory_mb)
-    if not tests.strip():
-        raise ValueError("there are no tests: an empty test passes nothing and nobody")
-    with _borrow() as one:
-        try:
-            return _check(one, program, tests, seconds=seconds, memory_mb=memory_mb)
-        except ValueError as error:
-            fault = error
-    raise fault
-
-
-def _check_limits(seconds: float, memory_mb: int) -> None:
-    if not 0 < seconds <= 3600 or not 64 <= memory_mb <= 2**20:
-        raise ValueError(
-            f"seconds {seconds} must be in (0, 3600], memory_mb {memory_mb} at least 64"
-        )
+    return _with_jail(_check, program, tests, seconds=seconds, memory_mb=memory_mb)
 
 
 def run(program: str, stdin: str = "", *, seconds: float = 10, memory_mb: int = 1024) -> Output:
     """Run the program as a script, with limits as in check(); stdin is what it reads."""
-    _check_limits(seconds, memory_mb)
-    null = os.open(os.devnull, os.O_RDWR)
-    with _borrow() as one:
-        read, write = os.pipe()
-        note, note_write = os.pipe()
-        with _file(stdin.encode("utf-8", "surrogateescape")) as source:
-            fds = [source.fileno(), write, null, note_write]
-            status = one.start("script", program, fds, seconds=seconds, memory_mb=memory_mb)
-        for fd in (null, write, note_write):
-            os.close(fd)
-        with os.fdopen(read, "rb") as file, os.fdopen(note, "rb") as notes:
-            said = file.read(OUTPUT + 1)
-            much = len(said) > OUTPUT
-            end = _end(status, hang_up=much)
-            words = notes.read(200).decode("ascii", "replace")
-    if much:
-        reason = f"more than {OUTPUT} bytes of output"
-    elif end["timeout"] or end["code"] != 0:
-        reason = words if end["code"] == 1 and words else _how(end, seconds)
-    else:
-        reason = ""
-    return Output(said[:OUTPUT], reason, end["cpu"])
+    return _with_jail(_run, program, stdin, seconds=seconds, memory_mb=memory_mb)
 
 
 def in_pool(function: Callable, items: Iterable, workers: int | None = None) -> list:
-    """[function(item), ...] in threads, each with a jail of its own; the work is in processes."""
+    """[function(item), ...], each in a thread; a jail serves one thread at a time."""
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
         return list(pool.map(function, items))
 
@@ -397,6 +403,6 @@ def check_many(
     samples: Iterable[tuple[str, str]], *, seconds: float = 10, memory_mb: int = 1024,
     workers: int | None = None,
 ) -> list[Verdict]:  # fmt: skip
-    """One verdict per (program, tests), in order; workers programs at a time (one per core)."""
+    """One verdict per (program, tests), in order; by default one program per core at a time."""
     one = lambda sample: check(*sample, seconds=seconds, memory_mb=memory_mb)  # noqa: E731
     return in_pool(one, samples, workers)
