@@ -302,10 +302,7 @@ class Scale(_Section):
             raise ValueError("refinement.samples must be 1: each attempt gets one rewrite")
         if "opd" in self.modes and self.models.teacher is None:
             raise ValueError("mode opd needs models.teacher: name one, or drop opd from modes")
-        for name, other in {"math": self, **self.tasks}.items():
-            found = other.data.tasks if isinstance(other.data, Data) else {name}
-            if found != {"code"} and ("code" in found or name == "code"):
-                raise ValueError(f"the data of the task {name} are problems of {sorted(found)}")
+        for name, other in self.tasks.items():
             if other.seeds != self.seeds:
                 raise ValueError(f"tasks.{name} has other seeds: a scale has the same in all tasks")
         published = isinstance(self.data, HubData)
@@ -347,6 +344,14 @@ class Settings(_Section):
 
     @pydantic.model_validator(mode="after")
     def _is_complete(self):
+        for name, scale in self.scales.items():
+            for task, own in {"math": scale, **scale.tasks}.items():
+                found = own.data.tasks if isinstance(own.data, Data) else set()
+                if found & ({"chain", "trail"} if task == "code" else {"code"}):
+                    raise ValueError(
+                        f"scales.{name}: the data of the task {task} are problems of "
+                        f"{sorted(found)}: a task has its own"
+                    )
         for name in self.run.scales:
             _known("scale", name, self.scales)
             for method in self.run.methods + self.run.ablation.methods:
