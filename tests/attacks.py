@@ -162,6 +162,16 @@ BREACHES = {
         "    os.mkdir(name)\n    for i in range(2000):\n        open(f'{name}/{i}', 'w').close()\n"
         "    return True"
     ),
+    "see what the parent runs": _breach("import os\ngot = lambda: os.readlink('/proc/PPID/exe')"),
+    "see what the parent has open": _breach(
+        "import os\ngot = lambda: os.readlink('/proc/PPID/fd/0') and os.listdir('/proc/PPID/fd')"
+    ),
+    "start many threads": _breach(
+        "import threading, time\nthreading.stack_size(32768)\ndef got():\n"
+        "    for _ in range(200):\n"
+        "        threading.Thread(target=time.sleep, args=(1,), daemon=True).start()\n"
+        "    time.sleep(0.2)\n    return True"
+    ),
     "type into a terminal": _breach(
         "import fcntl\ngot = lambda: fcntl.ioctl(0, 0x5412, b'x') is not None"
     ),
@@ -185,7 +195,8 @@ def got():
 HARMLESS = {
     "read a file of the system", "read a file of the repository", "list the root",
     "read its own memory map", "follow a link out", "make a pipe with a name", "execute",
-    "execute through the shell", "execute Python", "fork", "multiprocessing",
+    "execute through the shell", "execute Python", "fork", "multiprocessing", "start many threads",
+    "see what the parent runs", "see what the parent has open",
     "signal the parent", "signal by file owner", "connect to the machine",
     "connect to an abstract socket", "look a name up", "memory files", "raise its limits",
     "fill the disk with files", "the calls of 32-bit programs",

@@ -34,9 +34,12 @@ def test_each_context_is_exactly_this(tokenizer):
     assert teacher("opsd", ATTEMPT) == expected
 
 
-def test_math_prompts_hold_what_the_paper_says(tokenizer):
-    """Paper section 2: sections, instructions, the boxed answer; braces in a problem survive."""
-    row = {"problem": "Find $\\frac{1}{2}$ of {x}.", "solution": "Half: \\boxed{x/2}"}
+@pytest.mark.parametrize(
+    ("style", "ending"), [("math", "\\boxed{}."), ("code", "one ```python block.")]
+)
+def test_prompts_in_words_hold_what_the_paper_says(style, ending):
+    """Paper section 2: sections, instructions, the form of the answer; braces survive."""
+    row = {"problem": "Find $\\frac{1}{2}$ of {x}.", "solution": "Half: \\boxed{x/2} {z}"}
 
     class Plain:  # render() only needs these two
         chat_template = "plain"
@@ -44,13 +47,19 @@ def test_math_prompts_hold_what_the_paper_says(tokenizer):
         def apply_chat_template(self, messages, **_):
             return [messages[0]["content"]]
 
-    content = prompts.teacher_prompt(row, Plain(), mode="opsd", attempt="{y}", style="math").ids[0]
-    for part in (row["problem"], row["solution"], "{y}", "\\boxed{}", "Reference Solution"):
+    def teacher(mode, attempt=None):
+        return prompts.teacher_prompt(row, Plain(), mode=mode, attempt=attempt, style=style).ids[0]
+
+    content = teacher("opsd", "{y}")
+    for part in (row["problem"], row["solution"], "{y}", "Reference Solution", "correct"):
         assert part in content
     assert content.index("## Problem") < content.index("## Reference") < content.index("## Your")
-    assert "Reference" not in prompts.teacher_prompt(
-        row, Plain(), mode="opd", attempt="{y}", style="math"
-    ).ids[0].replace("reference or", "")
+    assert "Reference" not in teacher("opd", "{y}")
+    student = prompts.student_prompt(row, Plain(), style=style).ids[0]
+    assert student.startswith(row["problem"]) and student == teacher("opd")
+    for one in (student, content, teacher("opd", "{y}"), teacher("opsd")):
+        assert one.endswith(ending)
+    assert "own way" in teacher("opsd") and row["solution"] in teacher("opsd")
 
 
 def test_the_thinking_switch_reaches_the_template(tokenizer):

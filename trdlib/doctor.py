@@ -16,7 +16,7 @@ import shutil
 import tomllib
 from typing import NamedTuple
 
-from trdlib import config, costs, plan, workload
+from trdlib import config, costs, plan, sandbox, workload
 from trdlib.costs import GIB
 
 EVALUATION = "evaluation.sampling"
@@ -176,6 +176,9 @@ def show() -> int:
         _row("hub", reach, "" if reach == "reachable" else "only scales with everything here run"),
         _row("hub token", "yes" if get_token() else "no", "only gated data would need one"),
     ]  # fmt: skip
+    guard = sandbox.protection()
+    no_code = "no code tasks here: Linux with user namespaces or Landlock has them"
+    rows.append(_row("sandbox", str(guard), "" if guard.safe else no_code))
     for name in ("tiny", "smoke"):
         if name in settings.scales:
             run = config.Run(name, "math", "none", "base", settings)

@@ -29,6 +29,7 @@ import types
 
 LONGEST = 16 * 2**20  # bytes of one message between program and examiner, of one file, of /tmp
 ID = 65534  # who a locked process is, inside
+THREADS = 64
 UNIQUE_ID = 0x70000000  # outside, where we are root: a user of its own for each process
 
 # ---------------------------------------------------------------------- plain data, and only that
@@ -38,8 +39,19 @@ class NotPlain(TypeError):
     """A value that cannot cross the border between program and tests."""
 
 
-def pack(value):
-    """Plain data -> JSON-able. Subclasses become their plain type; iterators become lists once."""
+class Opaque:
+    """In the tests, a result that is not plain data: it is there, and equals nothing."""
+
+
+def _refuse(value):
+    raise NotPlain(f"{type(value).__name__} is not plain data")
+
+
+def pack(value, other=_refuse):
+    """Plain data -> JSON-able. Subclasses become their plain type; iterators become lists once.
+
+    other(value) packs what is not plain data.
+    """
     from collections import deque
     from decimal import Decimal
     from fractions import Fraction
@@ -54,14 +66,15 @@ def pack(value):
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, list):
-        return [pack(item) for item in list.__iter__(value)]
+        return [pack(item, other) for item in list.__iter__(value)]
     if isinstance(value, dict):
-        return {"t": "dict", "v": [[pack(k), pack(v)] for k, v in dict.items(value)]}
+        return {"t": "dict", "v": [[pack(k, other), pack(v, other)] for k, v in dict.items(value)]}
     for kind in (tuple, set, frozenset, deque):
         if isinstance(value, kind):
-            return {"t": kind.__name__, "v": [pack(item) for item in kind.__iter__(value)]}
-    if isinstance(value, bytes | bytearray):
-        return {"t": type(value).__name__, "v": bytes(value).decode("latin-1")}
+            return {"t": kind.__name__, "v": [pack(item, other) for item in kind.__iter__(value)]}
+    for kind in (bytes, bytearray):
+        if isinstance(value, kind):
+            return {"t": kind.__name__, "v": bytes(value).decode("latin-1")}
     if isinstance(value, complex):
         return {"t": "complex", "v": [value.real, value.imag]}
     if isinstance(value, range):
@@ -69,12 +82,12 @@ def pack(value):
     if isinstance(value, Decimal | Fraction):
         return {"t": type(value).__name__, "v": str(value)}
     if type(value).__module__ == "numpy" and hasattr(value, "dtype") and value.ndim == 0:
-        return pack(value.item())
+        return pack(value.item(), other)
     if hasattr(value, "__next__") or isinstance(
         value, type({}.keys()) | type({}.values()) | type({}.items())
     ):
-        return {"t": "iterator", "v": [pack(item) for item in value]}
-    raise NotPlain(f"{type(value).__name__} is not plain data")
+        return {"t": "iterator", "v": [pack(item, other) for item in value]}
+    return other(value)
 
 
 def unpack(data):
@@ -88,6 +101,8 @@ def unpack(data):
     if not isinstance(data, dict):
         return data
     kind, value = data["t"], data["v"]
+    if kind == "opaque":
+        return Opaque()
     if kind == "dict":
         return {unpack(k): unpack(v) for k, v in value}
     if kind == "int":
@@ -133,9 +148,9 @@ def receive(fd: int):
     return json.loads(_read(fd, size))
 
 
-def _brief(error: BaseException) -> str:
+def _brief(error: BaseException, *, named: bool = True) -> str:
     try:
-        text = f"{type(error).__name__}: {error}"
+        text = f"{type(error).__name__}: {error}" if named else str(error)
     except BaseException:  # its __str__ is the program's
         text = "an error"
     return ascii(text)[1:-1][:200]
@@ -147,7 +162,7 @@ def _brief(error: BaseException) -> str:
 def _module(name: str, program: str) -> dict:
     module = types.ModuleType(name)
     sys.modules[name] = module
-    exec(compile(program, "<program>", "exec"), module.__dict__)
+    exec(compile(program, "<program>", "exec", dont_inherit=True), module.__dict__)
     return module.__dict__
 
 
@@ -163,6 +178,12 @@ def serve(program: str) -> None:
         names = _module("program", program)
     except BaseException as error:
         return send(3, {"ended": _brief(error)})
+    opaque = lambda value: {"t": "opaque", "v": None}  # noqa: E731
+
+    def overrun(*_):
+        raise TimeoutError("the call took too long")
+
+    signal.signal(signal.SIGPROF, overrun)
     send(3, {"ready": True})
     while True:
         try:
@@ -182,13 +203,15 @@ def serve(program: str) -> None:
                 continue
             function = _function(names, ask["call"])
             args, kwargs = unpack(ask["args"]), unpack(ask["kwargs"])
-            answer = {"value": pack(function(*args, **kwargs))}
+            signal.setitimer(signal.ITIMER_PROF, ask["seconds"] or 0)
+            answer = {"value": pack(function(*args, **kwargs), opaque)}
+            signal.setitimer(signal.ITIMER_PROF, 0)
         except BaseException as error:
-            answer = {"raised": type(error).__name__, "message": _brief(error)}
+            answer = {"raised": type(error).__name__, "message": _brief(error, named=False)}
         try:
             send(3, answer)
         except (OverflowError, RecursionError) as error:
-            send(3, {"raised": "OverflowError", "message": _brief(error)})
+            send(3, {"raised": "OverflowError", "message": _brief(error, named=False)})
 
 
 def script(program: str) -> None:
@@ -234,39 +257,75 @@ _ERRORS = {
 }
 
 
-def _ask(question):
-    try:
-        send(3, question)
-        answer = receive(3)
-        if not isinstance(answer, dict):
-            raise ValueError
-    except (EOFError, OSError):
-        raise Ended("the program ended early") from None
-    except OverflowError as error:
-        raise Ended(str(error)) from None
-    except (ValueError, RecursionError, MemoryError):
-        raise Ended("the program's answer is not plain data") from None
-    return answer
+NONSENSE = "the program's answer is not plain data"
 
 
-def _stub(path: str, calls: list):
-    def call(*args, **kwargs):
+class _Talk:
+    """The examiner's side of the channel.
+
+    What went wrong once stays wrong, whatever a bare `except` of the tests makes of it.
+    """
+
+    def __init__(self):
+        self.calls = 0
+        self.fault: BaseException | None = None
+
+    def stop(self, fault: BaseException):
+        self.fault = self.fault or fault
+        raise self.fault
+
+    def hear(self, question=None) -> dict:
+        """The program's next message, after a question if there is one."""
+        if self.fault is not None:
+            raise self.fault
         try:
-            question = {"call": path, "args": pack(args), "kwargs": pack(kwargs)}
-        except NotPlain as error:
-            raise Unfit(f"the tests pass what cannot be sent: {error}") from None
-        answer = _ask(question)
-        calls.append(path)
-        if "value" in answer:
-            try:
-                return unpack(answer["value"])
-            except Exception:
-                raise Ended("the program's answer is not plain data") from None
-        raised, message = str(answer.get("raised")), str(answer.get("message"))[:200]
-        raise _ERRORS.get(raised, ProgramError)(message)
+            if question is not None:
+                send(3, question)
+            answer = receive(3)
+            if not isinstance(answer, dict):
+                raise ValueError
+        except (EOFError, OSError):
+            self.stop(Ended("the program ended early"))
+        except OverflowError as error:
+            self.stop(Ended(str(error)))
+        except (ValueError, RecursionError, MemoryError):
+            self.stop(Ended(NONSENSE))
+        return answer
 
-    call.__name__ = path
-    return call
+    def unpack(self, data):
+        try:
+            return unpack(data)
+        except Exception:
+            self.stop(Ended(NONSENSE))
+
+    def _other(self, value):
+        if isinstance(value, Opaque):
+            self.stop(Ended(NONSENSE))
+        self.stop(Unfit(f"the tests pass what cannot be sent: {type(value).__name__}"))
+
+    def stub(self, path: str, seconds: float | None = None):
+        def call(*args, **kwargs):
+            question = {"call": path, "args": pack(args, self._other), "seconds": seconds}
+            question["kwargs"] = pack(kwargs, self._other)
+            answer = self.hear(question)
+            self.calls += 1
+            if "value" in answer:
+                return self.unpack(answer["value"])
+            raised, message = str(answer.get("raised")), str(answer.get("message"))[:200]
+            raise _ERRORS.get(raised, ProgramError)(message)
+
+        call.__name__ = path
+        return call
+
+    def names(self, wanted: list[str]) -> dict:
+        """Of the names that the program has: calls to it, or plain data."""
+        found, result = self.hear({"names": wanted}).get("names"), {}
+        for name in wanted:
+            one = found.get(name) if isinstance(found, dict) else None
+            if isinstance(one, dict):
+                callable_ = one.get("callable")
+                result[name] = self.stub(name) if callable_ else self.unpack(one.get("value"))
+        return result
 
 
 def _names(code) -> set[str]:
@@ -281,46 +340,37 @@ def examine(tests: str) -> None:
         send(4, {"passed": passed, "reason": reason, "unfit": unfit})
 
     try:
-        code = compile(tests, "<tests>", "exec")
+        code = compile(tests, "<tests>", "exec", dont_inherit=True)
     except (SyntaxError, ValueError) as error:
         return verdict(False, f"the tests do not compile: {error}", True)
-    calls: list[str] = []
-    try:
-        first = receive(3)
-    except (EOFError, OSError, ValueError, MemoryError, RecursionError):
-        return verdict(False, "the program ended early")
-    if not isinstance(first, dict) or not first.get("ready"):
-        ended = first.get("ended") if isinstance(first, dict) else None
-        return verdict(False, str(ended)[:200])
+    own = lambda name: hasattr(builtins, name) or name.startswith("__")  # noqa: E731
+    wanted = sorted(name for name in _names(code) if not own(name))
+    if not wanted:
+        return verdict(False, "the tests never call the program", True)
+    talk = _Talk()
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
-    module.remote = lambda path: _stub(path, calls)
+    reason = ""
     try:
-        own = lambda name: hasattr(builtins, name) or name.startswith("__")  # noqa: E731
-        wanted = sorted(name for name in _names(code) if not own(name))
-        if not wanted:
-            return verdict(False, "the tests never call the program", True)
-        found = _ask({"names": wanted}).get("names")
-        for name in wanted:
-            if isinstance(found, dict) and isinstance(found.get(name), dict) and name != "remote":
-                value = found[name]
-                callable_ = bool(value.get("callable"))
-                module.__dict__[name] = _stub(name, calls) if callable_ else unpack(value["value"])
+        first = talk.hear()
+        if not first.get("ready"):
+            talk.stop(Ended(str(first.get("ended"))[:200]))
+        module.__dict__.update(talk.names(wanted), remote=talk.stub)
         exec(code, module.__dict__)
-    except Unfit as error:
-        return verdict(False, str(error), True)
-    except Ended as error:
-        return verdict(False, str(error))
+    except (Ended, Unfit):
+        pass  # talk has it
     except BaseException as error:
         trace, line = error.__traceback__, 0
         while trace is not None:
             if trace.tb_frame.f_code.co_filename == "<tests>":
                 line = trace.tb_lineno
             trace = trace.tb_next
-        return verdict(False, f"line {line} of the tests: {_brief(error)}")
-    if not calls:
-        return verdict(False, "the tests never called the program")
-    return verdict(True, "")
+        reason = f"line {line} of the tests: {_brief(error)}"
+    if talk.fault is not None:
+        return verdict(False, str(talk.fault), isinstance(talk.fault, Unfit))
+    if not reason and not talk.calls:
+        reason = "the tests never called the program"
+    return verdict(not reason, reason)
 
 
 # ------------------------------------------------------------------------- the kernel's interfaces
@@ -382,7 +432,7 @@ _SYSCALLS = {
     "getrandom": (318, 278), "uname": (63, 160), "sysinfo": (99, 179), "getrusage": (98, 165),
     "times": (100, 153), "getrlimit": (97, 163), "set_robust_list": (273, 99),
     "rseq": (334, 293), "set_tid_address": (218, 96), "restart_syscall": (219, 128),
-    "umask": (95, 166), "exit": (60, 93), "exit_group": (231, 94),
+    "umask": (95, 166), "setitimer": (38, 103), "exit": (60, 93), "exit_group": (231, 94),
 }  # fmt: skip
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 _CALLS = {  # looked at more closely, or needed by ourselves
@@ -535,7 +585,7 @@ def _limits(jail: dict, seconds: float, memory: int) -> None:
     cpu = max(1, math.ceil(seconds))
     for name, value in (
         ("CPU", cpu), ("AS", memory), ("DATA", memory), ("STACK", min(memory, 2**26)), ("CORE", 0),
-        ("FSIZE", LONGEST), ("NOFILE", 64), ("NPROC", 64), ("MEMLOCK", 0), ("MSGQUEUE", 0),
+        ("FSIZE", LONGEST), ("NOFILE", 64), ("NPROC", THREADS), ("MEMLOCK", 0), ("MSGQUEUE", 0),
         ("SIGPENDING", 64), ("RTPRIO", 0),
     ):  # fmt: skip
         if name == "NPROC" and not jail["counted"]:
@@ -562,16 +612,13 @@ def lock_in(jail: dict, seconds: float, memory: int, unique: int) -> None:
         _prctl(38, 1)  # PR_SET_NO_NEW_PRIVS
     if jail["landlock"]:
         _landlock(jail["readable"], jail["path"], ["/tmp"] if jail["namespaces"] else [])
-    if jail["nobody"]:
-        for one in (UNIQUE_ID + unique % 2**22, ID):  # the second where few users are mapped
-            try:
+    if jail["nobody"]:  # where neither user exists we stay root, without any of its powers
+        for one in (UNIQUE_ID + unique % 2**22, ID):
+            with contextlib.suppress(OSError):
                 os.setgroups([])
                 os.setresgid(one, one, one)
                 os.setresuid(one, one, one)
                 break
-            except OSError:
-                if one == ID:
-                    raise
     if linux:
         if jail["seccomp"]:
             _drop_capabilities()
@@ -622,6 +669,12 @@ def _locked(role: str, fds: list[int], jail: dict, limits: dict, unique: int) ->
     {"serve": serve, "script": script, "examine": examine}[role](text)
 
 
+def _threads(process: int) -> int:
+    with contextlib.suppress(OSError):
+        return len(os.listdir(f"/proc/{process}/task"))
+    return 0
+
+
 def _keep(status: int, fds: list[int], jail: dict, ask: dict, unique: int) -> None:
     """Start the locked process, wait, kill it at its limit or when the host hangs up, report."""
     if jail["namespaces"]:
@@ -642,15 +695,18 @@ def _keep(status: int, fds: list[int], jail: dict, ask: dict, unique: int) -> No
     poll = select.poll()
     poll.register(status, select.POLLIN | select.POLLHUP)
     pidfd = os.pidfd_open(child) if hasattr(os, "pidfd_open") else None
+    watched = jail["seccomp"] and not jail["counted"]  # no rlimit counts its threads: we do
     if pidfd is not None:
         poll.register(pidfd, select.POLLIN)
     while True:
         left = deadline - time.monotonic()
-        ready = poll.poll(max(0, left if pidfd is not None else min(left, 0.01)) * 1000)
+        nap = 0.05 if watched else left if pidfd is not None else 0.01
+        ready = poll.poll(max(0, min(left, nap)) * 1000)
         done, code, used = os.wait4(child, os.WNOHANG)
         if done:
             break
-        if left <= 0 or any(fd == status for fd, _ in ready):
+        crowded = watched and _threads(child) > THREADS
+        if left <= 0 or crowded or any(fd == status for fd, _ in ready):
             timeout = left <= 0
             os.kill(child, signal.SIGKILL)
             _, code, used = os.wait4(child, 0)

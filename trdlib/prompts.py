@@ -17,9 +17,36 @@ from typing import NamedTuple
 CUT_NOTICE = "\n[... cut to fit ...]"
 
 _BOXED = "Reason step by step and put the final answer in \\boxed{{}}."
+_PROGRAM = "Reason step by step, then give the complete program in one ```python block."
+
+
+def _in_words(ending: str) -> dict[str, str]:
+    return {
+        "solve": "{problem}\n\n" + ending,
+        "solve_given_reference": (
+            "## Problem\n{problem}\n\n## Reference Solution\n{reference}\n\n## Instructions\n"
+            "The reference solution above is correct. Understand it, then solve the problem in "
+            "your own way, without mentioning the reference. " + ending
+        ),
+        "refine": (
+            "## Problem\n{problem}\n\n## Your Initial Solution\n{attempt}\n\n## Instructions\n"
+            "Rewrite your initial solution. Keep its structure and line of reasoning, keep every "
+            "step that is correct, and find and fix the errors. Output only the rewritten "
+            "solution, without comments on the changes. " + ending
+        ),
+        "refine_given_reference": (
+            "## Problem\n{problem}\n\n## Reference Solution\n{reference}\n\n"
+            "## Your Initial Solution\n{attempt}\n\n## Instructions\n"
+            "Rewrite your initial solution so that it agrees with the reference solution. Keep "
+            "the useful parts of your structure and style, keep every step that is correct, and "
+            "fix the errors. Output only the rewritten solution, without mentioning the "
+            "reference or the changes. " + ending
+        ),
+    }
+
 
 # style -> what is asked -> template. "tiny" is the terse language of the procedural tasks, whose
-# tokenizer has no words for more; "math" is for pretrained models.
+# tokenizer has no words for more; "math" and "code" are for pretrained models.
 TEMPLATES = {
     "tiny": {
         "solve": "{problem}\nSolve",
@@ -29,28 +56,8 @@ TEMPLATES = {
             "{problem}\nReference:\n{reference}\nAttempt:\n{attempt}\nRewrite"
         ),
     },
-    "math": {
-        "solve": "{problem}\n\n" + _BOXED,
-        "solve_given_reference": (
-            "## Problem\n{problem}\n\n## Reference Solution\n{reference}\n\n## Instructions\n"
-            "The reference solution above is correct. Understand it, then solve the problem in "
-            "your own way, without mentioning the reference. " + _BOXED
-        ),
-        "refine": (
-            "## Problem\n{problem}\n\n## Your Initial Solution\n{attempt}\n\n## Instructions\n"
-            "Rewrite your initial solution. Keep its structure and line of reasoning, keep every "
-            "step that is correct, and find and fix the errors. Output only the rewritten "
-            "solution, without comments on the changes. " + _BOXED
-        ),
-        "refine_given_reference": (
-            "## Problem\n{problem}\n\n## Reference Solution\n{reference}\n\n"
-            "## Your Initial Solution\n{attempt}\n\n## Instructions\n"
-            "Rewrite your initial solution so that it agrees with the reference solution. Keep "
-            "the useful parts of your structure and style, keep every step that is correct, and "
-            "fix the errors. Output only the rewritten solution, without mentioning the "
-            "reference or the changes. " + _BOXED
-        ),
-    },
+    "math": _in_words(_BOXED),
+    "code": _in_words(_PROGRAM),
 }
 
 

@@ -16,11 +16,14 @@ walking meet a process in which nothing is decided. What remains possible:
    no expected value, unless the tests pass one to it.
 2. A program may answer a later call early or late: it can only change its own answers.
 3. Arguments are copies: a test of in-place changes or of identity fails, also for a right program.
-   What cannot be sent (functions, objects) is a fault of the tests: ValueError.
+   What cannot be sent (functions, objects) is a fault of the tests: ValueError. A result that is
+   not plain data is there (`is not None`), and equals nothing.
 4. An exception of the program reaches the tests as the builtin of the same name. StopIteration and
    what is no Exception does not: they would end a loop of the tests early, and silently.
-5. A name that is a builtin means the builtin, whatever the program defines; `remote("sum")` in the
-   tests means the program's.
+5. A name that is a builtin means the builtin, whatever the program defines. In the tests,
+   `remote("sum")` is the program's, `remote("Solution().f", seconds=4)` a method of a new instance;
+   a call that takes longer (CPU time) raises TimeoutError, unless the program prevents it: then the
+   limit for the whole program holds.
 6. It may burn its time and memory limits, and learn the kernel's version and the machine's uptime.
 
 What protects, on Linux (x86_64, aarch64), for users and for root alike:
@@ -29,7 +32,8 @@ What protects, on Linux (x86_64, aarch64), for users and for root alike:
   other process in sight; killing the first process kills all. Where they are forbidden (most
   containers), Landlock does the files: the same folders, read-only, and no /tmp; names and sizes of
   other files can then still be seen.
-- rlimits on CPU time, memory, file size, open files, threads; a keeper for the wall clock.
+- rlimits on CPU time, memory, file size, open files, threads; a keeper for the wall clock (and for
+  the threads, where no rlimit counts them for us).
 Elsewhere nothing protects, and nothing runs, unless TRD_UNPROTECTED=1 says so.
 """
 
@@ -39,6 +43,7 @@ import atexit
 import contextlib
 import importlib.util
 import json
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -133,8 +138,10 @@ class _Jail:
             hello = {}
         if "ready" not in hello:
             self.kill()
-            why = hello.get("error") or self.process.stderr.read().decode()[-300:]
-            raise SandboxError(f"the sandbox did not start: {why or 'no answer'}")
+            with self.process.stderr as errors:
+                why = hello.get("error") or errors.read().decode()[-300:] or "no answer"
+            raise SandboxError(f"the sandbox did not start: {why}")
+        self.process.stderr.close()
 
     def usable(self) -> bool:  # after a fork it belongs to the parent
         return self.owner == os.getpid() and self.process.poll() is None
@@ -188,9 +195,8 @@ class Protection(NamedTuple):
     why: str  # what is missing, and its cause
 
     def __str__(self) -> str:
-        names = [name for name in ("namespaces", "landlock") if getattr(self, name)]
-        what = " + ".join([*(["seccomp"] if self.safe else []), *names, "rlimits"])
-        return what if self.safe else f"none ({self.why})"
+        walls = [name for name in ("namespaces", "landlock") if getattr(self, name)]
+        return ", ".join(["seccomp", *walls]) if self.safe else "nothing"
 
 
 _protection: Protection | None = None
@@ -394,8 +400,14 @@ def run(program: str, stdin: str = "", *, seconds: float = 10, memory_mb: int = 
 
 
 def in_pool(function: Callable, items: Iterable, workers: int | None = None) -> list:
-    """[function(item), ...], each in a thread; a jail serves one thread at a time."""
-    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
+    """[function(item), ...], each in a thread; a jail serves one thread at a time.
+
+    By default one per core, or one alone inside a job of parallel.run_jobs.
+    """
+    if workers is None:
+        inside = multiprocessing.parent_process() is not None
+        workers = 1 if inside else os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(function, items))
 
 
@@ -403,6 +415,6 @@ def check_many(
     samples: Iterable[tuple[str, str]], *, seconds: float = 10, memory_mb: int = 1024,
     workers: int | None = None,
 ) -> list[Verdict]:  # fmt: skip
-    """One verdict per (program, tests), in order; by default one program per core at a time."""
+    """One verdict per (program, tests), in order; workers programs at a time, as in in_pool."""
     one = lambda sample: check(*sample, seconds=seconds, memory_mb=memory_mb)  # noqa: E731
     return in_pool(one, samples, workers)

@@ -1,0 +1,339 @@
+"""Code tasks: what is read from a response, the benchmarks' rules, their files in the schema."""
+
+import base64
+import gzip
+import hashlib
+import json
+import pickle
+import zlib
+
+import pandas as pd
+import pytest
+from evalplus_cases import TASKS, by_evalplus
+
+from trdlib import coding, data, jail, oracles, sandbox
+
+
+@pytest.fixture(autouse=True, scope="module")
+def protected():
+    found = sandbox.protection()
+    if not found.safe:
+        pytest.skip(f"nothing protects this machine from programs: {found.why}")
+
+
+# ---------------------------------------------------------------------------------- extraction
+
+ONE = "```python\nx = 1\n```"
+RESPONSES = {
+    "a block": (ONE, "x = 1"),
+    "prose around it": (f"Sure!\n\n{ONE}\n\nThis sets `x`.", "x = 1"),
+    "the last of several": (f"First:\n{ONE}\nBetter:\n```python\nx = 2\n```", "x = 2"),
+    "the last that is Python": (f"{ONE}\nRun it:\n```bash\npython x.py\n```", "x = 1"),
+    "Python before no language": (f"{ONE}\nIt prints:\n```\n1\n```", "x = 1"),
+    "no language": ("```\nx = 1\n```", "x = 1"),
+    "another name, a title": ("```Python3 title=x.py\nx = 1\n```", "x = 1"),
+    "py": ("``` py\nx = 1\n```", "x = 1"),
+    "tildes": ("~~~python\nx = 1\n~~~", "x = 1"),
+    "a longer fence": ("````python\ns = '''\n```\n'''\n````", "s = '''\n```\n'''"),
+    "another sign inside": ("```python\n~~~\n```", "~~~"),
+    "a fence with words does not close": ("```python\nx = 1\n```python\ny = 2\n```",
+                                          "x = 1\n```python\ny = 2"),
+    "indented, in a list": ("1. So:\n   ```python\n   if x:\n       y\n   ```", "if x:\n    y"),
+    "less indented than its fence": ("  ```python\nx = 1\n  ```", "x = 1"),
+    "blank lines stay": ("```python\nx = 1\n\n\ny = 2\n```", "x = 1\n\n\ny = 2"),
+    "Windows": ("```python\r\nx = 1\r\n```\r\n", "x = 1"),
+    "after thinking": (f"<think>\n```python\nx = 0\n```\n</think>\n{ONE}", "x = 1"),
+    "only in thinking": (f"<think>{ONE}</think> The answer is above.", None),
+    "thinking that never ends": (f"<think>Try:\n{ONE}\n", None),
+    "only the end of thinking": (f"Try y.\n</think>\n{ONE}", "x = 1"),
+    "unclosed": ("```python\nx = 1\n", None),
+    "unclosed after a whole one": (f"{ONE}\nOr:\n```python\nx = 2\ny =", "x = 1"),
+    "no block": ("x = 1", None),
+    "inline": ("Use `x = 1` or ```x = 1```.", None),
+    "empty": ("```python\n\n```", None),
+    "nothing": ("", None),
+    "another language alone": ("```cpp\nint x;\n```", None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RESPONSES)
+def test_the_program_of_a_response(name):
+    response, program = RESPONSES[name]
+    assert coding.program_of(response) == program
+
+
+# ------------------------------------------------------------------------------------ EvalPlus
+
+
+@pytest.fixture(scope="module")
+def evalplus(tmp_path_factory):
+    """task_id -> answer, for the stand-ins of both suites, from files of EvalPlus's format."""
+    folder, frames = tmp_path_factory.mktemp("evalplus"), []
+    for suite, suffix in (("humaneval", ".jsonl.gz"), ("mbpp", ".jsonl")):
+        lines = "".join(json.dumps(t.row()) + "\n" for t in TASKS if t.suite == suite).encode()
+        path = folder / f"{suite}{suffix}"
+        path.write_bytes(gzip.compress(lines) if suffix.endswith("gz") else lines)
+        frames.append(coding.evalplus([path], suite, pinned=False))
+    frame = data.check(pd.concat(frames, ignore_index=True), "evalplus")
+    assert frame["id"].tolist() == [t.task_id for t in TASKS]
+    return dict(zip(frame["id"], zip(frame["answer"], frame["solution"], strict=True), strict=True))
+
+
+def test_agreement_with_evalplus(evalplus, monkeypatch):
+    """Its recorded verdict on each solution is ours, but where we differ on purpose."""
+    monkeypatch.setitem(coding.SECONDS, "humaneval", 1)
+    pairs, expected = [], {}
+    for task in TASKS:
+        for number, (recorded, program) in enumerate(task.solutions):
+            pairs.append((f"```python\n{program}\n```", evalplus[task.task_id][0]))
+            expected[task.task_id, number] = (recorded == "pass") != (number in task.differs)
+    verdicts = dict(zip(expected, coding.grade(pairs), strict=True))
+    assert len(verdicts) >= 90
+    assert {k: v for k, v in verdicts.items() if v != expected[k]} == {}
+
+
+def test_the_record_is_what_evalplus_says():
+    pytest.importorskip("evalplus", reason="evalplus is not installed: the record stands")
+    for task in TASKS:
+        for recorded, program in task.solutions:
+            assert by_evalplus(task, program) == recorded
+
+
+def test_references_pass(evalplus):
+    answers = [evalplus[task.task_id] for task in TASKS]
+    assert coding.grade([(solution, answer) for answer, solution in answers]) == [True] * len(TASKS)
+
+
+def test_the_arguments_of_mbpp_have_their_types():
+    for task, given, meant in [
+        (2, [[1], [2]], [(1,), (2,)]),
+        (63, [[[1, 2]]], [[(1, 2)]]),
+        (75, [[[1]], 2], [[(1,)], 2]),
+        (106, [[1], [2]], [[1], (2,)]),
+        (115, [[[1], [], 3]], [[{1}, {}, {}]]),
+        (124, ["1.5", "2j"], [1.5, 2j]),
+        (250, [[1], 2], [(1,), 2]),
+        (259, [[[1]], [[2]]], [((1,),), ((2,),)]),
+        (278, [[1, [2]]], [(1, (2,))]),
+        (307, [[1], 2, 3], [(1,), 2, 3]),
+        (722, [{"a": [1]}, 2.0], [{"a": (1,)}, 2.0]),
+        (252, ["1+2j"], [1 + 2j]),
+        (580, [[1, [2]]], [(1, (2,))]),
+        (3, [[1]], [[1]]),
+    ]:
+        (got,) = coding.mbpp_arguments(f"Mbpp/{task}", [given])
+        assert repr(got) == repr(meant), task
+
+
+def test_a_reference_that_fails_is_said_loudly(tmp_path):
+    row = TASKS[0].row() | {"canonical_solution": "    return 1 / 0\n"}
+    (tmp_path / "x.jsonl").write_text(json.dumps(row))
+    with pytest.raises(coding.SourceError, match=r"HumanEval/9000.*ZeroDivisionError"):
+        coding.evalplus([tmp_path / "x.jsonl"], "humaneval", pinned=False)
+
+
+def test_a_file_that_is_not_the_pinned_one_is_refused(tmp_path):
+    (tmp_path / "x.jsonl").write_text(json.dumps(TASKS[0].row()))
+    with pytest.raises(coding.SourceError, match=r"is not the file of evalplus/.*v0\.1\.10"):
+        coding.evalplus([tmp_path / "x.jsonl"], "humaneval")
+    raw = (tmp_path / "x.jsonl").read_bytes()
+    short = coding.SOURCES["mbpp"][0]._replace(sha256=hashlib.sha256(raw).hexdigest())
+    with pytest.raises(coding.SourceError, match="1 rows, not 378"):
+        coding.read_rows(tmp_path / "x.jsonl", short)
+    (tmp_path / "x.parquet").write_text("no")
+    with pytest.raises(coding.SourceError, match="not a valid parquet"):
+        coding.read_rows(tmp_path / "x.parquet")
+
+
+# ------------------------------------------------------------------------------- LiveCodeBench
+
+SAME = [
+    ("3", "3\n", True),
+    ("3 4\n5", " 3 4 \n 5 \n\n", True),
+    ("1.50", "1.5", True),
+    ("1e2 007", "100 7", True),
+    ("0.1", "0.10000000000000001", False),
+    ("50000000000000000", "50000000000000001", False),
+    ("3  4", "3 4", True),  # numbers, one by one
+    ("a  b", "a b", False),
+    ("3", "3\n4", False),
+    ("3\n\n4", "3\n4", False),
+    ("Yes", "YES", False),
+    ("", "", True),
+    ("nan", "nan", True),
+    ("NaN 1", "nan 1", False),
+    ("snan", "1", False),
+    ("1 2", "1", False),
+]
+
+
+@pytest.mark.parametrize(("got", "want", "same"), SAME)
+def test_outputs_compare_as_in_livecodebench(got, want, same):
+    assert oracles.same_output(got, want) is same
+
+
+def lcb(name, tests, starter="", function=None, private="zipped"):
+    """A row of its published shape."""
+    kind = "functional" if function else "stdin"
+    tests = [{"input": i, "output": o, "testtype": kind} for i, o in tests]
+    hidden = json.dumps(tests[1:])
+    if private == "zipped":
+        hidden = base64.b64encode(zlib.compress(pickle.dumps(hidden))).decode()
+    return {
+        "question_title": name, "question_content": f"Solve {name}.", "platform": "leetcode",
+        "question_id": name, "contest_id": "1", "contest_date": "2025-01-01T00:00:00",
+        "starter_code": starter, "difficulty": "easy",
+        "public_test_cases": json.dumps(tests[:1]), "private_test_cases": hidden,
+        "metadata": json.dumps({"func_name": function} if function else {}),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def livecodebench(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lcb")
+    many = [(str(i), str(i + 1)) for i in range(5)]
+    starter = "class Solution:\n    def pairs(self, n: int, xs: List[int]) -> List[int]:\n        "
+    calls = [("2\n[1, 2]", "[1, 2]"), ("1\n[5]", "[5]"), ("0\n[]", "[]")]
+    large = [("1", "2"), ("x" * 60_000, "2")]
+    first = [lcb("inc", many), lcb("pairs", calls, starter, "pairs", private="plain")]
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in first))
+    (folder / "test2.jsonl").write_text(json.dumps(lcb("large", large)))
+    paths = [folder / "test.jsonl", folder / "test2.jsonl"]
+    frame = coding.livecodebench(paths, folder=folder / "tests", pinned=False)
+    return data.check(frame, "livecodebench").set_index("id"), folder / "tests"
+
+
+def test_livecodebench_in_the_schema(livecodebench):
+    frame, folder = livecodebench
+    assert frame.index.tolist() == ["inc", "pairs", "large"]
+    inc = coding.tests_of(frame.loc["inc", "answer"])
+    assert inc["cases"] == [[str(i), str(i + 1)] for i in range(5)]  # public and private
+    assert "standard input" in frame.loc["inc", "problem"]
+    assert "def pairs(self" in frame.loc["pairs", "problem"]
+    large = frame.loc["large", "answer"]
+    assert json.loads(large)["kind"] == "file"
+    assert len(coding.tests_of(large, folder)["cases"][1][0]) == 60_000
+    with pytest.raises(ValueError, match="in which folder"):
+        coding.tests_of(large)
+
+
+@pytest.mark.parametrize(
+    ("name", "program", "passes"),
+    [
+        ("inc", "print(int(input()) + 1)", True),
+        ("inc", "import sys\nfor line in sys.stdin: print(float(line) + 1)", True),
+        ("inc", "print(int(input()) + 1 if int(input() or 0) < 4 else 0)", False),
+        ("inc", "n = int(input())\nprint(n + 1 if n < 3 else n)", False),
+        ("inc", "def main():\n    print(floor(int(input())) + 1)\nif __name__ == '__main__':\n"
+                "    main()", True),
+        ("inc", "print(int(open(0).read()) + 1); exit()", True),
+        ("inc", "print(int(input()) + 1); 1 / 0", False),
+        ("inc", "import os\nprint(int(input()) + 1, flush=True); os.kill(os.getppid(), 9)", False),
+        ("large", "print(2)", True),
+        ("pairs", "class Solution:\n    def pairs(self, n, xs: List[int]): return xs[:n]", True),
+        ("pairs", "class Solution:\n    def pairs(self, n, xs): return tuple(xs)", True),
+        ("pairs", "def pairs(n, xs): return xs", True),
+        ("pairs", "class Solution:\n    def pairs(self, n, xs): return [*map(str, xs)]", False),
+        ("pairs", "class Solution:\n    def pairs(self, n, xs): return xs if n else None", False),
+        ("pairs", "class Solution:\n    def other(self, n, xs): return xs", False),
+    ],
+)  # fmt: skip
+def test_livecodebench_is_graded_by_all_tests(livecodebench, name, program, passes):
+    frame, folder = livecodebench
+    assert coding.verdict(program, frame.loc[name, "answer"], folder).passed is passes
+
+
+def test_a_pickle_that_would_do_something_is_refused():
+    class Evil:
+        def __reduce__(self):
+            return print, ("pickles can call functions",)
+
+    for value in (Evil(), print, [Evil()]):
+        packed = base64.b64encode(zlib.compress(pickle.dumps(value))).decode()
+        with pytest.raises(coding.SourceError, match=r"builtins\.print: not plain data"):
+            coding.private_tests(packed)
+    with pytest.raises(coding.SourceError, match="cannot be read"):
+        coding.private_tests("@@@")
+
+
+# ----------------------------------------------------------------------------------------- TACO
+
+
+def taco_row(inputs, outputs, fn_name=None, solutions=("print(1)",), starter="", raw=None):
+    tests = {"inputs": inputs, "outputs": outputs} | ({"fn_name": fn_name} if fn_name else {})
+    return {
+        "question": "Solve it.", "solutions": json.dumps(list(solutions)), "starter_code": starter,
+        "input_output": json.dumps(tests) if raw is None else raw, "difficulty": "EASY",
+    }  # fmt: skip
+
+
+def test_taco_in_the_schema_and_graded(tmp_path):
+    rows = [
+        taco_row(["1\n", ["2"]], ["2\n", ["3"]], solutions=["n = int(input())\nprint(n + 1)"]),
+        taco_row(
+            [[1, [2]], [0, []]], [[[1, 2]], [[0]]], "join", ["def join(n, xs): return [n]+xs"]
+        ),
+        taco_row([[[1, 2]]], [[[[1, 2]]]], "rows", starter="def rows(xs):"),
+        taco_row([[{"1": 2}]], [[2]], "look"),
+        taco_row([], []),
+        taco_row(["1"], []),
+        taco_row([], [], raw=""),
+        taco_row([], [], raw="{"),
+    ]
+    pd.DataFrame(rows[:3]).to_parquet(tmp_path / "a.parquet")
+    pd.DataFrame(rows[3:]).to_parquet(tmp_path / "b.parquet")
+    frame, left_out = coding.taco([tmp_path / "a.parquet", tmp_path / "b.parquet"], pinned=False)
+    data_ids = ["TACO-0", "TACO-1", "TACO-2", "TACO-3"]
+    assert frame["id"].tolist() == data_ids and left_out == {"without_tests": 2, "broken_tests": 2}
+    assert "def rows(xs):" in frame["problem"][2]
+    answers = frame["answer"].tolist()
+    assert coding.grade(list(zip(frame["solution"][:2], answers[:2], strict=True))) == [True, True]
+    for number, program, passes in [
+        (0, "print(int(input()) + 1)", True),
+        (0, "print(2)", False),
+        (1, "def join(n, xs): return (n, *xs)", True),
+        (1, "def join(n, xs): return xs", False),
+        (2, "def rows(xs): return [tuple(xs)]", True),
+        (2, "def rows(xs): return [[2, 1]]", False),
+        (3, "def look(d): return d[1]", True),
+        (3, "def look(d): return d['1']", False),
+    ]:
+        assert coding.verdict(program, answers[number]).passed is passes, (number, program)
+
+
+# --------------------------------------------------------------------------------------- grading
+
+
+def test_grade_keeps_the_order_and_runs_equal_programs_once(monkeypatch):
+    answer = json.dumps({"kind": "asserts", "tests": "assert f(2) == 4"})
+    right, wrong = "```python\ndef f(x): return 2 * x\n```", "```python\ndef f(x): return 0\n```"
+    ran, real = [], coding.verdict
+    monkeypatch.setattr(coding, "verdict", lambda *a: ran.append(a) or real(*a))
+    pairs = [(right, answer), (wrong, answer), ("", answer), (f"So:\n{right}", answer)]
+    assert coding.grade(pairs) == [True, False, False, True]
+    assert len(ran) == 2
+
+
+def test_a_call_that_takes_too_long_fails_before_the_whole_limit(monkeypatch):
+    monkeypatch.setitem(coding.SECONDS, "taco", 0.3)
+    cases = [[jail.pack([0]), 0], [jail.pack([1]), 1]]
+    answer = json.dumps({"kind": "calls", "rule": "taco", "entry": "f", "cases": cases})
+    found = coding.verdict("def f(x):\n    while x: pass\n    return x", answer)
+    assert not found.passed and "took too long" in found.reason
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ['{"kind": "calls", "rule": "taco", "entry": "f", "cases": []}', '{"kind": "x", "cases": [1]}',
+     '{"kind": "evalplus", "groups": [[], []]}', "{}"],
+)  # fmt: skip
+def test_an_answer_without_tests_passes_nobody(answer):
+    with pytest.raises(ValueError, match="without tests"):
+        coding.grade([("```python\nx = 1\n```", answer)])
+
+
+def test_sources_are_pinned_to_commits_or_hashes():
+    for sources in coding.SOURCES.values():
+        for one in sources:
+            assert one.sha256 or len(one.revision) == 40
+    assert sum(one.rows for one in coding.SOURCES["livecodebench"]) == 1055
