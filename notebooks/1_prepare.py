@@ -68,12 +68,15 @@ pd.DataFrame(files).T.drop(columns="sha256").fillna("") if published else "no fi
 # One problem of each source, with its reference solution. In a **chain** each line is a step of
 # arithmetic modulo 7: after a wrong line the next line is still a valid lesson. In a **trail** a
 # hidden table gives each letter a turn (`<` adds 1, `^` 2, `>` 4, `/` 7, modulo 10). With the flag
-# `#`, a wrong turn gets the walker lost, and what follows teaches nothing: prefix failure.
+# `#`, a wrong turn gets the walker lost, and what follows teaches nothing: prefix failure. In
+# **code** each clause asks for one statement of a Python function, which is graded by running it;
+# a clause can be written in two ways, and the reference is in another hand than the models'.
 
 # %%
 for source, group in sets["train"].groupby("source"):
     row = group.iloc[0]
-    print(f"--- {source}: {row['problem']}   answer {row['answer']}\n{row['solution'][:2000]}\n")
+    answer = row["answer"][:80]  # of code: what the function must return in its tests
+    print(f"--- {source}: {row['problem']}   answer {answer}\n{row['solution'][:2000]}\n")
 
 # %% [markdown]
 # What the student is asked, token by token. The same `render` makes this prompt for rollout,
@@ -88,10 +91,10 @@ prompt = rollout.student_prompts(run, run.settings.seeds[0], [sets["train"].iloc
 # ## The models
 #
 # Published models come as they are. For those that the pipeline pretrains, left: loss by step (a
-# running mean of 25 steps). A foundation learns both tasks; student and teacher are two forks of
-# it. The student is then taught false beliefs about a quarter of the arithmetic facts and half of
-# the letters only. Right: accuracy at the temperature of the rollouts on unseen problems.
-# Pretraining stops when the thresholds of `params.yaml` hold.
+# running mean of 25 steps). A foundation learns the tasks; student and teacher are two forks of
+# it. The student is then taught false beliefs about a quarter of the arithmetic facts (in code: of
+# the clauses) and half of the letters only. Right: accuracy at the temperature of the rollouts on
+# unseen problems. Pretraining stops when the thresholds of `params.yaml` hold.
 
 # %%
 roles = [role for role in ("student", "teacher") if getattr(run.settings.models, role)]

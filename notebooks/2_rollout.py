@@ -70,17 +70,19 @@ plt.show()
 # ## A failed attempt beside the reference
 #
 # Find the first line that differs. Everything below it was written from a broken prefix, and this
-# is the text on which a token-level method asks its teacher for advice.
+# is the text on which a token-level method asks its teacher for advice. (In code, a line may differ
+# and still do the same: look for the first that does something else.)
 
 # %%
 for source, group in y_o[~y_o["correct"]].groupby("source"):
     attempt = group.iloc[0]
     row = refine.rows_of(problems, group.head(1))[0]
-    print(f"--- {source}: {row['problem']}   answer {row['answer']}")
+    print(f"--- {source}: {row['problem']}   answer {row['answer'][:80]}")
     ours, theirs = attempt["text"].splitlines(), row["solution"].splitlines()
+    width = max(20, *(len(line) + 2 for line in [*ours, *theirs]))
     for i in range(max(len(ours), len(theirs))):
         line, reference = (lines[i] if i < len(lines) else "" for lines in (ours, theirs))
-        print(f"{line:<20}{reference:<20}{'' if line == reference else '<- differs'}")
+        print(f"{line:<{width}}{reference:<{width}}{'' if line == reference else '<- differs'}")
     print()
 
 # %%

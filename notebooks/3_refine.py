@@ -93,7 +93,8 @@ for _, rewrite in failed.groupby("source").head(1).iterrows():
     row = refine.rows_of(problems, pd.DataFrame([rewrite]))[0]
     same = (y_o["id"] == rewrite["id"]) & (y_o["seed"] == rewrite["seed"])
     attempt = y_o[same & (y_o["sample"] == rewrite["sample"])].iloc[0]
-    print(f"--- {row['problem']}   answer {row['answer']}, y_r is right: {rewrite['correct']}")
+    answer = row["answer"][:80]
+    print(f"--- {row['problem']}   answer {answer}, y_r is right: {rewrite['correct']}")
     lines = (attempt["text"].splitlines(), rewrite["text"].splitlines())
     print("\n".join(line for line in difflib.ndiff(*lines) if not line.startswith("?")), "\n")
 

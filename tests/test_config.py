@@ -29,6 +29,22 @@ def test_the_shipped_file_is_valid():
     assert settings.scales["tiny"].training.betas == (0.9, 0.95)  # a default stays
 
 
+def test_a_task_replaces_what_it_names_and_keeps_the_rest():
+    tiny = config.load(REPOSITORY / "params.yaml").scales["tiny"]
+    code = tiny.tasks["code"]
+    assert set(code.data.benchmarks) == {"code", "code_hard"}
+    assert code.pretraining.shape == tiny.pretraining.shape
+    assert not set(code.pretraining.thresholds["student"]) & set(
+        tiny.pretraining.thresholds["student"]
+    )
+    assert code.lora == tiny.lora
+    assert code.map is None
+
+
+CODE_SET = {"task": "code", "problems": 1, "steps": [3]}
+CHAIN_SET = {"task": "chain", "problems": 1, "steps": [3]}
+
+
 def at(raw, path, value):
     raw = copy.deepcopy(raw)
     *parents, last = path.split("/")
@@ -65,6 +81,25 @@ def at(raw, path, value):
         ("run/ablation/methods", ["trd"], "trains on all rows"),
         ("run/ablation/methods", ["trd_lost"], "no method 'trd_lost'"),
         ("run/tasks", ["poetry"], "tasks.*not 'poetry'"),
+        ("scales/tiny/tasks", {}, "the scale tiny has no task 'code'"),
+        ("scales/tiny/tasks/poetry", {}, "tasks.poetry"),
+        ("scales/tiny/tasks/code/lora", {"rank": 8}, "tasks.code.lora.rank: unknown key"),
+        ("scales/tiny/tasks/code/seeds", [7], "tasks.code has other seeds"),
+        (
+            "scales/tiny/data/validation",
+            [CODE_SET],
+            r"task math are problems of \['chain', 'code',",
+        ),
+        (
+            "scales/tiny/tasks/code/data/train",
+            [CHAIN_SET],
+            r"task code are problems of \['chain', ",
+        ),
+        (
+            "scales/tiny/tasks/code/data/train",
+            [{**CODE_SET, "unknown": 0.1}],
+            "task trail, not code",
+        ),
     ],
 )
 def test_one_sentence_for_each_fault(raw, tmp_path, path, value, words):

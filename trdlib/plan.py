@@ -64,6 +64,7 @@ def stages(run: config.Run, modes: Iterable[str]) -> list[Stage]:
         "${run.tasks}": [run.task],
         "${run.modes}": modes,
         "${run.methods}": run.matrix.methods,
+        "${run.ablation.tasks}": [run.task] if run.task in ablation.tasks else [],
         "${run.ablation.modes}": [mode for mode in modes if mode in ablation.modes],
         "${run.ablation.methods}": ablation.methods,
     }
@@ -377,7 +378,7 @@ def disk(run: config.Run, items: list[Sampled | Trained], modes: list[str]) -> i
     weight; twice, for DVC's copy."""
     tokens = sum(i.rows * i.response.expected for i in items if isinstance(i, Sampled))
     shape = next(one for one in items if isinstance(one, Trained)).student
-    methods = sum(len(run.matrix.methods_of(mode)) for mode in modes)
+    methods = sum(len(run.matrix.methods_of(mode, run.task)) for mode in modes)
     adapters = methods * len(run.settings.seeds)
     lora = costs.lora_parameters(shape, run.settings.lora)
     return int(2 * (6 * tokens + 4 * lora * adapters))

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import pandas as pd
 
-from trdlib import config, data, engines, generate, grading, models, parallel, prompts
+from trdlib import config, data, engines, generate, grading, models, parallel, prompts, tinycode
 
 
 class Request(NamedTuple):
@@ -56,16 +56,22 @@ def fingerprint(run: config.Run, request: Request, sampling: config.Sampling) ->
     )
 
 
-def _verdicts_hash(rows: list[dict], *more) -> str:
+def _verdicts_hash(task: str, rows: list[dict], *more) -> str:
     """Hash of what shapes the column `correct`: the grader, the problems' ids and answers."""
-    return config.content_hash(
-        config.code_hash(grading), [(row["id"], row["answer"]) for row in rows], more
-    )
+    code = config.code_hash(grading) if task == "math" else tinycode.grader_hash()
+    return config.content_hash(code, [(row["id"], row["answer"]) for row in rows], more)
 
 
-def _grade(table: pd.DataFrame, rows: list[dict]) -> list[bool]:
+def _grade(table: pd.DataFrame, rows: list[dict], task: str = "math") -> list[bool]:
     """One verdict per row of the table; an unfinished response is wrong, whatever it says."""
-    answers = (row["answer"] for row in rows)
+    answers = [row["answer"] for row in rows]
+    if task == "code":
+        asked = [
+            (text, answer) if done else None
+            for text, answer, done in zip(table["text"], answers, table["finished"], strict=True)
+        ]
+        found = iter(tinycode.grade([pair for pair in asked if pair]))
+        return [pair is not None and next(found) for pair in asked]
     verdicts = grading.grade(zip(table["text"], answers, strict=True))
     for i, (row, text) in enumerate(zip(rows, table["text"], strict=True)):
         if points := grading.points_of(row["id"]):
@@ -73,14 +79,14 @@ def _grade(table: pd.DataFrame, rows: list[dict]) -> list[bool]:
     return [done and right for done, right in zip(table["finished"], verdicts, strict=True)]
 
 
-def _reuse(path: Path, generation: str, verdicts: str, rows: list[dict], **columns):
+def _reuse(path: Path, stamps: tuple[str, str], rows: list[dict], task: str, **columns):
     """The table of this generation, or None. Graded by other rules, it is graded again."""
-    if not path.is_file() or data.fingerprint_of(path).split("/")[0] != generation:
+    if not path.is_file() or data.fingerprint_of(path).split("/")[0] != stamps[0]:
         return None
     table = data.load(path)
-    if data.fingerprint_of(path) != f"{generation}/{verdicts}":
-        table = table.assign(correct=_grade(table, rows), **columns)
-        data.save(table, path, f"{generation}/{verdicts}")
+    if data.fingerprint_of(path) != "/".join(stamps):
+        table = table.assign(correct=_grade(table, rows, task), **columns)
+        data.save(table, path, "/".join(stamps))
     return table
 
 
@@ -97,8 +103,8 @@ def generate_table(
     trained_on: an engine that cannot give the sampled token ids is refused.
     """
     rows = [row for row in request.rows for _ in range(sampling.samples)]
-    stamps = fingerprint(run, request, sampling), _verdicts_hash(rows)
-    table = _reuse(path, *stamps, rows)
+    stamps = fingerprint(run, request, sampling), _verdicts_hash(run.task, rows)
+    table = _reuse(path, stamps, rows, run.task)
     if table is not None:
         return table
     parts = path.with_name(f"{path.name}.parts")
@@ -125,7 +131,7 @@ def generate_table(
             "n_tokens": [len(c.token_ids) for c in done],
         }
     )
-    table["correct"] = _grade(table, rows)
+    table["correct"] = _grade(table, rows, run.task)
     data.save(table, path, "/".join(stamps))
     shutil.rmtree(parts, ignore_errors=True)
     return table
@@ -142,8 +148,8 @@ def generate_for_seeds(
     """One file for all base seeds, with a column `seed` and more columns (one value a row)."""
     rows = [row for r in requests for row in r.rows for _ in range(sampling.samples)]
     generation = config.content_hash([fingerprint(run, r, sampling) for r in requests])
-    stamps = generation, _verdicts_hash(rows, columns)
-    table = _reuse(path, *stamps, rows, **columns)
+    stamps = generation, _verdicts_hash(run.task, rows, columns)
+    table = _reuse(path, stamps, rows, run.task, **columns)
     if table is not None:
         return table
     folder = path.with_name(f"{path.name}.seeds")

@@ -50,7 +50,7 @@ def _difference(run: config.Run, ours: dict, theirs: dict) -> dict:
 
 def row_names(run: config.Run, *, subsets: bool = False) -> list[str]:
     """The rows of a mode's table, from top to bottom; or those of its subset ablation."""
-    methods = run.matrix.methods_of(run.mode)
+    methods = run.matrix.methods_of(run.mode, run.task)
     chosen = [m for m in methods if (_subset(run, m) != "all") == subsets]
     teacher = ["teacher"] if run.mode == "opd" else []
     return chosen if subsets else ["base", "base_again", *teacher, *chosen]
@@ -199,7 +199,7 @@ def cost(run: config.Run) -> pd.DataFrame:
     logs = {name: rollout.cost_file(path) for name, path in files.items()}
     seconds = {n: data.read_json(p)["core_seconds"] for n, p in logs.items() if p.is_file()}
     records = []
-    for name in run.matrix.methods_of(run.mode):
+    for name in run.matrix.methods_of(run.mode, run.task):
         one = config.Run(run.scale, run.task, run.mode, name, run.all_settings)
         record = {"method": name, "run": one.choice.is_file()}
         trajectory = one.recipe.trajectory
@@ -548,7 +548,8 @@ def headline(run: config.Run) -> str:
             grid = grid.rename(index={"... by base seed": f"... {name}, by base seed"})
     same = trd["trajectory_like_reference"].dropna()
     note = f" {same.iloc[0]:.1%} of the rewrites are the reference solution word for word."
-    title = f"**{run.mode.upper()}**, avg@{k}. {_how(table, run)}{note if len(same) else ''}"
+    what = run.mode.upper() if run.task == "math" else f"{run.mode.upper()}, {run.task}"
+    title = f"**{what}**, avg@{k}. {_how(table, run)}{note if len(same) else ''}"
     title += " `*`: marked after Holm's correction, see [the whole table]"
     title += f"({paths(run)['md'].relative_to(config.root())})."
     return f"{title}\n\n{grid.to_markdown()}\n"

@@ -19,10 +19,12 @@ The paper has no such scale; the recipe is ours, measured in prototypes.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import random
 import re
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,7 +40,7 @@ MAX_ROUNDS = 4  # of a pretraining stage, before it counts as not converging
 
 # ------------------------------------------------------------------------------------ tokenizer
 
-_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 _WORDS = ["user", "assistant", "Compute", "Route", "Solve", "Attempt", "Reference", "Rewrite"]
 _WORDS += ["\\boxed", *ONSETS]
 _LABELS = "opqrstuvwxyz"  # of the lines of a chain
@@ -51,15 +53,18 @@ _CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer():
-    """A lossless word-level tokenizer with a chat template, as a stock fast tokenizer."""
+def word_tokenizer(words: list[str], pattern: str):
+    """A lossless word-level tokenizer with a chat template, as a stock fast tokenizer.
+
+    words: the vocabulary, which starts with SPECIAL; pattern: a regex that cuts a text into words.
+    """
     from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import WordLevel
     from transformers import PreTrainedTokenizerFast
 
-    words = [*_SPECIAL, *_WORDS, *_LABELS, *LETTERS, *_SYMBOLS, "<unk>"]
-    backend = Tokenizer(WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(_PATTERN), behavior="isolated")
+    vocabulary = {word: i for i, word in enumerate([*words, "<unk>"])}
+    backend = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     backend.decoder = decoders.Fuse()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -72,6 +77,11 @@ def build_tokenizer():
     )
     tokenizer.chat_template = _CHAT_TEMPLATE
     return tokenizer
+
+
+def build_tokenizer():
+    """The tokenizer of the two tasks."""
+    return word_tokenizer([*SPECIAL, *_WORDS, *_LABELS, *LETTERS, *_SYMBOLS], _PATTERN)
 
 
 # ---------------------------------------------------------------------------------------- tasks
@@ -321,7 +331,7 @@ def departure(problem: str, tokens: list[str]) -> Departure | None:
     back later was wrong all the same; an attempt that just breaks off is not.
     """
     lines = [re.findall(_PATTERN, piece.text) for piece in clean(problem)]
-    lines[-1].append(_SPECIAL[2])
+    lines[-1].append(SPECIAL[2])
     reached, rest = 0, []  # lines begun; what must follow in the line at hand
     for index, token in enumerate(tokens):
         starts = [line[0] for line in lines[: reached + 1]]
@@ -363,7 +373,7 @@ def draw(rng: random.Random, task: str, steps: int, split: str, **how) -> str:
 
 # ---------------------------------------------------------------------------------- pretraining
 
-# kind of example -> prompt kind. The writers stand in `_response`.
+# kind of example -> prompt kind. The writers stand in a language's `response`.
 _PROMPT_OF = {
     "solve": "solve",
     "student": "solve",
@@ -412,6 +422,29 @@ _LENGTHS = {
 _EASY_LENGTHS = {"chain": [1, 1, 2], "trail": [1, 1, 2, 3]}
 
 
+_EARLY_KIND = {"chain": "solve", "trail": "student"}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Language:
+    """All that pretraining knows of a tiny language. This module's is MATH."""
+
+    build_tokenizer: Callable  # () -> tokenizer
+    draw: Callable  # (rng, task, steps, split, **how) -> problem
+    how: Callable  # (rng, task) -> the `how` of a problem to pretrain on
+    clean: Callable  # problem -> pieces of the reference solution
+    attempt: Callable  # (rng, problem) -> text of a student's attempt
+    response: Callable  # (rng, problem, kind of example, attempt or None) -> pieces
+    is_right: Callable  # (problem, text of a response) -> bool
+    departure: Callable  # (problem, tokens of a response) -> Departure or None
+    of_set: Callable  # (rng, config.ProblemSet, split) -> problem
+    answer: Callable  # problem -> what a response is graded by
+    lengths: dict[str, list[int]]  # of each task, as often as they are drawn
+    easy_lengths: dict[str, list[int]]  # at first
+    early_kind: dict[str, str]  # of example, before the mixture
+    mixtures: dict[str, dict[str, dict[str, float]]]
+
+
 def _attempt(rng: random.Random, problem: str) -> str:
     if task_of(problem) == "trail":
         return text_of(trail_student(rng, problem))
@@ -424,7 +457,7 @@ def _attempt(rng: random.Random, problem: str) -> str:
     return text_of(chain_write(rng, problem, **habits))
 
 
-def _response(rng: random.Random, problem: str, kind: str) -> list[Piece]:
+def _response(rng: random.Random, problem: str, kind: str, attempt: str | None) -> list[Piece]:
     chain = task_of(problem) == "chain"
     if kind == "student":
         habits = {"slip": 0.06, "correct_slip": 0.3, "recheck": 0.08, "believe": 0.75}
@@ -437,30 +470,78 @@ def _response(rng: random.Random, problem: str, kind: str) -> list[Piece]:
     return clean(problem)
 
 
+def _how(rng: random.Random, task: str) -> dict:
+    return {} if task == "chain" else {"flag": rng.choice("#=")}
+
+
+def _is_right(problem: str, text: str) -> bool:
+    return text.endswith(clean(problem)[-1].text)
+
+
+def _of_set(rng: random.Random, part: config.ProblemSet, split: str) -> str:
+    how = {}
+    if part.task == "trail":
+        flag = "=" if rng.random() < part.local_share else "#"
+        how = {"flag": flag, "unknown": part.unknown}
+    return draw(rng, part.task, rng.choice(part.steps), split, **how)
+
+
+def _answer(problem: str) -> str:
+    return grading.boxed(clean(problem)[-1].text)
+
+
+MATH = Language(
+    build_tokenizer=build_tokenizer,
+    draw=draw,
+    how=_how,
+    clean=clean,
+    attempt=_attempt,
+    response=_response,
+    is_right=_is_right,
+    departure=departure,
+    of_set=_of_set,
+    answer=_answer,
+    lengths=_LENGTHS,
+    easy_lengths=_EASY_LENGTHS,
+    early_kind=_EARLY_KIND,
+    mixtures=MIXTURES,
+)
+
+
 class Example(NamedTuple):
     ids: list[int]
     learn: list[bool]  # per token: does the loss count it as a target?
 
 
-def _context(rng: random.Random, tokenizer, kind: str, problem: str) -> list[int]:
-    """The prompt of an example: with the clean solution as reference, a student's as attempt."""
+def _context(
+    rng: random.Random, tokenizer, kind: str, problem: str, language: Language
+) -> tuple[list[int], str | None]:
+    """The prompt of an example, and the student's attempt in it if its kind has one."""
     prompt_kind = _PROMPT_OF[kind]
-    return prompts.context(
+    attempt = language.attempt(rng, problem) if "refine" in prompt_kind else None
+    prompt = prompts.context(
         prompt_kind,
         tokenizer,
         style="tiny",
         problem=problem,
-        reference=text_of(clean(problem)) if "reference" in prompt_kind else None,
-        attempt=_attempt(rng, problem) if "refine" in prompt_kind else None,
-    ).ids
+        reference=text_of(language.clean(problem)) if "reference" in prompt_kind else None,
+        attempt=attempt,
+    )
+    return prompt.ids, attempt
 
 
-def example(rng: random.Random, tokenizer, mixture: dict[str, float], problem: str) -> Example:
+def example(
+    rng: random.Random,
+    tokenizer,
+    mixture: dict[str, float],
+    problem: str,
+    language: Language = MATH,
+) -> Example:
     """A pretraining example of a kind drawn from the mixture, prompt included."""
     kind = rng.choices(list(mixture), list(mixture.values()))[0]
-    ids = _context(rng, tokenizer, kind, problem)
+    ids, attempt = _context(rng, tokenizer, kind, problem, language)
     learn = [False] * len(ids)
-    pieces = _response(rng, problem, kind)
+    pieces = language.response(rng, problem, kind, attempt)
     encoded = tokenizer([p.text for p in pieces], add_special_tokens=False)["input_ids"]
     for piece, tokens in zip(pieces, encoded, strict=True):
         ids += tokens
@@ -500,30 +581,42 @@ def build_model(tokenizer, shape: dict, seed: int):
 
 
 def stage_batch(
-    rng: random.Random, tokenizer, stage: str, progress: float, tokens: int
+    rng: random.Random,
+    tokenizer,
+    stage: str,
+    progress: float,
+    tokens: int,
+    language: Language = MATH,
 ) -> list[Example]:
-    """The examples of one step, `progress` (0 to 1) into the stage, half of the tokens each task.
+    """The examples of one step, `progress` (0 to 1) into the stage, each task its share of tokens.
 
     The foundation starts on short problems, then all lengths, without references or attempts.
     """
     examples = []
-    for task in ("chain", "trail"):
-        lengths, mixture = _LENGTHS[task], MIXTURES[stage][task]
+    for task, lengths in language.lengths.items():
+        mixture = language.mixtures[stage][task]
         if stage == "foundation" and progress < 0.4:
             easy = progress < 0.18
-            lengths = _EASY_LENGTHS[task] if easy else range(1, max(lengths) + 1)
-            mixture = {"solve" if task == "chain" else "student": 1.0}
+            lengths = language.easy_lengths[task] if easy else range(1, max(lengths) + 1)
+            mixture = {language.early_kind[task]: 1.0}
         count = 0
-        while count < tokens / 2:
-            how = {} if task == "chain" else {"flag": rng.choice("#=")}
-            problem = draw(rng, task, rng.choice(lengths), "pretrain", **how)
-            examples.append(example(rng, tokenizer, mixture, problem))
+        while count < tokens / len(language.lengths):
+            how = language.how(rng, task)
+            problem = language.draw(rng, task, rng.choice(lengths), "pretrain", **how)
+            examples.append(example(rng, tokenizer, mixture, problem, language))
             count += len(examples[-1].ids)
     return examples
 
 
 def train_stage(
-    model, tokenizer, settings: Pretraining, stage: str, *, seed: int, label: str = ""
+    model,
+    tokenizer,
+    settings: Pretraining,
+    stage: str,
+    *,
+    seed: int,
+    label: str = "",
+    language: Language = MATH,
 ) -> list[float]:
     """One round of a stage: Muon on the matrices, AdamW on the rest, linear decay to 5 %.
 
@@ -549,7 +642,8 @@ def train_stage(
     model.train()
     for step in parallel.progress(f"{label} {stage}", range(schedule.steps)):
         progress = step / schedule.steps
-        examples = stage_batch(rng, tokenizer, stage, progress, settings.tokens_per_step)
+        tokens = settings.tokens_per_step
+        examples = stage_batch(rng, tokenizer, stage, progress, tokens, language)
         ids, labels = _batch(examples, tokenizer.pad_token_id)
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
@@ -563,14 +657,16 @@ def train_stage(
     return losses
 
 
-def accuracy(model, tokenizer, task: str, kind: str, problems: int = 256) -> float:
+def accuracy(
+    model, tokenizer, task: str, kind: str, problems: int = 256, language: Language = MATH
+) -> float:
     """How often the model answers prompts of one kind, at the temperature of the rollouts (0.6).
 
     Problems of 4 or 5 steps, from the validation split: seen in no stage of pretraining.
     """
     rng = random.Random(f"accuracy/{task}/{kind}")
-    asked = [draw(rng, task, rng.choice([4, 5]), "validation") for _ in range(problems)]
-    contexts = [_context(rng, tokenizer, kind, problem) for problem in asked]
+    asked = [language.draw(rng, task, rng.choice([4, 5]), "validation") for _ in range(problems)]
+    contexts = [_context(rng, tokenizer, kind, problem, language)[0] for problem in asked]
     right = 0
     for indices in generate.batches(contexts, 256):
         done = generate.decode(
@@ -582,19 +678,22 @@ def accuracy(model, tokenizer, task: str, kind: str, problems: int = 256) -> flo
         )
         for i, completion in zip(indices, done, strict=True):
             text = tokenizer.decode(completion.token_ids, skip_special_tokens=True)
-            right += text.endswith(clean(asked[i])[-1].text)
+            right += language.is_right(asked[i], text)
     return right / problems
 
 
-def _stage_from(settings, model, tokenizer, stage: str, seed: int, label: str) -> dict:
+def _stage_from(
+    settings, model, tokenizer, stage: str, seed: int, label: str, language: Language
+) -> dict:
     """Rounds of a stage until its thresholds hold; RuntimeError if they do not in MAX_ROUNDS."""
     losses: list[float] = []
     for number in range(MAX_ROUNDS):
         round_seed = seed * MAX_ROUNDS + number
-        losses += train_stage(model, tokenizer, settings, stage, seed=round_seed, label=label)
+        how = {"seed": round_seed, "label": label, "language": language}
+        losses += train_stage(model, tokenizer, settings, stage, **how)
         measured, missed = {}, []
         for name, (low, high) in settings.thresholds.get(stage, {}).items():
-            measured[name] = accuracy(model, tokenizer, *name.split("/"))
+            measured[name] = accuracy(model, tokenizer, *name.split("/"), language=language)
             if not low <= measured[name] <= high:
                 missed.append(f"{name} is {measured[name]:.3f}, not in [{low}, {high}]")
         if not missed:
@@ -613,13 +712,15 @@ def _write_model(model, tokenizer, log: dict, folder: Path) -> None:
 
 
 @functools.cache
-def _examples(stage: str) -> list[list[Example]]:
+def _examples(stage: str, language: Language) -> list[list[Example]]:
     """Examples of a stage as the code now makes them: early in it, on its way, and at its end."""
-    rng, tokenizer = random.Random(stage), build_tokenizer()
-    return [stage_batch(rng, tokenizer, stage, progress, 5000) for progress in (0.0, 0.3, 1.0)]
+    rng, tokenizer = random.Random(stage), language.build_tokenizer()
+    return [
+        stage_batch(rng, tokenizer, stage, progress, 5000, language) for progress in (0.0, 0.3, 1.0)
+    ]
 
 
-def recipe_hash(settings: Pretraining, stage: str, seed: int) -> str:
+def recipe_hash(settings: Pretraining, stage: str, seed: int, language: Language = MATH) -> str:
     """Hash of a model's settings, and of examples as the code now makes them.
 
     A change to the tasks, the mixtures, the prompts or the tokenizer changes the examples. (A
@@ -629,37 +730,44 @@ def recipe_hash(settings: Pretraining, stage: str, seed: int) -> str:
     return config.content_hash(
         settings.shape,
         settings.tokens_per_step,
-        [[getattr(settings, s), settings.thresholds.get(s), _examples(s)] for s in stages],
+        [
+            [getattr(settings, s), settings.thresholds.get(s), _examples(s, language)]
+            for s in stages
+        ],
         seed,
     )
 
 
-def _pretrain_stage(run: config.Run, stage: str, seed: int, start: Path | None, to: Path) -> None:
+def _pretrain_stage(
+    run: config.Run, language: Language, stage: str, seed: int, start: Path | None, to: Path
+) -> None:
     from transformers import AutoModelForCausalLM
 
     settings = run.settings.pretraining
     models.prepare_process(run.settings.models)
-    if is_pretrained(settings, stage, seed, to):
+    if is_pretrained(settings, stage, seed, to, language):
         return
-    tokenizer = build_tokenizer()
+    tokenizer = language.build_tokenizer()
     if start is None:
         model = build_model(tokenizer, settings.shape, seed)
     else:
         model = AutoModelForCausalLM.from_pretrained(start)
-    log = _stage_from(settings, model, tokenizer, stage, seed, f"seed {seed}")
-    log["fingerprint"] = recipe_hash(settings, stage, seed)
+    log = _stage_from(settings, model, tokenizer, stage, seed, f"seed {seed}", language)
+    log["fingerprint"] = recipe_hash(settings, stage, seed, language)
     _write_model(model, tokenizer, log, to)
 
 
-def is_pretrained(settings: Pretraining, stage: str, seed: int, folder: Path) -> bool:
+def is_pretrained(
+    settings: Pretraining, stage: str, seed: int, folder: Path, language: Language = MATH
+) -> bool:
     """Is there a model of this recipe?"""
     log = folder / "pretraining.json"
     if not log.is_file():
         return False
-    return data.read_json(log)["fingerprint"] == recipe_hash(settings, stage, seed)
+    return data.read_json(log)["fingerprint"] == recipe_hash(settings, stage, seed, language)
 
 
-def pretrain(run: config.Run) -> None:
+def pretrain(run: config.Run, language: Language = MATH) -> None:
     """Student and teacher of every base seed of a procedural scale, each from its own foundation.
 
     Models of the same recipe are kept, so a killed call goes on with the next one. The same
@@ -670,13 +778,16 @@ def pretrain(run: config.Run) -> None:
         raise config.SettingsError(f"the scale {run.scale} has no pretraining: its models exist")
     target = {(r, s): config.root() / run.model_path(r, s) for r in roles for s in seeds}
     work = config.root() / "runs" / run.scale / "pretraining"
-    missing = [(r, s) for r, s in target if not is_pretrained(settings, r, s, target[r, s])]
+    work = work if run.task == "math" else work / run.task
+    missing = [
+        (r, s) for r, s in target if not is_pretrained(settings, r, s, target[r, s], language)
+    ]
     first = [
-        (run, "foundation", seed, None, work / f"foundation-{seed}")
+        (run, language, "foundation", seed, None, work / f"foundation-{seed}")
         for seed in seeds
         if any(s == seed for _, s in missing)
     ]
-    then = [(run, r, s, work / f"foundation-{s}", target[r, s]) for r, s in missing]
+    then = [(run, language, r, s, work / f"foundation-{s}", target[r, s]) for r, s in missing]
     for jobs in (first, then):
         parallel.run_jobs(_pretrain_stage, jobs, workers=run.settings.workers, label="pretraining")
 
@@ -684,7 +795,7 @@ def pretrain(run: config.Run) -> None:
 # ------------------------------------------------------------------------------ the problem sets
 
 
-def problem_sets(settings: config.Data) -> dict[str, pd.DataFrame]:
+def problem_sets(settings: config.Data, language: Language = MATH) -> dict[str, pd.DataFrame]:
     """train, validation and every benchmark, in the one schema; no problem occurs twice."""
     plan = {
         "train": ("train", settings.train),
@@ -697,27 +808,20 @@ def problem_sets(settings: config.Data) -> dict[str, pd.DataFrame]:
         for part in parts:
             wanted = len(rows) + part.problems
             while len(rows) < wanted:
-                how = {}
-                if part.task == "trail":
-                    flag = "=" if rng.random() < part.local_share else "#"
-                    how = {"flag": flag, "unknown": part.unknown}
-                problem = draw(rng, part.task, rng.choice(part.steps), split, **how)
+                problem = language.of_set(rng, part, split)
                 if problem in seen:
                     continue
                 seen.add(problem)
-                solution = clean(problem)
-                answer = grading.boxed(solution[-1].text)
-                rows.append(
-                    (f"{name}-{len(rows):04d}", part.task, problem, answer, text_of(solution))
-                )
+                answer, solution = language.answer(problem), text_of(language.clean(problem))
+                rows.append((f"{name}-{len(rows):04d}", part.task, problem, answer, solution))
         frames[name] = data.check(pd.DataFrame(rows, columns=data.COLUMNS), name)
     data.check_disjoint(frames)
     return frames
 
 
-def prepare(run: config.Run) -> dict[str, pd.DataFrame]:
+def prepare(run: config.Run, language: Language = MATH) -> dict[str, pd.DataFrame]:
     """The problem sets of a procedural scale, as the code now makes them, and its models."""
-    frames = problem_sets(run.settings.data)
+    frames = problem_sets(run.settings.data, language)
     for name, frame in frames.items():
         path, stamp = run.data / f"{name}.parquet", config.content_hash(frame.values.tolist())
         if data.load(path, stamp) is None:
@@ -728,5 +832,5 @@ def prepare(run: config.Run) -> dict[str, pd.DataFrame]:
         for seed in run.settings.seeds
     ]
     if not all(here):
-        pretrain(run)
+        pretrain(run, language)
     return frames

@@ -333,7 +333,7 @@ def work(run: config.Run, modes: Iterable[str]) -> list[Sampled | Trained]:
         if who := shapes.get("teacher" if name == "teacher" else "student"):
             todo.append(Sampled("reference", who, evaluation, asked, length["x"], length["eval"]))
     for mode in modes:
-        methods = run.matrix.methods_of(mode)
+        methods = run.matrix.methods_of(mode, run.task)
         cells = [config.Run(run.scale, run.task, mode, m, settings) for m in methods]
         length, teacher = lengths(cells[0]), student if mode == "opsd" else shapes["teacher"]
         sees, stage = contexts(cells[0], length), f"refine {mode}"
