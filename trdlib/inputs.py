@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from trdlib import config, hub, tiny
+from trdlib import config, data, hub, tiny
 
 
 def prepare(run: config.Run) -> dict[str, pd.DataFrame]:
@@ -13,4 +13,5 @@ def prepare(run: config.Run) -> dict[str, pd.DataFrame]:
     What is there and still right is kept: every notebook starts with this.
     """
     kind = hub if isinstance(run.settings.data, config.HubData) else tiny
-    return kind.prepare(run)
+    with data.locked(run.data):
+        return kind.prepare(run)

@@ -503,7 +503,7 @@ def coverage_figure(run: config.Run, curves: pd.DataFrame):
 
 def paths(run: config.Run) -> dict[str, Path]:
     """Where the tables and the figures of this scale, task and mode go, by what they are."""
-    name, results = f"{run.mode}_{run.task}_{run.scale}", config.root() / "results"
+    name, results = f"{run.mode}_{run.task}_{run.scale}", run.results
     found = {t: results / "tables" / f"{name}.{t}" for t in ("md", "csv", "tex")}
     return found | {
         "png": results / "figures" / f"{name}.png",
