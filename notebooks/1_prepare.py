@@ -26,7 +26,7 @@
 # another set of rollouts and another LoRA initialisation of the same weights.
 
 # %% tags=["parameters"]
-scale: str = "smoke"  # a scale of params.yaml; changes may follow: smoke lora.r=8
+scale: str = "smoke"  # a scale of params.yaml, changed settings behind it (README: Sweep)
 task: str = "math"  # what is solved
 
 # %%

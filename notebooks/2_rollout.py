@@ -23,7 +23,7 @@
 # one early mistake, and a confident walk on from there.
 
 # %% tags=["parameters"]
-scale: str = "smoke"  # a scale of params.yaml; changes may follow: smoke lora.r=8
+scale: str = "smoke"  # a scale of params.yaml, changed settings behind it (README: Sweep)
 task: str = "math"  # what is solved
 seed: int = None  # this base seed alone; None: those of the scale
 

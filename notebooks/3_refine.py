@@ -26,7 +26,7 @@
 # result around, so look at it before you believe any table.
 
 # %% tags=["parameters"]
-scale: str = "smoke"  # a scale of params.yaml; changes may follow: smoke lora.r=8
+scale: str = "smoke"  # a scale of params.yaml, changed settings behind it (README: Sweep)
 task: str = "math"  # what is solved
 mode: str = "opd"  # who teaches: opd (another model), opsd (the student, given the reference)
 seed: int = None  # this base seed alone; None: those of the scale

@@ -24,7 +24,7 @@
 # numbers: the noise floor) and `teacher`.
 
 # %% tags=["parameters"]
-scale: str = "smoke"  # a scale of params.yaml; changes may follow: smoke lora.r=8
+scale: str = "smoke"  # a scale of params.yaml, changed settings behind it (README: Sweep)
 task: str = "math"  # what is solved
 mode: str = "opd"  # opd, opsd, or none for the reference rows
 method: str = "trd"  # of params.yaml, or all; with mode none: base, base_again, teacher or all

@@ -24,7 +24,7 @@
 # run is shown as missing.
 
 # %% tags=["parameters"]
-scale: str = "smoke"  # a scale of params.yaml; changes may follow: smoke lora.r=8
+scale: str = "smoke"  # a scale of params.yaml, changed settings behind it (README: Sweep)
 task: str = "math"  # what is solved
 mode: str = "opd"  # who teaches: opd (another model), opsd (the student, given the reference)
 

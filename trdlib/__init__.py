@@ -1,7 +1,7 @@
 """Trajectory-Refined Distillation (arXiv 2606.08432): rollout, refinement, distillation, measured.
 
 Read the modules in this order; imports point at earlier ones only:
-config, notebooks, prompts, data, parallel, models, generate, grading, hub, tiny, inputs, rollout,
-refine, divergence, distill, evaluate, diagnose, audit, sweep, tables, landscape, report, costs,
-workload, plan, doctor.
+config, notebooks, papermill_engine, prompts, data, parallel, models, generate, grading, hub, tiny,
+inputs, rollout, refine, divergence, distill, evaluate, diagnose, audit, sweep, tables, landscape,
+report, costs, workload, plan, doctor.
 """

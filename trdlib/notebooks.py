@@ -2,9 +2,8 @@
 
 Parameters stand in the cell tagged `parameters`, each with a type and a comment, which is where
 `papermill --help-notebook` reads them. Plain papermill only warns of an unknown name, and lets the
-notebook fail on a wrong value. The engine `trd` asks first, before a kernel starts:
-
-    papermill --engine trd notebooks/4_distill.ipynb out.ipynb -p learning_rate 1e-5
+notebook fail on a wrong value; its engine `trd` (papermill_engine.py) and a sweep ask `check`
+first, before a kernel starts.
 
 What a notebook found it leaves in its own output (`record`), so that an executed notebook says
 which parameters gave which numbers, and nothing else has to be kept with it.
@@ -18,11 +17,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-import click
 import nbformat
-from papermill.engines import NBClientEngine
-from papermill.translators import PythonTranslator
-from papermill.utils import find_first_tagged_cell_index
 
 from trdlib import config
 
@@ -42,8 +37,10 @@ def path_of(name: str) -> Path:
 
 def parameters(notebook) -> dict[str, tuple[str, Any]]:
     """-> {name: (type, default)} of a notebook node, as papermill reads them."""
-    index = find_first_tagged_cell_index(notebook, "parameters")
-    found = [] if index < 0 else PythonTranslator.inspect(notebook.cells[index])
+    from papermill.translators import PythonTranslator
+
+    tagged = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    found = PythonTranslator.inspect(tagged[0]) if tagged else []
     return {p.name: (p.inferred_type_name, ast.literal_eval(p.default)) for p in found}
 
 
@@ -66,18 +63,6 @@ def check(notebook, given: dict[str, Any], settings: config.Settings | None = No
         usual = {"task": "math", "mode": "opd", "method": "trd"}
         takes = {"scale", *usual, "learning_rate", "seed", "tracker"}
         config.runs(**usual | {k: v for k, v in values.items() if k in takes}, settings=settings)
-
-
-class CheckedEngine(NBClientEngine):
-    """papermill's own engine, which checks the parameters before it starts a kernel."""
-
-    @classmethod
-    def execute_notebook(cls, nb, kernel_name, **how):
-        try:
-            check(nb, nb.metadata["papermill"].get("parameters", {}))
-        except config.SettingsError as error:
-            raise click.ClickException(str(error)) from None
-        return super().execute_notebook(nb, kernel_name, **how)
 
 
 # --------------------------------------------------------------------------------- what it found

@@ -365,9 +365,10 @@ def rank(found: list[Point], *, resamples: int = 10000, confidence: float = 0.95
     means = np.array([order[i].rates.mean(axis=0) for i in alike])
     rng = np.random.default_rng(0)
     picks = rng.multinomial(means.shape[1], [1 / means.shape[1]] * means.shape[1], resamples)
-    winners = np.argmax(means @ picks.T, axis=0)
+    drawn = means @ picks.T
+    wins = np.isclose(drawn, drawn.max(axis=0))  # equals share the place
     ranked["chance"] = math.nan
-    ranked.loc[alike, "chance"] = np.bincount(winners, minlength=len(alike)) / resamples
+    ranked.loc[alike, "chance"] = (wins / wins.sum(axis=0)).mean(axis=1)
     return ranked.drop(columns=["p", "adjusted"])
 
 
@@ -436,19 +437,21 @@ def _lines(order: list[Point], ranked: pd.DataFrame, names: list[str], metric: s
     at = np.argsort(places, kind="stable")
     x, y = places[at], 100 * ranked["value"].to_numpy()[at]
     seeds = [100 * order[i].rates.mean(axis=1) for i in at]
-    axis.fill_between(x, [s.min() for s in seeds], [s.max() for s in seeds], color="C0", alpha=0.18,
-                      lw=0, label="lowest to highest seed")  # fmt: skip
+    named = isinstance(ticks[0], str)  # of names there is no in-between
+    if not named:
+        ends = [m.min() for m in seeds], [m.max() for m in seeds]
+        axis.fill_between(x, *ends, color="C0", alpha=0.18, lw=0, label="lowest to highest seed")
     low, high = (100 * ranked[end].to_numpy()[at] for end in ("low", "high"))
     bars = [y - low, high - y]
     label = "mean, problems resampled"
-    axis.errorbar(x, y, bars, fmt="o-", color="C0", capsize=3, ms=5, label=label)
+    axis.errorbar(x, y, bars, fmt="o" if named else "o-", color="C0", capsize=3, ms=5, label=label)
     for place, mine in zip(x, seeds, strict=True):
         axis.plot([place] * len(mine), mine, "_", color="black", ms=8, mew=1)
     axis.plot(places[0], 100 * ranked["value"].iloc[0], "D", color="C3", ms=8, mec="black",
               label="best", zorder=4)  # fmt: skip
     if log:
         axis.set_xscale("log")
-    where = ticks if not isinstance(ticks[0], str) else range(len(ticks))
+    where = range(len(ticks)) if named else ticks
     axis.set_xticks(list(where), [_short(t) for t in ticks], minor=False)
     axis.minorticks_off()
     axis.set(xlabel=name, ylabel=f"{metric}: right (%)")
@@ -467,12 +470,15 @@ def _map(order: list[Point], ranked: pd.DataFrame, names: list[str], metric: str
     if len(grid) < len(xs) * len(ys):  # a sample, no grid
         fig, axis = plt.subplots(figsize=(6.2, 4.4))
         dots = axis.scatter(x, y, c=shown, s=110, cmap="viridis", edgecolor="black", lw=0.6)
-        axis.scatter(x[:1], y[:1], s=330, facecolor="none", edgecolor="C3", lw=2, label="best")
+        axis.scatter(x[:1], y[:1], s=330, facecolor="none", edgecolor="C3", lw=2)
         axis.set(xscale="log" if xlog else "linear", yscale="log" if ylog else "linear")
         for ticks, put in ((xs, axis.set_xticks), (ys, axis.set_yticks)):
             if isinstance(ticks[0], str):
                 put(range(len(ticks)), ticks)
-        axis.legend(fontsize=8)
+            elif len(ticks) <= 6:
+                put(ticks, [_short(t) for t in ticks], minor=False)
+                put([], minor=True)
+        axis.set_title("circle: the best", fontsize=9)
         axis.grid(alpha=0.3)
     else:
         fig, axis = plt.subplots(figsize=(1.25 * len(xs) + 2.4, 0.75 * len(ys) + 1.6))
@@ -503,7 +509,8 @@ def _parallel(order: list[Point], ranked: pd.DataFrame, names: list[str], metric
 
     shown = 100 * ranked["value"].to_numpy()
     fig, axis = plt.subplots(figsize=(1.9 * (len(names) + 1) + 1, 4.0))
-    heights, small = [], {"va": "center", "fontsize": 8}
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
+    heights, small = [], {"va": "center", "fontsize": 8, "bbox": box, "zorder": 5}
     for column, name in enumerate(names):
         places, ticks, log = _places([p.values[name] for p in order])
         scale = np.log(places) if log else places
@@ -525,11 +532,11 @@ def _parallel(order: list[Point], ranked: pd.DataFrame, names: list[str], metric
     for i in reversed(range(len(order))):  # the best on top
         line = [column[i] for column in heights]
         how = {"color": "C3", "lw": 3} if i == 0 else {"color": color(heights[-1][i]), "lw": 1.3}
-        axis.plot(range(last + 1), line, alpha=0.9, label="best" if i == 0 else None, **how)
+        axis.plot(range(last + 1), line, alpha=0.9, **how)
     axis.set_xticks(range(last + 1), [*names, f"{metric}\nright (%)"])
     axis.set(yticks=[], xlim=(-0.4, last + 0.4))
     axis.spines[:].set_visible(False)
-    axis.legend(fontsize=8, loc="upper left")
+    axis.set_title("a line is a point; red: the best", fontsize=9)
     return fig
 
 
