@@ -52,8 +52,8 @@ sweep.table(done).drop(columns="error").round(4)
 #
 # Points that differ in the seed alone are one point. The interval resamples problems and takes the
 # seeds as they are; the difference to every other point is paired by problem, and counts only if
-# its interval excludes zero and a t-test over problems still sees it at 1 % after Holm's correction
-# for all points of the sweep (the rule of 7_tables).
+# its interval excludes zero and a t-test over problems still sees it at 1 % after a correction for
+# all pairs of points: the best was picked, so any pair could have become the comparison.
 
 # %%
 metric = metric or sweep.metrics(done)[0]

@@ -41,7 +41,14 @@ def parameters(notebook) -> dict[str, tuple[str, Any]]:
 
     tagged = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     found = PythonTranslator.inspect(tagged[0]) if tagged else []
-    return {p.name: (p.inferred_type_name, ast.literal_eval(p.default)) for p in found}
+    return {p.name: (p.inferred_type_name, _literal(p.default)) for p in found}
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text  # an expression: nobody here needs its value
 
 
 def check(notebook, given: dict[str, Any], settings: config.Settings | None = None) -> None:
@@ -113,7 +120,7 @@ def code_hash(notebook) -> str:
     code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     waiting = list(code)
     while waiting:
-        for names in re.findall(r"^\s*from trdlib import ([\w, ]+)", waiting.pop(), re.M):
+        for names in re.findall(r"^\s*from (?:trdlib) import ([\w, ]+)", waiting.pop(), re.M):
             for name in re.findall(r"\w+", names):
                 if name not in seen:
                     source = (here / f"{name}.py").read_text(encoding="utf-8")

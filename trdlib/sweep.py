@@ -336,10 +336,11 @@ def rank(found: list[Point], *, resamples: int = 10000, confidence: float = 0.95
 
     Columns: the point's values; value, low, high (fractions; problems are resampled, the seeds
     taken as given); behind, behind_low, behind_high: what the best is ahead, paired by problem;
-    separate: that difference is marked by the rule of the tables (interval, and Holm over the
-    sweep); chance: in how many resamples this point is the best. Points on other problems or seeds
-    than the best are not compared (missing). The best of many is picked by the very numbers shown:
-    its value is flattering, the more so the more points there are.
+    separate: that difference is marked by the rule of the tables (interval, and t-test, here
+    corrected for all pairs of points, since the best was picked); chance: in how many resamples
+    this point is the best. Points on other problems or seeds than the best are not compared
+    (missing). The best of many is picked by the very numbers shown: its value is flattering, the
+    more so the more points there are.
     """
     from trdlib import evaluate
 
@@ -359,9 +360,11 @@ def rank(found: list[Point], *, resamples: int = 10000, confidence: float = 0.95
             row["p"] = math.nan if point is best else evaluate.p_value(gap)
         rows.append(row)
     ranked = pd.DataFrame(rows)
-    ranked["adjusted"] = evaluate.holm(ranked["p"])
+    # The best was picked: any pair could have become the comparison, so all pairs are paid for.
+    pairs = len(order) * (len(order) - 1) / 2
+    ranked["adjusted"] = (ranked["p"] * pairs).clip(upper=1).fillna(1)
     ends = ranked["behind_low"].fillna(0), ranked["behind_high"].fillna(0)
-    ranked["separate"] = evaluate.marked(*ends, ranked["adjusted"].fillna(1))
+    ranked["separate"] = evaluate.marked(*ends, ranked["adjusted"])
     means = np.array([order[i].rates.mean(axis=0) for i in alike])
     rng = np.random.default_rng(0)
     picks = rng.multinomial(means.shape[1], [1 / means.shape[1]] * means.shape[1], resamples)
