@@ -507,20 +507,28 @@ def paths(run: config.Run) -> dict[str, Path]:
     found = {t: results / "tables" / f"{name}.{t}" for t in ("md", "csv", "tex")}
     return found | {
         "png": results / "figures" / f"{name}.png",
+        "summary": results / "summary" / f"{name}.json",  # one number a method, for `dvc exp show`
         "cost_csv": results / "cost" / f"{name}.csv",  # seconds differ from run to run
         "coverage_csv": results / "tables" / f"coverage_{name}.csv",
         "coverage_png": results / "figures" / f"coverage_{name}.png",
     }
 
 
+def summary(table: pd.DataFrame) -> dict[str, float]:
+    """avg@k of every method that was run, in percent, mean over benchmarks: what DVC compares."""
+    there = table[table["run"]]
+    return there.groupby("method", sort=True)["avg_value"].mean().mul(100).round(2).to_dict()
+
+
 def write(run: config.Run, table: pd.DataFrame) -> list[Path]:
-    """Write the table as md, csv and tex, coverage and cost as csv, the figures; each whole."""
+    """Write the table as md, csv and tex, a summary for DVC, coverage and cost as csv, the figures; each whole."""
     import matplotlib.pyplot as plt
 
     target, curves = paths(run), coverage(run)
     data.write_text(target["md"], markdown(run, table))
     data.write_text(target["csv"], table.to_csv(index=False, lineterminator="\n"))
     data.write_text(target["tex"], latex(run, table))
+    data.write_json(target["summary"], summary(table))
     data.write_text(target["coverage_csv"], curves.to_csv(index=False, lineterminator="\n"))
     data.write_text(target["cost_csv"], cost(run).to_csv(index=False, lineterminator="\n"))
     drawn = {"png": figure(run, table), "coverage_png": coverage_figure(run, curves)}
