@@ -56,14 +56,13 @@ def test_every_recipe_has_its_test():
 
 def test_the_first_rollout(project, capsys):
     exec(recipe("first")["python"], {})
-    problem, attempt, rewrite, verdict = re.split(
-        r"\n---\n|(?<=\d)\n(?=[^\n]*\n)", capsys.readouterr().out, maxsplit=3
-    )
-    table = data.load(config.run("smoke").attempts)
-    assert problem in set(data.problems(config.run("smoke").data, "train")["problem"])
-    assert attempt in set(table[~table["correct"]]["text"])
-    assert rewrite
-    assert re.search(r"right now: (True|False)\n$", verdict)
+    run = config.run("smoke", mode="opd")
+    y_o, y_r = data.load(run.attempts), data.load(run.mode_folder / "y_r.parquet")
+    asked = data.problems(run.data, "train").set_index("id")["problem"]
+    row = y_o[~y_o["correct"]].iloc[0]
+    mine = y_r[(y_r["id"] == row["id"]) & (y_r["seed"] == row["seed"])].iloc[0]
+    parts = [asked[row["id"]] + "\n" + row["text"], mine["text"], f"right now: {mine['correct']}"]
+    assert capsys.readouterr().out == "\n---\n".join(parts) + "\n"
 
 
 def test_your_own_method(with_notebooks):
