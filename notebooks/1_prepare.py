@@ -26,14 +26,14 @@
 # another set of rollouts and another LoRA initialisation of the same weights.
 
 # %% tags=["parameters"]
-scale = "smoke"  # a scale of params.yaml
-task = "math"
+scale: str = "smoke"  # a scale of params.yaml, changed settings behind it (README: Sweep)
+task: str = "math"  # what is solved
 
 # %%
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from trdlib import config, data, hub, inputs, models, parallel, rollout
+from trdlib import config, data, hub, inputs, models, notebooks, parallel, rollout
 
 run = config.run(scale, task)
 sets = inputs.prepare(run)
@@ -130,4 +130,5 @@ if run.settings.pretraining:
     plt.show()
 
 # %%
-parallel.write_timing(f"1_prepare-{scale}-{task}", run.settings.workers)
+notebooks.record(**{f"problems/{name}": len(frame) for name, frame in sets.items()})
+parallel.write_timing(f"1_prepare-{run.scale}-{task}", run.settings.workers)

@@ -23,15 +23,16 @@
 # one early mistake, and a confident walk on from there.
 
 # %% tags=["parameters"]
-scale = "smoke"  # a scale of params.yaml
-task = "math"
+scale: str = "smoke"  # a scale of params.yaml, changed settings behind it (README: Sweep)
+task: str = "math"  # what is solved
+seed: int = None  # this base seed alone; None: those of the scale
 
 # %%
 import matplotlib.pyplot as plt
 
-from trdlib import config, inputs, parallel, refine, rollout
+from trdlib import config, evaluate, inputs, notebooks, parallel, refine, rollout
 
-run = config.run(scale, task)
+run = config.run(scale, task, seed=seed)
 problems = inputs.prepare(run)["train"]
 y_o = rollout.attempts(run)
 y_o["source"] = [row["source"] for row in refine.rows_of(problems, y_o)]
@@ -46,8 +47,8 @@ y_o.head()
 accuracy = y_o.groupby(["source", "seed"])["correct"].mean().unstack("seed")
 lengths = y_o.groupby(["source", "correct"])["n_tokens"]
 fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2))
-for seed in accuracy.columns:
-    left.plot(accuracy[seed], accuracy.index, "o", color=f"C{seed}", label=f"seed {seed}")
+for base in accuracy.columns:
+    left.plot(accuracy[base], accuracy.index, "o", color=f"C{base}", label=f"seed {base}")
 left.set(xlim=(-0.03, 1.03), xlabel="share of attempts that are right", title="y_o")
 left.margins(y=0.5)
 left.legend(fontsize=8)
@@ -86,4 +87,5 @@ for source, group in y_o[~y_o["correct"]].groupby("source"):
     print()
 
 # %%
-parallel.write_timing(f"2_rollout-{scale}-{task}", run.settings.workers)
+notebooks.record(y_o=evaluate.measured(y_o, problems), tokens=float(y_o["n_tokens"].mean()))
+parallel.write_timing(f"2_rollout-{run.scale}-{task}", run.settings.workers)

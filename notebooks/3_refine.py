@@ -26,9 +26,10 @@
 # result around, so look at it before you believe any table.
 
 # %% tags=["parameters"]
-scale = "smoke"  # a scale of params.yaml
-task = "math"
-mode = "opd"  # who teaches: opd (another model) or opsd (the student itself, given the reference)
+scale: str = "smoke"  # a scale of params.yaml, changed settings behind it (README: Sweep)
+task: str = "math"  # what is solved
+mode: str = "opd"  # who teaches: opd (another model), opsd (the student, given the reference)
+seed: int = None  # this base seed alone; None: those of the scale
 
 # %%
 import difflib
@@ -36,9 +37,9 @@ import difflib
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from trdlib import config, inputs, parallel, refine, rollout
+from trdlib import config, evaluate, inputs, notebooks, parallel, refine, rollout
 
-run = config.run(scale, task, mode)
+run = config.run(scale, task, mode, seed=seed)
 problems = inputs.prepare(run)["train"]
 y_o, y_r, y_t = rollout.attempts(run), refine.rewrites(run), refine.teacher_solutions(run)
 for table in (y_o, y_r, y_t):
@@ -106,4 +107,6 @@ for _, rewrite in failed.groupby("source").head(1).iterrows():
 print(f"{int(y_r['prompt_truncated'].sum())} of {len(y_r)} refine prompts were cut")
 
 # %%
-parallel.write_timing(f"3_refine-{scale}-{task}-{mode}", run.settings.workers)
+found = {"y_r": y_r, "y_o": y_o, "y_t": y_t}
+notebooks.record(**{name: evaluate.measured(table, problems) for name, table in found.items()})
+parallel.write_timing(f"3_refine-{run.scale}-{task}-{mode}", run.settings.workers)

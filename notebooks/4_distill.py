@@ -24,21 +24,25 @@
 # by tuning; grid and choice are shown.
 
 # %% tags=["parameters"]
-scale = "smoke"  # a scale of params.yaml
-task = "math"
-mode = "opd"  # who teaches: opd (another model) or opsd (the student itself, given the reference)
-method = "trd"  # a method of params.yaml
-learning_rate = None  # None: choose from the grid of params.yaml on the validation set
+scale: str = "smoke"  # a scale of params.yaml, changed settings behind it (README: Sweep)
+task: str = "math"  # what is solved
+mode: str = "opd"  # who teaches: opd (another model), opsd (the student, given the reference)
+method: str = "trd"  # a method of params.yaml
+learning_rate: float = None  # None: choose from the grid of params.yaml on the validation set
+seed: int = None  # this base seed alone; None: those of the scale
+tracker: str = None  # dvclive, tensorboard, wandb, none; None: as params.yaml says
+validate: bool = False  # measure what was trained on the validation set (a sweep does)
 
 # %%
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from trdlib import config, data, distill, inputs, models, parallel
+from trdlib import config, data, distill, evaluate, inputs, models, notebooks, parallel
 
-run = config.run(scale, task, mode, method)
+how = {"learning_rate": learning_rate, "seed": seed, "tracker": tracker}
+run = config.run(scale, task, mode, method, **how)
 inputs.prepare(run)
-seed = run.settings.seeds[0]
+first = run.settings.seeds[0]
 training = distill.training_set(run)
 print(f"{run} | {run.recipe}")
 print(f"right: {training.accuracy:.1%}, word for word y*: {training.like_reference:.1%}")
@@ -51,11 +55,11 @@ print(f"right: {training.accuracy:.1%}, word for word y*: {training.like_referen
 # together. A bar is one token of the response; its height is what that token adds to the loss.
 
 # %%
-sample = training.rows[seed][:64]
+sample = training.rows[first][:64]
 with parallel.model_compute():
-    losses = distill.token_losses(distill.build(run, seed), sample)
+    losses = distill.token_losses(distill.build(run, first), sample)
 worst = max(range(len(sample)), key=lambda i: float(losses[i].sum()))
-tokenizer = models.load_tokenizer(run.model_path("student", seed))
+tokenizer = models.load_tokenizer(run.model_path("student", first))
 
 
 def show(values: list, label: str, axis) -> None:
@@ -78,7 +82,7 @@ plt.show()
 # again, an interrupted one goes on from its last checkpoint.
 
 # %%
-choice = distill.distill(run, learning_rate, training)
+choice = distill.distill(run, training=training)
 print("chosen learning rate:", choice["chosen"])
 
 # %% [markdown]
@@ -110,11 +114,27 @@ plt.show()
 # ## The same sample after training
 
 # %%
-after = distill.build(run, seed)
-after.student = models.with_adapter(after.student.unload(), run.adapter(seed), merge=False)
+after = distill.build(run, first)
+after.student = models.with_adapter(after.student.unload(), run.adapter(first), merge=False)
 fig, axis = plt.subplots(figsize=(11, 2.4))
 show(distill.token_losses(after, [sample[worst]])[0].tolist(), "after", axis)
 plt.show()
 
+# %% [markdown]
+# ## What to compare this run by
+#
+# Recorded for sweeps: how right its trajectory is, the loss of the last steps, and with `validate`
+# the accuracy of every base model on the validation set, which no training has seen. Benchmarks are
+# for the end, in 5_evaluate: who chooses by them has no test set left.
+
 # %%
-parallel.write_timing(f"4_distill-{scale}-{task}-{mode}-{method}", run.settings.workers)
+logs = [data.read_json(run.adapter(s) / "training_log.json") for s in run.settings.seeds]
+last = [entry["loss"] for log in logs for entry in log[-5:]]
+measured = {"validation": evaluate.validation(run)} if validate else {}
+notebooks.record(
+    **measured,
+    rate=choice["chosen"],
+    trajectory_right=training.accuracy,
+    final_loss=sum(last) / len(last),
+)
+parallel.write_timing(f"4_distill-{run.scale}-{task}-{mode}-{method}", run.settings.workers)

@@ -24,18 +24,20 @@
 # numbers: the noise floor) and `teacher`.
 
 # %% tags=["parameters"]
-scale = "smoke"  # a scale of params.yaml
-task = "math"
-mode = "opd"  # opd, opsd, or none for the reference rows
-method = "trd"  # a method of params.yaml, or all; with mode none: base, base_again, teacher or all
+scale: str = "smoke"  # a scale of params.yaml, changed settings behind it (README: Sweep)
+task: str = "math"  # what is solved
+mode: str = "opd"  # opd, opsd, or none for the reference rows
+method: str = "trd"  # of params.yaml, or all; with mode none: base, base_again, teacher or all
+learning_rate: float = None  # None: choose from the grid of params.yaml on the validation set
+seed: int = None  # this base seed alone; None: those of the scale
 
 # %%
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from trdlib import config, distill, evaluate, inputs, parallel
+from trdlib import config, distill, evaluate, inputs, notebooks, parallel
 
-runs = config.runs(scale, task, mode, method)
+runs = config.runs(scale, task, mode, method, learning_rate=learning_rate, seed=seed)
 inputs.prepare(runs[0])
 if mode != "none":
     for run in runs:
@@ -79,10 +81,10 @@ size = (2.6 * len(benchmarks), 1.5 * len(metrics) + 1)
 fig, axes = plt.subplots(len(metrics), len(benchmarks), figsize=size, sharey=True, squeeze=False)
 for row, (name, found) in zip(axes, metrics.items(), strict=True):
     for axis, (benchmark, m) in zip(row, found["benchmarks"].items(), strict=True):
-        for seed, counts in zip(m["seeds"], m["correct"], strict=True):
+        for base, counts in zip(m["seeds"], m["correct"], strict=True):
             share = pd.Series(counts).value_counts(normalize=True).reindex(range(m["k"] + 1))
             axis.plot(
-                share.fillna(0), drawstyle="steps-mid", color=f"C{seed}", label=f"seed {seed}"
+                share.fillna(0), drawstyle="steps-mid", color=f"C{base}", label=f"seed {base}"
             )
         axis.set(title=benchmark if row is axes[0] else "")
         axis.set(xlabel=f"right of {m['k']}" if row is axes[-1] else "")
@@ -93,5 +95,14 @@ fig.tight_layout()
 plt.show()
 
 # %%
-stage = f"5_evaluate-{scale}-{task}-{mode}-{method}"
+notebooks.record(
+    **{
+        benchmark if len(metrics) == 1 else f"{name}/{benchmark}": notebooks.counts(
+            m["correct"], m["k"], m["problems"]
+        )
+        for name, found in metrics.items()
+        for benchmark, m in found["benchmarks"].items()
+    }
+)
+stage = f"5_evaluate-{runs[0].scale}-{task}-{mode}-{method}"
 parallel.write_timing(stage, runs[0].settings.workers)

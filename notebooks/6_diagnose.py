@@ -28,9 +28,10 @@
 # (solid failed, dashed passed).
 
 # %% tags=["parameters"]
-scale = "smoke"  # a scale of params.yaml
-task = "math"
-mode = "opd"  # who teaches: opd (another model) or opsd (the student itself, given the reference)
+scale: str = "smoke"  # a scale of params.yaml, changed settings behind it (README: Sweep)
+task: str = "math"  # what is solved
+mode: str = "opd"  # who teaches: opd (another model), opsd (the student, given the reference)
+seed: int = None  # this base seed alone; None: those of the scale
 
 # %%
 import matplotlib.pyplot as plt
@@ -38,9 +39,9 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from trdlib import config, diagnose, inputs, parallel
+from trdlib import config, diagnose, inputs, notebooks, parallel
 
-run = config.run(scale, task, mode)
+run = config.run(scale, task, mode, seed=seed)
 inputs.prepare(run)
 responses = diagnose.responses(run)
 tokens = diagnose.scores(run, responses)
@@ -329,5 +330,8 @@ written = diagnose.write(run, responses, numbers, lines, along)
 Markdown(diagnose.markdown(run, responses, numbers))
 
 # %%
-parallel.write_timing(f"6_diagnose-{scale}-{task}-{mode}", run.settings.workers)
+key = ["source", "trajectory", "quantity"]
+of_all = numbers[(numbers["verdict"] == "all") & numbers["value"].notna()].set_index(key)["value"]
+notebooks.record(**{"/".join(name): float(value) for name, value in of_all.items()})
+parallel.write_timing(f"6_diagnose-{run.scale}-{task}-{mode}", run.settings.workers)
 print("\n".join(str(path.relative_to(config.root())) for path in written))

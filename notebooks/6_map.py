@@ -24,13 +24,13 @@
 # and training included. At the scale tiny this takes about a quarter of an hour: `make map`.
 
 # %% tags=["parameters"]
-scale = "smoke"  # a scale of params.yaml with a section `map`
+scale: str = "smoke"  # a scale of params.yaml with a section `map`
 
 # %%
 import matplotlib.pyplot as plt
 from IPython.display import Markdown
 
-from trdlib import config, landscape, parallel
+from trdlib import config, landscape, notebooks, parallel
 
 run = config.run(scale)
 table = landscape.survey(run)
@@ -78,5 +78,9 @@ landscape.oracles(run, table)
 # also changes how long one should train (prompts) is read with that in mind.
 
 # %%
-parallel.write_timing(f"6_map-{scale}", run.settings.workers)
+places = table.assign(value=table["value"].map("{:g}".format, na_action="ignore").fillna(""))
+notebooks.record(
+    **{f"to_best/{row.knob} {row.value}".strip(): row.to_best_value for row in places.itertuples()}
+)
+parallel.write_timing(f"6_map-{run.scale}", run.settings.workers)
 print("\n".join(str(path.relative_to(config.root())) for path in written))

@@ -24,15 +24,15 @@
 # run is shown as missing.
 
 # %% tags=["parameters"]
-scale = "smoke"  # a scale of params.yaml
-task = "math"
-mode = "opd"  # who teaches: opd (another model) or opsd (the student itself, given the reference)
+scale: str = "smoke"  # a scale of params.yaml, changed settings behind it (README: Sweep)
+task: str = "math"  # what is solved
+mode: str = "opd"  # who teaches: opd (another model), opsd (the student, given the reference)
 
 # %%
 import matplotlib.pyplot as plt
 from IPython.display import Markdown
 
-from trdlib import config, parallel, tables
+from trdlib import config, notebooks, parallel, tables
 
 run = config.run(scale, task, mode)
 table = tables.collect(run)
@@ -73,5 +73,9 @@ costs = tables.cost(run).set_index("method")
 costs.drop(columns="run").round(1)
 
 # %%
-parallel.write_timing(f"7_tables-{scale}-{task}-{mode}", run.settings.workers)
+there = table[table["run"]]
+notebooks.record(
+    **{f"{row.method}/{row.benchmark}": float(row.avg_value) for row in there.itertuples()}
+)
+parallel.write_timing(f"7_tables-{run.scale}-{task}-{mode}", run.settings.workers)
 print("\n".join(str(path.relative_to(config.root())) for path in written))

@@ -59,7 +59,7 @@ def at(raw, path, value):
     ("path", "value", "words"),
     [
         ("defaults/training/learning_rat", 1, "learning_rat: unknown key"),
-        ("methods/trd/divergence", "wasserstein", "divergence.*'forward_kl'.*not 'wasserstein'"),
+        ("methods/trd/divergence", "wasserstein", "no divergence 'wasserstein': choose"),
         ("methods/reverse_kl_topk/top_k", 1, "top_k must be at least 2"),
         ("scales/tiny/methods/reverse_kl_topk", {"top_k": 1}, "top_k must be at least 2"),
         ("methods/sft/clip", 0.1, "drop top_k, clip and skip_onsets"),

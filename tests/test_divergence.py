@@ -56,7 +56,7 @@ def test_value_and_gradient_equal_autograd(kind, top_k, temperature, beta):
     torch.testing.assert_close(ours.grad, theirs.grad)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", list(divergence.DIVERGENCES))  # whatever is marked as one
 def test_gradcheck(kind):
     hs, ws, ht, wt = problem(n=3, vocabulary=8)
     assert torch.autograd.gradcheck(

@@ -5,11 +5,16 @@ import shutil
 import subprocess
 import sys
 
+import click
 import jupytext
 import nbformat
 import papermill
 import pytest
 from conftest import REPOSITORY
+from jupyter_client.kernelspec import NoSuchKernel
+
+from trdlib import config, notebooks
+from trdlib.papermill_engine import CheckedEngine
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 
@@ -34,15 +39,53 @@ def test_pair_agrees_and_is_clean(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_parameters_are_known_to_papermill_and_default_to_smoke(path):
+def test_parameters_are_typed_and_documented_and_default_to_smoke(path):
+    """As `papermill --help-notebook` shows them: none lost to its parser, each with its comment."""
     found = papermill.inspect_notebook(str(path))
-    if path.stem == "8_audit":  # reads published files: it has no scale
-        assert set(found) == {"confidence", "alpha", "power"}
-        assert all(about["help"] for about in found.values())
-        return
-    assert found["scale"]["default"] == '"smoke"'
-    assert set(found) <= {"scale", "task", "mode", "method", "learning_rate"}
-    assert found["scale"]["help"], "each parameter has a comment"
+    cell = next(c for c in jupytext.read(path).cells if "parameters" in c.metadata.get("tags", []))
+    assert [line.split(":")[0] for line in cell.source.splitlines()] == list(found)
+    for name, about in found.items():
+        assert about["inferred_type_name"] in ("str", "int", "float", "bool"), name
+        assert about["help"], f"{name} has no comment"
+    if "scale" in found:
+        assert found["scale"]["default"] == '"smoke"'
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "words"),
+    [
+        ("4_distill", {"learning_rat": 1e-5}, "no parameter 'learning_rat': did you mean learning"),
+        ("4_distill", {"learning_rate": "fast"}, "learning_rate takes a float, not 'fast'"),
+        ("4_distill", {"seed": True}, "seed takes a int, not True"),
+        ("4_distill", {"method": None}, "method takes a str, not None"),
+        ("4_distill", {"mode": "oracle"}, "no mode of the scale smoke 'oracle'"),
+        ("4_distill", {"scale": "smoke lora.rank=2"}, "lora.rank: unknown key"),
+        ("4_distill", {"tracker": "paper"}, "tracker: .*not 'paper'"),
+        ("5_evaluate", {"mode": "none", "method": "trd"}, "no reference row"),
+        ("8_audit", {"alpha": "small"}, "alpha takes a float, not 'small'"),
+    ],
+)
+def test_wrong_parameters_are_refused(name, given, words):
+    node = nbformat.read(REPOSITORY / "notebooks" / f"{name}.ipynb", as_version=4)
+    with pytest.raises(config.SettingsError, match=words):
+        notebooks.check(node, given)
+    right = {"alpha": 0.1} if name == "8_audit" else {"scale": "smoke lora.r=2", "mode": "opd"}
+    notebooks.check(node, right)
+    notebooks.check(node, {})
+
+
+def test_the_engine_refuses_before_a_kernel_starts(project, monkeypatch):
+    """`papermill --engine trd`: without an installation, which registers it, by hand."""
+    engines = papermill.engines.papermill_engines
+    assert engines._engines.get("trd", CheckedEngine).__name__ == "CheckedEngine"
+    monkeypatch.setitem(engines._engines, "trd", CheckedEngine)
+    source = str(REPOSITORY / "notebooks" / "4_distill.ipynb")
+    how = {"engine_name": "trd", "kernel_name": "no_such_kernel", "progress_bar": False}
+    with pytest.raises(click.ClickException, match="did you mean learning_rate"):
+        papermill.execute_notebook(source, "out.ipynb", {"learning_rat": 1e-5}, **how)
+    assert not (project / "out.ipynb").exists()
+    with pytest.raises(NoSuchKernel):  # what is right gets as far as the kernel
+        papermill.execute_notebook(source, "out.ipynb", {"learning_rate": 1e-5}, **how)
 
 
 def test_each_runs_alone_from_jupyter(tmp_path):
@@ -54,7 +97,7 @@ def test_each_runs_alone_from_jupyter(tmp_path):
     shutil.copy(REPOSITORY / "params.yaml", tmp_path)
     # 4 first: it must make its own attempts and rewrites
     order = ["4_distill", "1_prepare", "2_rollout", "3_refine", "5_evaluate", "6_diagnose"]
-    order += ["6_map", "7_tables", "8_audit"]
+    order += ["6_map", "7_tables", "8_audit", "9_sweep"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-cell-timeout=300", "-q",
          "-p", "no:cacheprovider", "-p", "no:xdist", *(f"notebooks/{n}.ipynb" for n in order)],
@@ -67,3 +110,4 @@ def test_each_runs_alone_from_jupyter(tmp_path):
     ):  # fmt: skip
         assert (tmp_path / "results" / "tables" / name).is_file()
     assert (tmp_path / "runs" / "smoke" / "math" / "opd" / "trd" / "0" / "adapter").is_dir()
+    assert (tmp_path / "runs" / "sweeps" / "example" / "validation.png").is_file()

@@ -99,10 +99,15 @@ def test_what_was_not_run_is_said_and_never_a_number(filled):
 def test_files_are_written_whole_and_twice_the_same(filled):
     table = tables.collect(filled)
     first = {p: p.read_bytes() for p in tables.write(filled, table)}
-    assert {p.suffix for p in first} == {".md", ".csv", ".tex", ".png"}
+    assert {p.suffix for p in first} == {".md", ".csv", ".tex", ".png", ".json"}
     assert len(first) == len(tables.paths(filled))
     assert {p: p.read_bytes() for p in tables.write(filled, tables.collect(filled))} == first
     assert first[tables.paths(filled)["png"]].startswith(b"\x89PNG")
+    summary = data.read_json(tables.paths(filled)["summary"])
+    assert set(summary) == set(table[table["run"]]["method"])  # what was not run has no number
+    assert summary["trd"] == pytest.approx(
+        100 * table[table["method"] == "trd"]["avg_value"].mean(), abs=0.005
+    )
 
 
 def test_latex_has_one_row_a_method_and_metric(filled):

@@ -1,7 +1,8 @@
 """Trajectory-Refined Distillation (arXiv 2606.08432): rollout, refinement, distillation, measured.
 
 Read the modules in this order; imports point at earlier ones only:
-config, prompts, data, parallel, models, generate, engines, grading, jail, sandbox, oracles, coding,
-hub, tiny, tinycode, stories, packaged, inputs, rollout, refine, divergence, distill, evaluate,
-diagnose, audit, tables, landscape, report, costs, workload, plan, doctor.
+config, notebooks, papermill_engine, prompts, data, parallel, models, generate, engines, grading,
+jail, sandbox, oracles, coding, hub, tiny, tinycode, stories, packaged, inputs, rollout, refine,
+divergence, distill, evaluate, diagnose, audit, sweep, tables, landscape, report, costs, workload,
+plan, doctor.
 """

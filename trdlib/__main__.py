@@ -1,4 +1,4 @@
-"""`python -m trdlib plan | doctor | models | select | times | readme | report | check`.
+"""`python -m trdlib plan | doctor | sweep | models | select | times | readme | report | check`.
 
 What is not a notebook.
 """
@@ -25,6 +25,13 @@ def doctor() -> int:
     from trdlib import doctor
 
     return doctor.show()
+
+
+def sweep(notebook: str, given: list[str], **how) -> int:
+    """Run a notebook over a grid or a random sample of its parameters; resumable, parallel."""
+    from trdlib import sweep
+
+    return sweep.command(notebook, given, **how)
 
 
 def models(scale: str) -> None:
@@ -127,6 +134,18 @@ def main() -> int:
     command.add_argument("--gpu", help="of the table in trdlib/costs.py; default: all of them")
     command.add_argument("--calibrate", action="store_true", help="measure this machine first")
     commands.add_parser("doctor", help=doctor.__doc__)
+    command = commands.add_parser("sweep", help=sweep.__doc__)
+    command.add_argument("notebook", help="4_distill, or any of notebooks/")
+    command.add_argument(
+        "-p", dest="given", action="append", required=True, metavar="NAME=VALUES",
+        help="1,2,3 or 0..4, or with --sample log:1e-6:1e-4, uniform:0:1; a parameter of the "
+        "notebook or a setting of params.yaml, lora.r=4,8",
+    )  # fmt: skip
+    command.add_argument("--sample", type=int, help="how many points to draw; default: all")
+    command.add_argument("--seed", type=int, default=0, help="of the draw")
+    command.add_argument("--name", help="of the folder in runs/sweeps; values may be added later")
+    command.add_argument("--jobs", dest="workers", type=int, help="at a time; one each GPU or core")
+    command.add_argument("--dry-run", action="store_true", help="list the jobs")
     command = commands.add_parser("models", help=models.__doc__)
     command.add_argument("--scale", default="smoke")
     command = commands.add_parser("select", help=select.__doc__)

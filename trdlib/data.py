@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from trdlib import config
+
 COLUMNS = ["id", "source", "problem", "answer", "solution"]
 _FINGERPRINT = b"trd.fingerprint"
 
@@ -44,6 +46,20 @@ def write_folder(folder: str | os.PathLike, write) -> Path:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def locked(path: str | os.PathLike):
+    """While it is open, no other process of this machine has the same path locked.
+
+    For what several runs share: who comes second waits, and finds the file. A killed process holds
+    no lock. The lock files lie in runs/.locks, because DVC hashes what lies beside a path.
+    """
+    import filelock
+
+    relative = Path(os.path.relpath(path, config.root()))
+    lock = config.root() / "runs" / ".locks" / "-".join(relative.parts)
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    return filelock.FileLock(lock)
 
 
 def write_text(path: str | os.PathLike, text: str) -> Path:

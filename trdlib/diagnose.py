@@ -445,7 +445,7 @@ def write(
     run: config.Run, responses: pd.DataFrame, numbers: pd.DataFrame, lines: pd.DataFrame, figure
 ) -> list[Path]:
     """Numbers and curves as one tidy csv, the numbers as md, the figure as png."""
-    name, results = f"diagnose_{run.mode}_{run.task}_{run.scale}", config.root() / "results"
+    name, results = f"diagnose_{run.mode}_{run.task}_{run.scale}", run.results
     table = pd.concat([numbers.assign(axis="none"), lines], ignore_index=True)
     order = ["axis", "source", "trajectory", "verdict", "quantity", "x"]
     order += ["value", "low", "high", "problems"]

@@ -14,6 +14,7 @@ them, and the end-of-turn token of a finished response is a target.
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -256,8 +257,12 @@ def train(
     learning_rate: float,
     seed: int,
     checkpoints: Path,
+    trackers: tuple = (),
 ) -> list[dict]:
-    """Train with the stock Trainer; go on from the last whole checkpoint. Returns the loss log."""
+    """Train with the stock Trainer; go on from the last whole checkpoint. Returns the loss log.
+
+    trackers: callbacks of the Trainer that watch (see `tracking`).
+    """
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     class Progress(TrainerCallback):
@@ -307,7 +312,7 @@ def train(
         args=arguments,
         train_dataset=rows,
         data_collator=collate,
-        callbacks=[Progress()],
+        callbacks=[Progress(), *trackers],
     )
     trainer.remove_callback(PrinterCallback)
     whole = sorted(
@@ -322,6 +327,42 @@ def train(
         for entry in trainer.state.log_history
         if "loss" in entry
     ]
+
+
+def tracking(run: config.Run, seed: int, learning_rate: float) -> tuple:
+    """The Trainer's own callback for the run's tracker, its files beside the adapter.
+
+    It watches and changes nothing, so it is no part of a fingerprint. DVCLive writes files only: no
+    experiment, no report, nothing in git. W&B takes its key, mode and project from its environment.
+    Raises RuntimeError if the tracker's package is missing.
+    """
+    folder = run.folder(seed) / run.settings.tracker / str(learning_rate)
+    if run.settings.tracker == "none":
+        return ()
+    from transformers import integrations
+
+    if run.settings.tracker == "dvclive":
+        import dvclive
+
+        silent = {"save_dvc_exp": False, "report": None, "monitor_system": False}
+        live = dvclive.Live(str(folder), dvcyaml=None, **silent)
+        return (integrations.DVCLiveCallback(live),)
+    if run.settings.tracker == "tensorboard":
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise RuntimeError("tracker tensorboard: pip install tensorboard") from None
+        return (integrations.TensorBoardCallback(SummaryWriter(str(folder))),)
+    try:
+        import wandb
+    except ImportError:
+        raise RuntimeError("tracker wandb: pip install wandb") from None
+    where = config.root() / "runs" / "wandb"
+    where.mkdir(parents=True, exist_ok=True)
+    wandb.finish()  # of the training before, in the same process
+    name = f"{run} seed {seed} rate {learning_rate:g}"
+    wandb.init(project=os.environ.get("WANDB_PROJECT", "trd"), name=name, dir=str(where))
+    return (integrations.WandbCallback(),)
 
 
 def fingerprint(run: config.Run, seed: int, rows: list[Pair]) -> str:
@@ -358,6 +399,7 @@ def train_adapter(
             learning_rate=learning_rate,
             seed=seed,
             checkpoints=checkpoints / stamp,
+            trackers=tracking(run, seed, learning_rate),
         )
     about = {
         "run": str(run),
@@ -441,7 +483,11 @@ def distill(
     Returns what is in the file `run.choice`: the grid, the accuracies by seed, the choice, and
     the hashes of the adapters.
     """
-    training = training or training_set(run)
+    with data.locked(run.choice):
+        return _distill(run, learning_rate, training or training_set(run))
+
+
+def _distill(run: config.Run, learning_rate: float | None, training: TrainingSet) -> dict:
     stamps = {s: fingerprint(run, s, training.rows[s]) for s in run.settings.seeds}
     choice = _choose(run, learning_rate, training, stamps)
     _install(run, choice["chosen"], training, stamps)
@@ -456,16 +502,13 @@ def _choose(
     run: config.Run, learning_rate: float | None, training: TrainingSet, stamps: dict[int, str]
 ) -> dict:
     """The choice on file if it is of this training set and grid, else by training the grid."""
-    grid = run.settings.training.learning_rates
-    if run.recipe.subset != "all":
-        grid = run.settings.training.subset_learning_rates or grid
-    rates = grid if learning_rate is None else (learning_rate,)
+    rates = run.rates if learning_rate is None else (learning_rate,)
     validate = len(rates) > 1
     problems = data.problems(run.data, "validation")["problem"].tolist() if validate else None
     sampling = run.settings.evaluation.sampling.model_copy(
         update={"samples": run.settings.evaluation.validation_samples}
     )
-    stamp = config.content_hash(list(stamps.values()), rates, problems, sampling)
+    stamp = config.content_hash(list(stamps.values()), rates, problems, validate and sampling)
     choice = data.read_json(run.choice) if run.choice.is_file() else {}
     if choice.get("fingerprint") == stamp:
         return choice

@@ -24,7 +24,6 @@ JSD follows TRL's convention, in which beta weighs the teacher.
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 
@@ -37,7 +36,7 @@ def token_divergence(
     teacher_hidden: torch.Tensor,
     teacher_head: torch.Tensor,
     *,
-    kind: Literal["forward_kl", "reverse_kl", "jsd"],
+    kind: str,
     temperature: float = 1.0,
     beta: float = 0.5,
     top_k: int | None = None,
@@ -46,15 +45,15 @@ def token_divergence(
 
     student_hidden (N, H_S), teacher_hidden (N, H_T): last hidden states at the positions that
     predict the tokens. student_head (V, H_S), teacher_head (V, H_T): output head weights over the
-    same vocabulary, without padded rows. top_k: keep the teacher's k most probable tokens and
-    renormalise both sides on them. Returns (N,) in float32 (float64 for float64 input); the
-    gradient flows to student_hidden alone.
+    same vocabulary, without padded rows. kind: a name of DIVERGENCES. top_k: keep the teacher's k
+    most probable tokens and renormalise both sides on them. Returns (N,) in float32 (float64 for
+    float64 input); the gradient flows to student_hidden alone.
 
     Raises ValueError on an unknown kind, top_k < 2, beta outside (0, 1), shapes that do not agree,
     or a student head that wants a gradient (there is none for it: freeze it).
     """
-    if kind not in _DIVERGENCES:
-        raise ValueError(f"no divergence {kind!r}: choose from {', '.join(_DIVERGENCES)}")
+    if kind not in DIVERGENCES:
+        raise ValueError(f"no divergence {kind!r}: choose from {', '.join(DIVERGENCES)}")
     if top_k is not None and not 2 <= top_k <= len(teacher_head):
         raise ValueError(f"top_k must be between 2 and {len(teacher_head)}, not {top_k}")
     if not 0 < beta < 1:
@@ -77,7 +76,7 @@ def token_divergence(
         def value_and_grad(student: torch.Tensor):
             chosen = student if support is None else student.gather(-1, support)
             log_s = (chosen / temperature).log_softmax(-1)
-            value, grad = _DIVERGENCES[kind](log_s, log_t, beta)
+            value, grad = DIVERGENCES[kind](log_s, log_t, beta)
             if support is not None:
                 grad = torch.zeros_like(student).scatter_(-1, support, grad)
             return value, grad.div_(temperature)
@@ -111,27 +110,41 @@ def _logits(hidden: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def _forward_kl(log_s, log_t, beta):
+DIVERGENCES = {}
+
+
+def divergence(function):
+    """Marks a function as a divergence that params.yaml may name.
+
+    function(log_s, log_t, beta) -> (value, gradient): log-probabilities of student and teacher,
+    (N, V); the divergence, (N,), and its gradient with respect to the student's logits, (N, V).
+    A test compares the gradient of every marked function with autograd's.
+    """
+    DIVERGENCES[function.__name__] = function
+    return function
+
+
+@divergence
+def forward_kl(log_s, log_t, beta):
     t = log_t.exp()
     return (t * (log_t - log_s)).sum(-1), log_s.exp() - t
 
 
-def _reverse_kl(log_s, log_t, beta):
+@divergence
+def reverse_kl(log_s, log_t, beta):
     s, g = log_s.exp(), log_s - log_t
     value = (s * g).sum(-1)
     return value, s * (g - value[:, None])
 
 
-def _jsd(log_s, log_t, beta):
+@divergence
+def jsd(log_s, log_t, beta):
     # In logarithms: beta t + (1 - beta) s may underflow where t or s alone does not.
     log_m = torch.logaddexp(log_t + math.log(beta), log_s + math.log1p(-beta))
     s, g = log_s.exp(), log_s - log_m
     to_student = (s * g).sum(-1)
     value = beta * (log_t.exp() * (log_t - log_m)).sum(-1) + (1 - beta) * to_student
     return value, (1 - beta) * s * (g - to_student[:, None])
-
-
-_DIVERGENCES = {"forward_kl": _forward_kl, "reverse_kl": _reverse_kl, "jsd": _jsd}
 
 
 class _Chunked(torch.autograd.Function):

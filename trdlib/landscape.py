@@ -311,7 +311,7 @@ def write(run: config.Run, table: pd.DataFrame) -> list[Path]:
     """results/tables/map_<scale>.{csv,md} and results/figures/map_<scale>.png, each whole."""
     import matplotlib.pyplot as plt
 
-    results = config.root() / "results"
+    results = run.results
     paths = [results / "tables" / f"map_{run.scale}.{t}" for t in ("csv", "md")]
     paths.append(results / "figures" / f"map_{run.scale}.png")
     evaluation, plan = run.settings.evaluation, run.settings.map

@@ -362,13 +362,17 @@ def downloads(run: config.Run) -> tuple[str, int]:
         })  # fmt: skip
     if isinstance(scale.data, config.HubData):
         for name, one in {"train": scale.data.train, **scale.data.benchmarks}.items():
-            path = config.root() / scale.data.root / one.repo / one.file if scale.data.root else (
-                workload.cached(one.repo, one.file, one.revision, "dataset"))  # fmt: skip
+            if one.repo is None:
+                path = config.root() / one.file
+            elif scale.data.root:
+                path = config.root() / scale.data.root / one.repo / one.file
+            else:
+                path = workload.cached(one.repo, one.file, one.revision, "dataset")
             here = path is not None and path.is_file()
             size = scaled(path.stat().st_size, "B") if here else "size unknown"
             rows.append({
-                "what": name, "from": one.repo, "size": f"{one.rows} rows, {size}",
-                "state": "here" if here else "to download",
+                "what": name, "from": one.name, "size": f"{one.rows} rows, {size}",
+                "state": "here" if here else "to download" if one.repo else "missing",
             })  # fmt: skip
     return table(rows), missing
 

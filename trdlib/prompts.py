@@ -46,8 +46,8 @@ def _in_words(ending: str) -> dict[str, str]:
 
 
 # style -> what is asked -> template. "tiny" is the terse language of the procedural tasks, whose
-# tokenizer has no words for more; "math" and "code" are for pretrained models; "story" for those too
-# small to follow instructions, which are shown EXAMPLES instead.
+# tokenizer has no words for more; "math" and "code" are for pretrained models; "story" for those
+# too small to follow instructions, which are shown EXAMPLES instead.
 TEMPLATES = {
     "tiny": {
         "solve": "{problem}\nSolve",

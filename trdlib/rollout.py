@@ -146,6 +146,13 @@ def generate_for_seeds(
     run: config.Run, path: Path, requests: list[Request], sampling: config.Sampling, **columns: list
 ) -> pd.DataFrame:
     """One file for all base seeds, with a column `seed` and more columns (one value a row)."""
+    with data.locked(path):
+        return _generate_for_seeds(run, path, requests, sampling, **columns)
+
+
+def _generate_for_seeds(
+    run: config.Run, path: Path, requests: list[Request], sampling: config.Sampling, **columns: list
+) -> pd.DataFrame:
     rows = [row for r in requests for row in r.rows for _ in range(sampling.samples)]
     generation = config.content_hash([fingerprint(run, r, sampling) for r in requests])
     stamps = generation, _verdicts_hash(run.task, rows, columns)
