@@ -1,5 +1,5 @@
-"""Looking inside: the numbers are those of a full softmax and of training, the page is safe, and the
-notebook works in a real browser against a real server, by keyboard."""
+"""Looking inside: the numbers are those of a full softmax and of training, the page is safe, and
+the notebook works in a real browser against a real server, by keyboard."""
 
 import base64
 import contextlib
@@ -49,6 +49,27 @@ def shake(student) -> None:
             weight.data.normal_(std=0.3)
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A project at smoke with y_o, and y_r of both modes."""
+    folder = tmp_path_factory.mktemp("made")
+    shutil.copy(REPOSITORY / "params.yaml", folder)
+    shutil.copytree(REPOSITORY / "models" / "smoke", folder / "models" / "smoke")
+    with contextlib.chdir(folder):
+        tiny.prepare(config.run("smoke"))
+        for mode in ("opd", "opsd"):
+            refine.rewrites(config.run("smoke", "math", mode))
+    return folder
+
+
+@pytest.fixture
+def after_a_run(made, tmp_path, monkeypatch):
+    """run(mode, method) in a copy of that project."""
+    shutil.copytree(made, tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+    return lambda mode="opd", method="trd": config.run("smoke", "math", mode, method)
+
+
 # ------------------------------------------------------------------------------------ the numbers
 
 
@@ -61,13 +82,14 @@ def in_float64(run, role, seed, prompt, response, merged=None):
     return logits[len(prompt) - 1 : -1, : len(tokenizer)].log_softmax(-1)
 
 
+@pytest.mark.xdist_group("explore")
 @pytest.mark.parametrize("mode", ["opd", "opsd"])
-def test_numbers_are_those_of_a_full_softmax_in_float64(smoke, mode):
-    run = smoke(mode, "reverse_kl")
+def test_numbers_are_those_of_a_full_softmax_in_float64(after_a_run, mode):
+    run = after_a_run(mode, "reverse_kl")
     loaded = explore._load(run, 1)
     shake(loaded.distiller.student)
     row = data.problems(run.data, "train").iloc[0].to_dict()
-    response = loaded.tokenizer.encode("o-6=0\nWait,p+0=1\n\\boxed{1}") + [2]
+    response = [*loaded.tokenizer.encode("o-6=0\nWait,p+0=1\n\\boxed{1}"), 2]
     x = rollout.student_prompts(run, 1, [row])[0].ids
     context = refine.teacher_prompts(run, 1, [row], ["o-6=3\n"])[0].ids
     pair = distill.Pair(x, context, response)
@@ -111,29 +133,30 @@ def test_candidates_in_chunks_are_those_at_once(monkeypatch):
     assert whole["ids"].shape == (7, explore.TOP)
 
 
-@pytest.mark.parametrize("method", ["trd", "forward_kl_clip", "sft_refined"])
-def test_a_view_shows_what_training_sees(smoke, method):
-    run = smoke("opd", method)
-    tables, problems = explore.trajectories(run), data.problems(run.data, "train")
-    loaded, name = explore.load(run, 0), "y_o" if method == "forward_kl_clip" else "y_r"
-    rows = distill.training_set(run).rows[0]
-    trained_on = distill.token_losses(distill.build(run, 0), rows)
-    case = explore.cases(problems, tables, 0).iloc[3]
-    row = refine.rows_of(problems, pd.DataFrame([case]))[0]
-    view = explore.view(loaded, tables, row)
-    text = next(t for t in view["texts"] if t["name"] == name)
-    assert text["ids"] == rows[3].response_ids == tables[name]["token_ids"][3].tolist()
-    assert text["values"]["divergence"] == pytest.approx(trained_on[3].tolist(), rel=1e-3, abs=1e-5)
-    sees = {t["name"]: t["teacher_sees"] for t in view["texts"]}
-    attempt = tables["y_o"]["text"][3]
-    assert f"Attempt:\n{attempt}\nRewrite" in sees["y_r"] and "Attempt" not in sees["y_o"]
-    for shown in view["texts"]:
-        spelled = loaded.tokenizer.convert_ids_to_tokens(shown["ids"])
-        assert shown["wrong"] == tiny.first_wrong_token(row["problem"], spelled)
-    assert view["texts"][-1]["name"] == "y_star" and view["texts"][-1]["wrong"] is None
-    table = explore.tokens(view, name)
-    assert "".join(table["token"]) == loaded.tokenizer.decode(text["ids"])
-    json.dumps(view, allow_nan=False)
+@pytest.mark.xdist_group("explore")
+def test_a_view_shows_what_training_sees(after_a_run):
+    tables = explore.trajectories(after_a_run())
+    for method, name in (("trd", "y_r"), ("forward_kl_clip", "y_o"), ("sft_refined", "y_r")):
+        run = after_a_run("opd", method)
+        problems, rows = data.problems(run.data, "train"), distill.training_set(run).rows[0]
+        losses = distill.token_losses(distill.build(run, 0), rows)
+        case = explore.cases(problems, tables, 0)[3:4]
+        row = refine.rows_of(problems, case)[0]
+        loaded = explore.load(run, 0)
+        view = explore.view(loaded, tables, row)
+        text = next(t for t in view["texts"] if t["name"] == name)
+        assert text["ids"] == rows[3].response_ids == list(tables[name]["token_ids"][3])
+        assert text["values"]["divergence"] == pytest.approx(losses[3].tolist(), rel=1e-3, abs=1e-5)
+        sees = {t["name"]: t["teacher_sees"] for t in view["texts"]}
+        attempt = tables["y_o"]["text"][3]
+        assert f"Attempt:\n{attempt}\nRewrite" in sees["y_r"] and "Attempt" not in sees["y_o"]
+        for shown in view["texts"]:
+            spelled = loaded.tokenizer.convert_ids_to_tokens(shown["ids"])
+            assert shown["wrong"] == tiny.first_wrong_token(row["problem"], spelled)
+        assert view["texts"][-1]["name"] == "y_star" and view["texts"][-1]["wrong"] is None
+        table = explore.tokens(view, name)
+        assert "".join(table["token"]) == loaded.tokenizer.decode(text["ids"])
+        json.dumps(view, allow_nan=False)
 
 
 # ------------------------------------------------------------------------------ diff and filters
@@ -184,8 +207,9 @@ def test_each_filter_keeps_what_it_says():
         explore.select(cases, "best")
 
 
-def test_highest_kl_is_the_mean_of_the_views(smoke, monkeypatch):
-    run = smoke("opd", "trd")
+@pytest.mark.xdist_group("explore")
+def test_highest_kl_is_the_mean_of_the_views(after_a_run, monkeypatch):
+    run = after_a_run("opd", "trd")
     tables, problems = explore.trajectories(run), data.problems(run.data, "train")
     loaded, cases = explore.load(run, 2), explore.cases(problems, tables, 2)
     enough = int(tables["y_r"][tables["y_r"]["seed"] == 2]["n_tokens"][:5].sum())
@@ -220,8 +244,9 @@ def test_a_large_scale_is_read_or_says_what_to_run(smoke, monkeypatch):
         explore.trajectories(run)
 
 
-def test_answers_before_and_after_training(smoke):
-    run = smoke("opd", "trd")
+@pytest.mark.xdist_group("explore")
+def test_answers_before_and_after_training(after_a_run):
+    run = after_a_run("opd", "trd")
     with pytest.raises(explore.Missing, match="notebook 5_evaluate"):
         explore.answers(run, 0, "chain")
     student = explore._load(run, 0).distiller.student
@@ -240,9 +265,9 @@ def test_answers_before_and_after_training(smoke):
         table = data.load(one.samples(0, "chain"))
         mine = table[(table["id"] == row["id"]) & (table["sample"] == 2)].iloc[0]
         assert next(t for t in view["texts"] if t["name"] == name)["ids"] == list(mine["token_ids"])
-    shake_less = {"evaluation": run.settings.evaluation.model_copy(update={
-        "sampling": run.settings.evaluation.sampling.model_copy(update={"temperature": 0.5})})}  # fmt: skip
-    run.settings = run.settings.model_copy(update=shake_less)
+    how = run.settings.evaluation
+    other = how.model_copy(update={"sampling": how.sampling.model_copy(update={"seed": 1})})
+    run.settings = run.settings.model_copy(update={"evaluation": other})
     with pytest.raises(explore.Missing):
         explore.answers(run, 0, "chain")
 
@@ -276,8 +301,9 @@ def test_what_the_tiny_language_says_can_be_asked():
     assert explore._unusual("Route#ABC")
 
 
-def test_a_live_problem_is_attempted_rewritten_and_graded(smoke):
-    run = smoke("opsd", "trd")
+@pytest.mark.xdist_group("explore")
+def test_a_live_problem_is_attempted_rewritten_and_graded(after_a_run):
+    run = after_a_run("opsd", "trd")
     loaded = explore.load(run, 0)
     first, again, other = (explore.live(loaded, "Route#BLQfl", draw=draw) for draw in (0, 0, 1))
     assert first == again and first["texts"] != other["texts"]
@@ -286,7 +312,7 @@ def test_a_live_problem_is_attempted_rewritten_and_graded(smoke):
     assert f"Reference:\n{first['problem']['solution']}\nAttempt:\n{said}" in y_r["teacher_sees"]
     assert y_star["correct"] and y_star["wrong"] is None
     assert first["problem"]["answer"] == tiny.clean("Route#BLQfl")[-1].text[7:-1]
-    with pytest.raises(ValueError, match="not been trained: run notebook 4_distill"):
+    with pytest.raises(explore.Missing, match="not been trained: run notebook 4_distill"):
         explore.live(loaded, "Route#BLQfl", trained=True)
 
 
@@ -309,7 +335,6 @@ def test_a_problem_stays_when_the_run_changes(smoke):
     assert explorer.status["error"].startswith("the tiny language has no '1+1'")
     explorer.answer({"of": "chain"})
     assert "notebook 5_evaluate" in explorer.status["error"] and explorer.view == {}
-    assert explorer.status["answered"] == len({explorer.status["answered"]}) * 9
 
 
 # ----------------------------------------------------------------------------------------- the page
@@ -363,10 +388,9 @@ def test_an_export_is_one_safe_file(tmp_path):
     assert json.loads(stored[1]) == json.loads(json.dumps(a_view(HOSTILE)))
     assert script_of(page) == script_of(harmless)
     digest = base64.b64encode(hashlib.sha256(script_of(page).encode()).digest()).decode()
-    assert (
-        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-        in page
-    )
+    policy = re.search(r'Policy" content="([^"]*)"', page)[1]
+    style, script = "style-src 'unsafe-inline'", f"script-src 'sha256-{digest}'"
+    assert policy == f"default-src 'none'; img-src data:; {style}; {script}"
     rest = page.replace(stored[1], "")
     assert not re.search(r"https?:|(?:src|href)=\"(?!data:)|@import|url\(|\bfetch\(|XMLHttp", rest)
     # model output goes onto the page as text only
@@ -375,7 +399,7 @@ def test_an_export_is_one_safe_file(tmp_path):
         explore.export({}, tmp_path / "c.html")
 
 
-# -------------------------------------------------------------------------------------- in a browser
+# ------------------------------------------------------------------------------------ in a browser
 
 
 @pytest.fixture(scope="module")
@@ -424,6 +448,11 @@ def at_cursor(pane) -> str:
     return cursor[0].get_attribute("aria-label")
 
 
+PAINTED = """
+return [...arguments[0].querySelectorAll(".t")].map(t => t.style.getPropertyValue("--p"));
+"""
+
+
 def by_keyboard(browser, root) -> None:
     """Walk through a view, with two different texts, as one who has no mouse."""
     from selenium.webdriver.common.keys import Keys
@@ -450,8 +479,7 @@ def by_keyboard(browser, root) -> None:
     legend, shades = find(root, ".legend")[0], set()
     for digit in "1234567":
         press(browser, digit)
-        painted = browser.execute_script(
-            "return [...arguments[0].querySelectorAll('.t')].map(t => t.style.getPropertyValue('--p'))", root)  # fmt: skip
+        painted = browser.execute_script(PAINTED, root)
         shades.add((legend.text, tuple(painted)))
         assert find(root, ".values .shade td")[0].text == legend.text.split(",")[0].split("\n")[0]
     assert len(shades) == 7
@@ -460,6 +488,7 @@ def by_keyboard(browser, root) -> None:
     at_cursor(right)
 
 
+@pytest.mark.xdist_group("browser")
 def test_the_export_works_from_disk(browser, tmp_path):
     page = explore.export(a_view(HOSTILE), tmp_path / "hostile.html")
     browser.get(page.as_uri())
@@ -481,6 +510,17 @@ def test_the_export_works_from_disk(browser, tmp_path):
         "dashed",
         "double",
     ]
+    # the mouse: numbers on hover, and back to the cursor; a click moves the cursor
+    from selenium.webdriver import ActionChains
+
+    heading = lambda: find(root, ".detail h3")[0].text  # noqa: E731
+    at_first, tokens = heading(), find(shown, ".t")
+    ActionChains(browser).move_to_element(tokens[3]).perform()
+    assert "token 4 of 5 in y_o" in heading() != at_first
+    ActionChains(browser).move_to_element(find(root, ".legend")[0]).perform()
+    assert heading() == at_first
+    tokens[2].click()
+    assert "token 3 of 5 in y_o" in heading()
     # readable by night, and no wider than a narrow screen
     night = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", night)
@@ -488,8 +528,9 @@ def test_the_export_works_from_disk(browser, tmp_path):
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     try:
         wait(browser, lambda: "dark" in root.get_attribute("class"), 5)
-        assert browser.execute_script(
-            "const d = document.documentElement; return d.scrollWidth <= d.clientWidth")  # fmt: skip
+        page = "document.documentElement"
+        fits = f"return {page}.scrollWidth <= {page}.clientWidth"
+        assert browser.execute_script(fits)
         worst = browser.execute_script(CONTRAST, root)
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
@@ -519,8 +560,9 @@ return Math.min(...["--paper", "--panel", "--high", "--low"].map(n => ratio(ink,
 
 
 @pytest.fixture
-def lab(project):
-    """A running JupyterLab in a fresh clone without any run; its address."""
+def lab(after_a_run, tmp_path):
+    """A running JupyterLab in the project; its address."""
+    project = tmp_path / "project"
     shutil.copytree(REPOSITORY / "notebooks", project / "notebooks")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -530,14 +572,15 @@ def lab(project):
     quiet.mkdir(parents=True)
     news = {"fetchNews": "false", "checkForUpdates": False}
     (quiet / "notification.jupyterlab-settings").write_text(json.dumps(news))
-    paths = {"JUPYTER_CONFIG_DIR": home / "config", "JUPYTER_DATA_DIR": home / "data",
-             "JUPYTER_RUNTIME_DIR": home / "runtime", "JUPYTERLAB_SETTINGS_DIR": home / "settings",
-             "JUPYTERLAB_WORKSPACES_DIR": home / "workspaces", "IPYTHONDIR": home / "ipython"}  # fmt: skip
+    places = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "IPYTHONDIR": "ipython"}
+    places |= {"JUPYTER_RUNTIME_DIR": "runtime", "JUPYTERLAB_SETTINGS_DIR": "settings"}
+    places |= {"JUPYTERLAB_WORKSPACES_DIR": "workspaces"}
+    options = ["--no-browser", "--allow-root", f"--port={port}", "--ServerApp.port_retries=0"]
+    options += ["--IdentityProvider.token=", "--LabApp.extension_manager=readonly"]
     log = open(project / "lab.log", "w")  # noqa: SIM115
     server = subprocess.Popen(
-        [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}",
-         "--ServerApp.port_retries=0", "--IdentityProvider.token=", "--LabApp.extension_manager=readonly"],
-        cwd=project, stdout=log, stderr=log, env=os.environ | {k: str(v) for k, v in paths.items()},
+        [sys.executable, "-m", "jupyterlab", *options], cwd=project, stdout=log, stderr=log,
+        env=os.environ | {name: str(home / place) for name, place in places.items()},
     )  # fmt: skip
     address = f"http://127.0.0.1:{port}"
     try:
@@ -554,6 +597,7 @@ def lab(project):
         log.close()
 
 
+@pytest.mark.xdist_group("browser")
 def test_the_notebook_works_in_jupyterlab_by_keyboard(browser, lab):
     from selenium.webdriver.common.keys import Keys
 
@@ -585,10 +629,11 @@ def test_the_notebook_works_in_jupyterlab_by_keyboard(browser, lab):
     assert find(first, ".problem code")[0].text == before
     choose(first, "show", "unfinished")
     assert "of 12 attempts" in find(first, ".status")[0].text
-    field = find(own, "input[type='text']")[0]
-    for text, says in (("hello <b>", "the tiny language has no 'hello<b>'"), ("Compute:1o*6p*3q+4", "attempted")):  # fmt: skip
+    for text, says in (
+        ("hello <b>", "the tiny language has no 'hello<b>'"), ("Compute:1o*6p*3q+4", "attempted"),
+    ):  # fmt: skip
         find(own, "input[type='text']")[0].clear()
         find(own, "input[type='text']")[0].send_keys(text, Keys.ENTER)
         wait(browser, lambda s=says: s in find(own, ".status")[0].text)
-    assert field is not None and find(own, ".problem code")[0].text == "Compute:1o*6p*3q+4"
+    assert find(own, ".problem code")[0].text == "Compute:1o*6p*3q+4"
     assert errors(browser) == []

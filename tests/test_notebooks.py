@@ -41,7 +41,7 @@ def test_parameters_are_known_to_papermill_and_default_to_smoke(path):
         assert all(about["help"] for about in found.values())
         return
     assert found["scale"]["default"] == '"smoke"'
-    assert set(found) <= {"scale", "task", "mode", "method", "learning_rate"}
+    assert set(found) <= {"scale", "task", "mode", "method", "seed", "learning_rate"}
     assert found["scale"]["help"], "each parameter has a comment"
 
 
@@ -54,7 +54,7 @@ def test_each_runs_alone_from_jupyter(tmp_path):
     shutil.copy(REPOSITORY / "params.yaml", tmp_path)
     # 4 first: it must make its own attempts and rewrites
     order = ["4_distill", "1_prepare", "2_rollout", "3_refine", "5_evaluate", "6_diagnose"]
-    order += ["6_map", "7_tables", "8_audit"]
+    order += ["6_map", "7_tables", "8_audit", "0_explore"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-cell-timeout=300", "-q",
          "-p", "no:cacheprovider", "-p", "no:xdist", *(f"notebooks/{n}.ipynb" for n in order)],

@@ -516,7 +516,7 @@ def view(
     Raises ValueError if no table has this sample of the problem.
     """
     if trained and not loaded.trained:
-        raise Missing(f"{loaded.run} has not been trained: run notebook 4_distill, or make repro")
+        raise Missing(f"{loaded.run} has not been trained: run notebook 4_distill, or `make repro`")
     texts, attempt = [], None
     for name, table in tables.items():
         mine = table[(table["id"] == row["id"]) & (table["sample"] == sample)]
@@ -601,7 +601,7 @@ def live(
     """
     run, notes = loaded.run, []
     if trained and not loaded.trained:
-        raise Missing(f"{run} has not been trained: run notebook 4_distill, or make repro")
+        raise Missing(f"{run} has not been trained: run notebook 4_distill, or `make repro`")
     if run.settings.models.style == "tiny":
         problem = tiny_problem(problem)
         solution = tiny.text_of(tiny.clean(problem))
