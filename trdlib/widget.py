@@ -86,8 +86,10 @@ class Explorer(anywidget.AnyWidget):
             if len(kept) and (chosen.empty or "only" in moved):
                 chosen = kept.head(1)
             state["case"] = "" if typed is not None or chosen.empty else chosen["key"].iloc[0]
+        state["typed"] = typed
         self._offer(run, [] if kept is None else self._lines(kept))
         if typed is not None:
+            state["typed"] = None  # until it has turned out to be a problem
             self.view = explore.live(
                 explore.load(run, seed), typed, trained=trained, draw=state["draw"]
             )
