@@ -199,6 +199,6 @@ def test_imports_point_down():
     }
     for name in order:
         source = (REPOSITORY / "trdlib" / f"{name}.py").read_text()
-        found = re.findall(r"from trdlib import (.+)|from trdlib\.(\w+) import", source)
+        found = re.findall(r"from trdlib import (\([^)]+\)|.+)|from trdlib\.(\w+) import", source)
         imported = {m for names, single in found for m in re.findall(r"\w+", names or single)}
         assert imported <= {*order[: order.index(name)]}, name

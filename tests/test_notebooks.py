@@ -97,7 +97,7 @@ def test_each_runs_alone_from_jupyter(tmp_path):
     shutil.copy(REPOSITORY / "params.yaml", tmp_path)
     # 4 first: it must make its own attempts and rewrites
     order = ["4_distill", "1_prepare", "2_rollout", "3_refine", "5_evaluate", "6_diagnose"]
-    order += ["6_map", "7_tables", "8_audit", "9_sweep"]
+    order += ["6_map", "7_tables", "8_audit", "9_sweep", "0_explore"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-cell-timeout=300", "-q",
          "-p", "no:cacheprovider", "-p", "no:xdist", *(f"notebooks/{n}.ipynb" for n in order)],

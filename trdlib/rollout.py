@@ -62,7 +62,7 @@ def _verdicts_hash(task: str, rows: list[dict], *more) -> str:
     return config.content_hash(code, [(row["id"], row["answer"]) for row in rows], more)
 
 
-def _grade(table: pd.DataFrame, rows: list[dict], task: str = "math") -> list[bool]:
+def grade(table: pd.DataFrame, rows: list[dict], task: str = "math") -> list[bool]:
     """One verdict per row of the table; an unfinished response is wrong, whatever it says."""
     answers = [row["answer"] for row in rows]
     if task == "code":
@@ -85,7 +85,7 @@ def _reuse(path: Path, stamps: tuple[str, str], rows: list[dict], task: str, **c
         return None
     table = data.load(path)
     if data.fingerprint_of(path) != "/".join(stamps):
-        table = table.assign(correct=_grade(table, rows, task), **columns)
+        table = table.assign(correct=grade(table, rows, task), **columns)
         data.save(table, path, "/".join(stamps))
     return table
 
@@ -131,7 +131,7 @@ def generate_table(
             "n_tokens": [len(c.token_ids) for c in done],
         }
     )
-    table["correct"] = _grade(table, rows, run.task)
+    table["correct"] = grade(table, rows, run.task)
     data.save(table, path, "/".join(stamps))
     shutil.rmtree(parts, ignore_errors=True)
     return table
