@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import functools
 import importlib.util
+import shutil
 import socket
 import sys
 import threading
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import REPOSITORY
+from safetensors.torch import load_file, save_file
 from stand_ins import Server, Weights, offline
 
 from trdlib import config, data, doctor, engines, evaluate, generate, models, rollout, tiny
@@ -334,13 +336,23 @@ def test_an_adapter_is_swapped_in_and_out(engine, asked, adapter):
         with pytest.raises(config.SettingsError, match="cannot apply an adapter"):
             engine.use(adapter)
         return
-    merged, _ = models.load(NAME, config.run("smoke"))
-    merged = models.with_adapter(merged, adapter)
-    expected = generate.decode(merged, asked, max_new_tokens=10, stop_ids=[2], temperature=0)
-    assert expected != plain
+    other = shutil.copytree(adapter, adapter.with_name("other"))
+    flipped = {
+        name: -weight if "lora_B" in name else weight
+        for name, weight in load_file(other / "adapter_model.safetensors").items()
+    }
+    save_file(flipped, other / "adapter_model.safetensors")
+    found = [plain]
+    for folder in (adapter, other):
+        merged, _ = models.load(NAME, config.run("smoke"))
+        merged = models.with_adapter(merged, folder)
+        found.append(generate.decode(merged, asked, max_new_tokens=10, stop_ids=[2], temperature=0))
+    assert found[0] != found[1] != found[2] != found[0]
     engine.use(adapter)
-    assert engine.complete(asked, max_new_tokens=10, seed=0, **GREEDY) == expected
+    assert engine.complete(asked, max_new_tokens=10, seed=0, **GREEDY) == found[1]
     if engine.swaps:
+        engine.use(other)
+        assert engine.complete(asked, max_new_tokens=10, seed=0, **GREEDY) == found[2]
         engine.use(None)
         assert engine.complete(asked, max_new_tokens=10, seed=0, **GREEDY) == plain
 
