@@ -523,9 +523,9 @@ def test_the_first_notebook_shows_published_problems(settings, tmp_path, monkeyp
     shutil.copytree(REPOSITORY / "models" / "smoke" / "0" / "student", tmp_path / "Qwen/Qwen3-1.7B")
     monkeypatch.setenv("MPLBACKEND", "agg")
     script = (REPOSITORY / "notebooks" / "1_prepare.py").read_text()
-    assert script.count('scale = "smoke"') == 1
+    assert script.count('scale: str = "smoke"') == 1
     seen = {}
-    exec(script.replace('scale = "smoke"', 'scale = "qwen3-1.7b"'), seen)
+    exec(script.replace('scale: str = "smoke"', 'scale = "qwen3-1.7b"'), seen)
     assert seen["published"]
     assert set(seen["files"]) == {"train", *settings.benchmarks}
     assert "agentica-org/DeepScaleR-Preview-Dataset: Find the" in capsys.readouterr().out
