@@ -1,7 +1,7 @@
 # make repro    reproduce the tables (default scale: params.yaml, section run)
 # make test     run the tests, every notebook included, at the smoke scale
 # make map      when does TRD help? one knob at a time
-# SCALE=smoke   another scale (with MODES=opsd: these modes)   FROM_SCRATCH=1   pretrain tiny again
+# SCALE=smoke   another scale (its math; with TASKS=math,code or MODES=opsd: these)   FROM_SCRATCH=1   pretrain tiny again
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -37,7 +37,7 @@ repro: setup
 	@start=$$(date +%s); \
 	if [ -n "$(SCALE)" ]; then \
 		cp params.yaml .params.yaml.orig; trap 'mv .params.yaml.orig params.yaml' EXIT; \
-		sed -e 's/^  scales: .*/  scales: [$(SCALE)]/' $(if $(MODES),-e 's/^  modes: .*/  modes: [$(MODES)]/') \
+		sed -e 's/^  scales: .*/  scales: [$(SCALE)]/' -e 's/^  tasks: .*/  tasks: [$(or $(TASKS),math)]/' $(if $(MODES),-e 's/^  modes: .*/  modes: [$(MODES)]/') \
 			.params.yaml.orig > params.yaml; \
 	fi; \
 	if [ -n "$(FROM_SCRATCH)" ]; then rm -rf models/tiny runs/tiny/pretraining; fi; \
