@@ -50,6 +50,19 @@ BREACHES = {
     "list the home": _breach("import os\ngot = lambda: os.listdir(os.path.expanduser('~root'))"),
     "list the root": _breach("import os\ngot = lambda: 'etc' in os.listdir('/')"),
     "climb with dots": _breach("got = lambda: open('../../../../../../etc/passwd').read()"),
+    "climb with a path descriptor": _breach(
+        "import os\ndef got():\n    root = os.open('/', os.O_PATH)\n"
+        "    up = os.open('..', os.O_PATH, dir_fd=root)\n"
+        "    return open(os.open('etc/passwd', os.O_RDONLY, dir_fd=up)).read()"
+    ),
+    "remove the library": _breach(
+        "import os\ndef got():\n    os.unlink(os.path.dirname(os.__file__) + '/this.py')\n"
+        "    return True"
+    ),
+    "rename the library": _breach(
+        "import os\ndef got():\n    name = os.path.dirname(os.__file__) + '/this.py'\n"
+        "    os.rename(name, name + '.trd-attack')\n    return True"
+    ),
     "read the environment": _breach("import os\ngot = lambda: 'TRD_SECRET' in os.environ"),
     "read the environment in C": _breach(
         _LIBC + "libc.getenv.restype = ctypes.c_char_p\ngot = lambda: libc.getenv(b'TRD_SECRET')"
@@ -65,8 +78,8 @@ BREACHES = {
         "    os.symlink('/etc/passwd', name)\n    return open(name).read()"
     ),
     "hard-link the library": _breach(
-        "import os\ndef got():\n    os.link(os.__file__, os.path.dirname(os.__file__) + '/trd_l')\n"
-        "    return True"
+        "import os\ndef got():\n    folder = os.path.dirname(os.__file__)\n"
+        "    os.link(os.__file__, folder + '/trd-attack-k')\n    return True"
     ),
     "write to the library": _breach("import os\ngot = lambda: open(os.__file__, 'r+')"),
     "leave a file in the library": _breach(
@@ -194,6 +207,7 @@ def got():
 
 HARMLESS = {
     "read a file of the system", "read a file of the repository", "list the root",
+    "climb with a path descriptor",
     "read its own memory map", "follow a link out", "make a pipe with a name", "execute",
     "execute through the shell", "execute Python", "fork", "multiprocessing", "start many threads",
     "see what the parent runs", "see what the parent has open",
@@ -397,8 +411,6 @@ GLUTTONS = {
     "power bomb": "def solve(x): return 9 ** 9 ** 9",
     "thread that stays": "import threading\ndef forever():\n    while True: pass\n"
     "threading.Thread(target=forever).start()\ndef solve(x): return 0",
-    "a class that never ends": "class M(type):\n    def __call__(c): \n        while True: pass\n"
-    "class C(metaclass=M): pass\ndef solve(x): return C()",
     "an import that never ends": "import sys\nclass F:\n    def find_spec(self, *a):\n"
     "        while True: pass\nsys.meta_path.insert(0, F())\nimport nothing",
     "no program at all": "this is not Python",

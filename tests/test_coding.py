@@ -3,15 +3,20 @@
 import base64
 import gzip
 import hashlib
+import http.server
 import json
 import pickle
+import threading
 import zlib
 
+import numpy as np
 import pandas as pd
 import pytest
 from evalplus_cases import TASKS, by_evalplus
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from trdlib import coding, data, jail, oracles, sandbox
+from trdlib import coding, data, hub, jail, oracles, sandbox
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -99,13 +104,26 @@ def test_the_record_is_what_evalplus_says():
             assert by_evalplus(task, program) == recorded
 
 
+@given(
+    st.lists(st.tuples(st.floats(), st.floats(-1e-6, 1e-6))),
+    st.sampled_from([1e-6, 1e-4, 0.5]),
+)  # fmt: skip
+@settings(max_examples=200, deadline=None)
+def test_closeness_is_numpys(pairs, atol):
+    want, got = [a for a, _ in pairs], [a + b for a, b in pairs]
+    for one, other in [(got, want), (tuple(got), tuple(want)), *zip(got, want, strict=True)]:
+        with np.errstate(all="ignore"):
+            expected = bool(np.allclose(one, other, rtol=1e-07, atol=atol))
+        assert oracles._close(one, other, atol) is expected
+
+
 def test_references_pass(evalplus):
     answers = [evalplus[task.task_id] for task in TASKS]
     assert coding.grade([(solution, answer) for answer, solution in answers]) == [True] * len(TASKS)
 
 
 def test_the_arguments_of_mbpp_have_their_types():
-    for task, given, meant in [
+    for task, published, meant in [
         (2, [[1], [2]], [(1,), (2,)]),
         (63, [[[1, 2]]], [[(1, 2)]]),
         (75, [[[1]], 2], [[(1,)], 2]),
@@ -121,28 +139,66 @@ def test_the_arguments_of_mbpp_have_their_types():
         (580, [[1, [2]]], [(1, (2,))]),
         (3, [[1]], [[1]]),
     ]:
-        (got,) = coding.mbpp_arguments(f"Mbpp/{task}", [given])
+        (got,) = coding.mbpp_arguments(f"Mbpp/{task}", [published])
         assert repr(got) == repr(meant), task
 
 
 def test_a_reference_that_fails_is_said_loudly(tmp_path):
     row = TASKS[0].row() | {"canonical_solution": "    return 1 / 0\n"}
     (tmp_path / "x.jsonl").write_text(json.dumps(row))
-    with pytest.raises(coding.SourceError, match=r"HumanEval/9000.*ZeroDivisionError"):
+    with pytest.raises(hub.SourceError, match=r"HumanEval/9000.*ZeroDivisionError"):
         coding.evalplus([tmp_path / "x.jsonl"], "humaneval", pinned=False)
 
 
 def test_a_file_that_is_not_the_pinned_one_is_refused(tmp_path):
     (tmp_path / "x.jsonl").write_text(json.dumps(TASKS[0].row()))
-    with pytest.raises(coding.SourceError, match=r"is not the file of evalplus/.*v0\.1\.10"):
+    with pytest.raises(hub.SourceError, match=r"is not the file of evalplus/.*v0\.1\.10"):
         coding.evalplus([tmp_path / "x.jsonl"], "humaneval")
     raw = (tmp_path / "x.jsonl").read_bytes()
     short = coding.SOURCES["mbpp"][0]._replace(sha256=hashlib.sha256(raw).hexdigest())
-    with pytest.raises(coding.SourceError, match="1 rows, not 378"):
+    with pytest.raises(hub.SourceError, match="1 rows, not 378"):
         coding.read_rows(tmp_path / "x.jsonl", short)
     (tmp_path / "x.parquet").write_text("no")
-    with pytest.raises(coding.SourceError, match="not a valid parquet"):
+    with pytest.raises(hub.SourceError, match="not a valid parquet"):
         coding.read_rows(tmp_path / "x.parquet")
+
+
+def test_fetched_once_then_from_the_disk(project, monkeypatch):
+    """From a server that has the release, then without it; a root stands in for both."""
+    lines = "".join(json.dumps(t.row()) + "\n" for t in TASKS if t.suite == "mbpp").encode()
+    packed, asked = gzip.compress(lines), []
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            there = self.path == "/v0.2.0/MbppPlus.jsonl.gz"
+            self.send_response(200 if there else 404)
+            self.end_headers()
+            self.wfile.write(packed if there else b"")
+
+        def log_message(self, *_):
+            pass
+
+    repo = "evalplus/mbppplus_release"
+    digest = hashlib.sha256(packed).hexdigest()
+    rows = sum(t.suite == "mbpp" for t in TASKS)
+    source = coding.SOURCES["mbpp"][0]._replace(sha256=digest, rows=rows)
+    monkeypatch.setitem(coding.SOURCES, "mbpp", (source,))
+    with http.server.HTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setitem(coding.RELEASES, repo, f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(hub.SourceError, match=r"cannot be fetched \(HTTPStatusError\)"):
+            coding.fetch(source._replace(file="other"), None)
+        frame, report = coding.load("mbpp")
+        server.shutdown()
+    again, _ = coding.load("mbpp")
+    assert asked == ["/v0.2.0/other", "/v0.2.0/MbppPlus.jsonl.gz"]
+    assert len(frame) == rows and frame.equals(again)
+    assert report == {
+        "repo": repo, "revision": "v0.2.0", "sha256": {"MbppPlus.jsonl.gz": digest},
+    }  # fmt: skip
+    with pytest.raises(hub.SourceError, match="stand_in/evalplus/mbppplus_release/MbppPlus"):
+        coding.load("mbpp", "stand_in")
 
 
 # ------------------------------------------------------------------------------- LiveCodeBench
@@ -250,9 +306,9 @@ def test_a_pickle_that_would_do_something_is_refused():
 
     for value in (Evil(), print, [Evil()]):
         packed = base64.b64encode(zlib.compress(pickle.dumps(value))).decode()
-        with pytest.raises(coding.SourceError, match=r"builtins\.print: not plain data"):
+        with pytest.raises(hub.SourceError, match=r"builtins\.print: not plain data"):
             coding.private_tests(packed)
-    with pytest.raises(coding.SourceError, match="cannot be read"):
+    with pytest.raises(hub.SourceError, match="cannot be read"):
         coding.private_tests("@@@")
 
 
@@ -282,9 +338,9 @@ def test_taco_in_the_schema_and_graded(tmp_path):
     ]
     pd.DataFrame(rows[:3]).to_parquet(tmp_path / "a.parquet")
     pd.DataFrame(rows[3:]).to_parquet(tmp_path / "b.parquet")
-    frame, left_out = coding.taco([tmp_path / "a.parquet", tmp_path / "b.parquet"], pinned=False)
-    data_ids = ["TACO-0", "TACO-1", "TACO-2", "TACO-3"]
-    assert frame["id"].tolist() == data_ids and left_out == {"without_tests": 2, "broken_tests": 2}
+    frame = coding.taco([tmp_path / "a.parquet", tmp_path / "b.parquet"], pinned=False)
+    assert frame["id"].tolist() == ["TACO-0", "TACO-1", "TACO-2", "TACO-3"]
+    assert frame.attrs["left_out"] == {"without_tests": 2, "broken_tests": 2}
     assert "def rows(xs):" in frame["problem"][2]
     answers = frame["answer"].tolist()
     assert coding.grade(list(zip(frame["solution"][:2], answers[:2], strict=True))) == [True, True]

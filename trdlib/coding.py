@@ -41,7 +41,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from trdlib import data, grading, jail, oracles, sandbox
+from trdlib import config, data, grading, hub, jail, oracles, sandbox
 
 SECONDS = {"humaneval": 4, "mbpp": 4, "livecodebench": 6, "taco": 4}  # CPU time of a call or run
 TOTAL = 60  # and of all calls of a problem
@@ -89,6 +89,13 @@ SOURCES: dict[str, tuple[Source, ...]] = {
         Source(*_TACO, f"ALL/train-{number:05}-of-00009.parquet", None, 0) for number in range(9)
     ),
 }  # fmt: skip
+
+
+# Releases on GitHub; the rest is on the hub.
+RELEASES = {
+    f"evalplus/{name}": f"https://github.com/evalplus/{name}/releases/download"
+    for name in ("humanevalplus_release", "mbppplus_release")
+}
 
 
 # ------------------------------------------------------------------------ from response to program
@@ -242,15 +249,11 @@ def grade(
 # ------------------------------------------------------------------------------ the published sets
 
 
-class SourceError(ValueError):
-    """A file is not what it should be; the message says how to mend it."""
-
-
 def read_rows(path: Path, source: Source | None = None) -> list[dict]:
     """The rows of a .jsonl, .jsonl.gz or .parquet file; it must be the source's if one is given."""
     raw = path.read_bytes()
     if source is not None and source.sha256 not in (None, hashlib.sha256(raw).hexdigest()):
-        raise SourceError(
+        raise hub.SourceError(
             f"{path.name} is not the file of {source.repo} {source.revision}: fetch it"
         )
     try:
@@ -260,9 +263,11 @@ def read_rows(path: Path, source: Source | None = None) -> list[dict]:
             text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
             rows = [json.loads(line) for line in text.split("\n") if line.strip()]
     except (ValueError, OSError, EOFError):
-        raise SourceError(f"{path.name} is not a valid {path.suffix[1:]} file: fetch it") from None
+        raise hub.SourceError(
+            f"{path.name} is not a valid {path.suffix[1:]} file: fetch it"
+        ) from None
     if source is not None and source.rows and len(rows) != source.rows:
-        raise SourceError(f"{path.name} has {len(rows)} rows, not {source.rows}: fetch it")
+        raise hub.SourceError(f"{path.name} has {len(rows)} rows, not {source.rows}: fetch it")
     return rows
 
 
@@ -332,7 +337,7 @@ def _expected(task: dict, inputs: list, suite: str) -> list:
     program = f"{task['prompt']}{task['canonical_solution']}\n{driver}"
     output = sandbox.run(program, seconds=10 * TOTAL, memory_mb=MEMORY_MB)
     if output.reason:
-        raise SourceError(f"{task['task_id']}: the reference solution fails: {output.reason}")
+        raise hub.SourceError(f"{task['task_id']}: the reference solution fails: {output.reason}")
     values = json.loads(output.stdout.split(b"\n")[-2])
     if suite == "mbpp" and task["entry_point"] in oracles.NOT_NONE:
         return [value is not None for value in values]
@@ -367,7 +372,7 @@ def evalplus(paths: list[Path], suite: str, *, folder: Path | None = None, pinne
 
 class _OnlyData(pickle.Unpickler):
     def find_class(self, module, name):
-        raise SourceError(f"private tests that need {module}.{name}: not plain data, refused")
+        raise hub.SourceError(f"private tests that need {module}.{name}: not plain data, refused")
 
 
 def private_tests(text: str) -> list[dict]:
@@ -380,10 +385,10 @@ def private_tests(text: str) -> list[dict]:
     try:
         value = _OnlyData(io.BytesIO(zlib.decompress(base64.b64decode(text)))).load()
         return json.loads(value)
-    except SourceError:
+    except hub.SourceError:
         raise
     except Exception as error:
-        raise SourceError(f"private tests that cannot be read: {error}") from None
+        raise hub.SourceError(f"private tests that cannot be read: {error}") from None
 
 
 def livecodebench(paths: list[Path], *, folder: Path | None = None, pinned=True) -> pd.DataFrame:
@@ -410,7 +415,7 @@ def livecodebench(paths: list[Path], *, folder: Path | None = None, pinned=True)
                 answer = {"kind": "stdin", "rule": "livecodebench", "cases": cases}
                 how = "Read from standard input and write to standard output."
             else:
-                raise SourceError(f"LiveCodeBench {name}: tests of kind {sorted(kinds)}")
+                raise hub.SourceError(f"LiveCodeBench {name}: tests of kind {sorted(kinds)}")
             problem = f"{row['question_content'].strip()}\n\n{how}"
             records.append((name, _LCB[0], problem, _answer(answer, folder), ""))
     return pd.DataFrame(records, columns=data.COLUMNS)
@@ -429,7 +434,7 @@ def _int_keys(value):
 
 
 def taco(paths: list[Path], *, folder: Path | None = None, pinned=True):
-    """TACO's training problems in the schema, and how many were left out and why.
+    """TACO's training problems in the schema; attrs["left_out"] counts what was left out and why.
 
     Left out: problems without tests, and those whose tests are no JSON or do not pair up. The
     solution is the first that is published; whether it passes is for the caller to check.
@@ -469,4 +474,43 @@ def taco(paths: list[Path], *, folder: Path | None = None, pinned=True):
                     _block(solutions[0]) if solutions else "",
                 )
             )  # fmt: skip
-    return pd.DataFrame(records, columns=data.COLUMNS), left_out
+    frame = pd.DataFrame(records, columns=data.COLUMNS)
+    frame.attrs["left_out"] = left_out
+    return frame
+
+
+def fetch(one: Source, root: str | None) -> Path:
+    """The file: under root (relative to the project) if there is one, else downloaded once."""
+    if root is not None or one.repo not in RELEASES:
+        return hub.fetch(one, root)  # which needs a repo, a revision and a file
+    import httpx
+
+    path = config.root() / "data" / "downloads" / one.repo / one.revision / one.file
+    if path.is_file():
+        return path
+    url = f"{RELEASES[one.repo]}/{one.revision}/{one.file}"
+    try:
+        got = httpx.get(url, follow_redirects=True, timeout=60).raise_for_status().content
+    except httpx.HTTPError as error:
+        raise hub.SourceError(
+            f"{one.repo}: {one.file} cannot be fetched ({type(error).__name__}): go online once, "
+            f"or set data.root to a folder with {one.repo}/{one.file}"
+        ) from None
+    return data.write_whole(path, lambda temporary: temporary.write_bytes(got))
+
+
+def load(name: str, root: str | None = None, folder: Path | None = None):
+    """A set of SOURCES in the schema, and what a report says of it. Large tests go to folder."""
+    sources = SOURCES[name]
+    paths = [fetch(one, root) for one in sources]
+    if name in ("humaneval", "mbpp"):
+        frame = evalplus(paths, name, folder=folder)
+    else:
+        frame = {"livecodebench": livecodebench, "taco": taco}[name](paths, folder=folder)
+    report = {
+        "repo": sources[0].repo,
+        "revision": sources[0].revision,
+        "sha256": {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in paths},
+        **frame.attrs,
+    }
+    return data.check(frame, name), report

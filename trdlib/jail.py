@@ -14,10 +14,12 @@ from __future__ import annotations
 import builtins
 import contextlib
 import ctypes
+import fcntl
 import json
 import math
 import os
 import platform
+import re
 import resource
 import select
 import signal
@@ -148,12 +150,16 @@ def receive(fd: int):
     return json.loads(_read(fd, size))
 
 
+def clean(text: str) -> str:
+    """A program's words, safe to print: one short line of ASCII."""
+    return re.sub(r"[^ -~]", lambda match: ascii(match[0])[1:-1], text)[:200]
+
+
 def _brief(error: BaseException, *, named: bool = True) -> str:
     try:
-        text = f"{type(error).__name__}: {error}" if named else str(error)
+        return clean(f"{type(error).__name__}: {error}" if named else str(error))
     except BaseException:  # its __str__ is the program's
-        text = "an error"
-    return ascii(text)[1:-1][:200]
+        return "an error"
 
 
 # --------------------------------------------------------------------------------- the program
@@ -337,7 +343,7 @@ def examine(tests: str) -> None:
     """Run the tests; the program's names in them are calls to its process. The verdict: fd 4."""
 
     def verdict(passed: bool, reason: str, unfit: bool = False) -> None:
-        send(4, {"passed": passed, "reason": reason, "unfit": unfit})
+        send(4, {"passed": passed, "reason": clean(reason), "unfit": unfit})
 
     try:
         code = compile(tests, "<tests>", "exec", dont_inherit=True)
@@ -354,7 +360,7 @@ def examine(tests: str) -> None:
     try:
         first = talk.hear()
         if not first.get("ready"):
-            talk.stop(Ended(str(first.get("ended"))[:200]))
+            talk.stop(Ended(str(first.get("ended"))))
         module.__dict__.update(talk.names(wanted), remote=talk.stub)
         exec(code, module.__dict__)
     except (Ended, Unfit):
@@ -649,15 +655,17 @@ def _preload() -> None:
             ctypes.CDLL(name)
 
 
-def _locked(role: str, fds: list[int], jail: dict, limits: dict, unique: int) -> None:
-    """The process of one program or examiner. Never returns."""
+def _locked(role: str, fds: list[int], ready: int, jail: dict, limits: dict, unique: int) -> None:
+    """The process of one program or examiner. Says on ready that it is locked in, before it runs
+    anything of theirs."""
     payload, *rest = fds
     with os.fdopen(payload, "rb") as file:
         text = file.read().decode("utf-8", "surrogatepass")
     os.setsid()
     for number, fd in enumerate(rest):  # 0 input, 1 output, 2 errors, 3 and 4 channels
         os.dup2(fd, number)
-    os.closerange(len(rest), 1024)
+    os.closerange(len(rest), ready)
+    os.closerange(ready + 1, 1024)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     lock_in(jail, limits["seconds"], limits["memory_mb"] * 2**20, unique)
@@ -666,6 +674,8 @@ def _locked(role: str, fds: list[int], jail: dict, limits: dict, unique: int) ->
     builtins.exit = builtins.quit = sys.exit  # the module site, which has them, is not loaded
     os.environ.clear()
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    os.write(ready, b".")
+    os.close(ready)
     {"serve": serve, "script": script, "examine": examine}[role](text)
 
 
@@ -679,16 +689,17 @@ def _keep(status: int, fds: list[int], jail: dict, ask: dict, unique: int) -> No
     """Start the locked process, wait, kill it at its limit or when the host hangs up, report."""
     if jail["namespaces"]:
         _check(_libc.unshare(NEWPID | NEWNS), "unshare")
+    locked, ready = os.pipe()
     child = os.fork()
     if child == 0:
         try:
             os.close(status)
-            _locked(ask["role"], fds, jail, ask, unique)
+            high = fcntl.fcntl(ready, fcntl.F_DUPFD, 100)  # out of the way of those that are kept
+            _locked(ask["role"], fds, high, jail, ask, unique)
             os._exit(0)
-        except BaseException as error:
-            with contextlib.suppress(BaseException):
-                os.write(3, _brief(error).encode())
-            os._exit(97)
+        finally:
+            os._exit(1)
+    os.close(ready)
     for fd in fds:
         os.close(fd)
     deadline, timeout = time.monotonic() + ask["wall"], False
@@ -718,6 +729,7 @@ def _keep(status: int, fds: list[int], jail: dict, ask: dict, unique: int) -> No
         "code": os.waitstatus_to_exitcode(code),
         "timeout": timeout,
         "cpu": used.ru_utime + used.ru_stime,
+        "locked": os.read(locked, 1) == b".",
     }
     with contextlib.suppress(OSError):
         os.write(status, json.dumps(report).encode())

@@ -24,7 +24,8 @@ walking meet a process in which nothing is decided. What remains possible:
    `remote("sum")` is the program's, `remote("Solution().f", seconds=4)` a method of a new instance;
    a call that takes longer (CPU time) raises TimeoutError, unless the program prevents it: then the
    limit for the whole program holds.
-6. It may burn its time and memory limits, and learn the kernel's version and the machine's uptime.
+6. It may burn its time and memory limits, and learn the kernel's version, the machine's uptime,
+   and in which folders Python and this module lie.
 
 What protects, on Linux (x86_64, aarch64), for users and for root alike:
 - seccomp: a short list of system calls, the rest fails. Always needed.
@@ -60,7 +61,7 @@ from trdlib import jail
 UNPROTECTED = "TRD_UNPROTECTED"
 PACKAGES = ("numpy",)  # beside the standard library
 OUTPUT = 16 * 2**20  # bytes of standard output
-DIED = "the sandbox itself was killed, twice: is there enough memory for its workers?"
+DIED = "the sandbox itself failed, twice: is there enough memory for its workers?"
 
 
 class SandboxError(RuntimeError):
@@ -113,12 +114,12 @@ def _folders() -> tuple[list[str], list[str], list[str]]:
 class _Jail:
     """A zygote of jail.py, which starts locked processes on request. One thread at a time."""
 
-    def __init__(self, *, namespaces: bool, protected: bool = True):
+    def __init__(self, *, namespaces: bool, landlock: bool, protected: bool = True):
         readable, hidden, path = _folders()
         self.owner = os.getpid()
         self.jail = {
             "namespaces": namespaces, "seccomp": protected,
-            "landlock": protected and landlock_version() > 0,
+            "landlock": protected and landlock,
             "readable": readable, "hidden": hidden, "path": path,
         }  # fmt: skip
         self.control, theirs = socket.socketpair()
@@ -238,7 +239,7 @@ def _try() -> Protection:
         if not namespaces and not landlock:
             break
         try:
-            one = _Jail(namespaces=namespaces)
+            one = _Jail(namespaces=namespaces, landlock=landlock)
         except SandboxError as error:
             why = str(error)
             continue
@@ -269,7 +270,9 @@ def _borrow():
                     f"with user namespaces or Landlock, or accept the risk with {UNPROTECTED}=1"
                 ) from None
             if not _idle:
-                one = _Jail(namespaces=found.namespaces, protected=found.safe)
+                one = _Jail(
+                    namespaces=found.namespaces, landlock=found.landlock, protected=found.safe
+                )
             continue
         if not one.usable():
             if one.owner == os.getpid():
@@ -304,9 +307,12 @@ def _end(status: socket.socket, hang_up: bool) -> dict:
             with contextlib.suppress(OSError):
                 status.shutdown(socket.SHUT_WR)
         try:
-            return json.loads(status.recv(4096))
+            end = json.loads(status.recv(4096))
         except (OSError, ValueError):
             raise Died(DIED) from None
+    if not end["locked"]:  # it never came to run the program
+        raise Died(DIED)
+    return end
 
 
 def _how(end: dict, seconds: float) -> str:
@@ -364,7 +370,7 @@ def _run(one: _Jail, program: str, stdin: str, **limits) -> Output:
     if len(said) > OUTPUT:
         reason = f"more than {OUTPUT} bytes of output"
     elif end["timeout"] or end["code"] != 0:
-        reason = why if end["code"] == 1 and why else _how(end, limits["seconds"])
+        reason = jail.clean(why) if end["code"] == 1 and why else _how(end, limits["seconds"])
     else:
         reason = ""
     return Output(said[:OUTPUT], reason, end["cpu"])
