@@ -1,7 +1,7 @@
 # make repro    reproduce the tables (default scale: params.yaml, section run)
 # make test     run the tests, every notebook included, at the smoke scale
 # make map      when does TRD help? one knob at a time
-# SCALE=smoke   another scale (with MODES=opsd: these modes)   FROM_SCRATCH=1   pretrain tiny again
+# SCALE=smoke   another scale (its math; with TASKS=math,code or MODES=opsd: these)   FROM_SCRATCH=1   pretrain tiny again
 
 PYTHON ?= python3.11
 VENV := .venv

@@ -379,7 +379,7 @@ def test_the_doctors_verdicts(pipeline, project, monkeypatch, capsys):
     assert max(map(len, said.splitlines())) <= 100
 
     params["scales"]["big"] = params["scales"]["qwen3-8b"]
-    params["run"] |= {"scales": ["big"], "modes": ["opsd"]}
+    params["run"] |= {"scales": ["big"], "tasks": ["math"], "modes": ["opsd"]}
     (project / "params.yaml").write_text(yaml.safe_dump(params))
     assert doctor.show() == 1
     assert "big: does not run here as it is" in capsys.readouterr().out

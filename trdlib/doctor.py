@@ -205,11 +205,12 @@ def show() -> int:
     no_code = "no code tasks here: Linux with user namespaces or Landlock has them"
     rows.append(_row("sandbox", str(guard), "" if guard.safe else no_code))
     for name in ("tiny", "smoke"):
-        for task in ("math", *settings.scales[name].tasks) if name in settings.scales else ():
-            run = config.Run(name, task, "none", "base", settings)
-            here = all(one.here for one in workload.models(run).values())
+        if name in settings.scales:
+            tasks = ("math", *settings.scales[name].tasks)
+            runs = [config.Run(name, task, "none", "base", settings) for task in tasks]
+            here = all(one.here for run in runs for one in workload.models(run).values())
             advice = "" if here else "git checkout models, or FROM_SCRATCH=1"
-            rows.append(_row(f"models of {name}, {task}", "here" if here else "missing", advice))
+            rows.append(_row(f"models of {name}", "here" if here else "missing", advice))
     print(plan.table(rows), end="")
     for fault in faults:
         print(f"  {fault}")
