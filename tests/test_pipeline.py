@@ -33,6 +33,10 @@ def checkout(folder: Path, task: str = "math") -> Path:
     params["run"]["ablation"] = {"tasks": ["math"], "modes": ["opd"], "methods": []}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    who = ["-c", "user.name=t", "-c", "user.email=t@t"]
+    subprocess.run(
+        ["git", *who, "commit", "-q", "--allow-empty", "-m", "start"], cwd=folder, check=True
+    )
     return folder
 
 

@@ -2,7 +2,7 @@
 
 Read the modules in this order; imports point at earlier ones only:
 config, notebooks, papermill_engine, prompts, data, parallel, models, generate, engines, grading,
-jail, sandbox, oracles, coding, hub, tiny, tinycode, stories, packaged, inputs, rollout, refine,
+jail, sandbox, oracles, hub, coding, tiny, tinycode, stories, packaged, inputs, rollout, refine,
 divergence, distill, evaluate, diagnose, audit, sweep, tables, landscape, report, costs, workload,
 plan, doctor, explore, widget.
 """
