@@ -130,7 +130,8 @@ def test_code_runs_from_the_problems_to_the_tables(tmp_path):
         "coverage_opd_code_smoke.csv",
     }  # fmt: skip
     table = found["results/tables/opd_code_smoke.csv"].decode().splitlines()
-    assert [line.split(",")[:3] for line in table if line.startswith("trd,")] == []
+    cells = [line.split(",")[:3] for line in table if line.startswith("trd,")]
+    assert cells == [["trd", "code", "True"], ["trd", "code_hard", "True"]]
 
 
 def test_a_wrong_parameter_stops_before_any_model_loads(tmp_path):
