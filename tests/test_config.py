@@ -81,7 +81,6 @@ def at(raw, path, value):
         ("run/ablation/methods", ["trd"], "trains on all rows"),
         ("run/ablation/methods", ["trd_lost"], "no method 'trd_lost'"),
         ("run/tasks", ["poetry"], "tasks.*not 'poetry'"),
-        ("scales/tiny/tasks", {}, "the scale tiny has no task 'code'"),
         ("scales/tiny/tasks/poetry", {}, "tasks.poetry"),
         ("scales/tiny/tasks/code/lora", {"rank": 8}, "tasks.code.lora.rank: unknown key"),
         ("scales/tiny/tasks/code/seeds", [7], "tasks.code has other seeds"),
@@ -107,6 +106,13 @@ def test_one_sentence_for_each_fault(raw, tmp_path, path, value, words):
         load(at(raw, path, value), tmp_path)
     assert re.search(words, str(error.value)), str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_task_that_the_scale_lacks(raw, tmp_path):
+    raw["run"]["tasks"] = ["math", "code"]
+    assert load(raw, tmp_path).run.tasks == ("math", "code")
+    with pytest.raises(config.SettingsError, match="the scale tiny has no task 'code'"):
+        load(at(raw, "scales/tiny/tasks", {}), tmp_path)
 
 
 def test_unreadable_files(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ METRICS, TABLES = "results/metrics", "results/tables"
 TABLES_STAGE = "tables@smoke-math-opd"
 
 
-def checkout(folder: Path) -> Path:
+def checkout(folder: Path, task: str = "math") -> Path:
     """A copy of the repository whose pipeline is one mode and one method at the smoke scale."""
     for name in ("notebooks", "trdlib", ".dvc", "models"):
         skip = shutil.ignore_patterns("__pycache__", "tmp", "cache", "config.local")
@@ -28,7 +28,7 @@ def checkout(folder: Path) -> Path:
     shutil.copytree(REPOSITORY / "results" / "published", folder / "results" / "published")
     (folder / "runs" / "executed").mkdir(parents=True)
     params = yaml.safe_load((folder / "params.yaml").read_text())
-    params["run"] = {"scales": ["smoke"], "tasks": ["math", "code"], "modes": ["opd"]}
+    params["run"] = {"scales": ["smoke"], "tasks": [task], "modes": ["opd"]}
     params["run"]["methods"] = ["trd"]
     params["run"]["ablation"] = {"tasks": ["math"], "modes": ["opd"], "methods": []}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
@@ -98,8 +98,6 @@ def test_killed_three_times_it_ends_in_the_same_bytes(tmp_path):
         "base.json", "base_again.json", "teacher.json", "trd.json",
         "opd_math_smoke.md", "opd_math_smoke.csv", "opd_math_smoke.tex",
         "coverage_opd_math_smoke.csv", "diagnose_opd_math_smoke.md", "diagnose_opd_math_smoke.csv",
-        "opd_code_smoke.md", "opd_code_smoke.csv", "opd_code_smoke.tex",
-        "coverage_opd_code_smoke.csv", "diagnose_opd_code_smoke.md", "diagnose_opd_code_smoke.csv",
     }  # fmt: skip
     page = (whole / "results" / "report.html").read_text()
     cells = (whole / "results" / "tables" / "opd_math_smoke.md").read_text().splitlines()
@@ -119,8 +117,21 @@ def test_killed_three_times_it_ends_in_the_same_bytes(tmp_path):
     kill_when(cut, "results/tables/opd_math_smoke.md")
     finish(cut, TABLES_STAGE)
     again = in_smoke(results(cut))
-    math = {n: text for n, text in expected.items() if "code" not in n and "diagnose" not in n}
-    assert again == math
+    assert again == {name: expected[name] for name in expected if "diagnose" not in name}
+
+
+def test_code_runs_from_the_problems_to_the_tables(tmp_path):
+    folder = checkout(tmp_path, "code")
+    finish(folder, "tables@smoke-code-opd")
+    found = in_smoke(results(folder))
+    assert {Path(name).name for name in found} == {
+        "base.json", "base_again.json", "teacher.json", "trd.json",
+        "opd_code_smoke.md", "opd_code_smoke.csv", "opd_code_smoke.tex",
+        "coverage_opd_code_smoke.csv",
+    }  # fmt: skip
+    table = found["results/tables/opd_code_smoke.csv"].decode().splitlines()
+    cells = [line.split(",")[:3] for line in table if line.startswith("trd,")]
+    assert cells == [["trd", "code", "True"], ["trd", "code_hard", "True"]]
 
 
 def test_a_wrong_parameter_stops_before_any_model_loads(tmp_path):

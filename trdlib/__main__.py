@@ -62,7 +62,8 @@ def select(scale: str, modes: str) -> None:
     tasks = [t for t in matrix["tasks"] if t == "math" or t in section.tasks]
     matrix |= {"scales": [scale], "tasks": tasks, "modes": wanted}
     if section.only:
-        matrix |= {"methods": list(section.only), "ablation": {"modes": [], "methods": []}}
+        nothing = {"tasks": [], "modes": [], "methods": []}
+        matrix |= {"methods": list(section.only), "ablation": nothing}
     else:
         matrix["ablation"]["modes"] = [m for m in matrix["ablation"]["modes"] if m in wanted]
     print(yaml.safe_dump(raw, sort_keys=False), end="")
