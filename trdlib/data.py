@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -129,6 +131,40 @@ def check_disjoint(sets: dict[str, pd.DataFrame]) -> None:
             if problem in owner:
                 raise ValueError(f"{problem!r} stands in both {owner[problem]} and {name}")
             owner[problem] = name
+
+
+def draw_sets(settings: config.Data, write: Callable) -> dict[str, pd.DataFrame]:
+    """Procedural train, validation and benchmark sets in the one schema; no problem occurs twice.
+
+    write(rng, part, split) -> (problem, answer, solution); split: "train", "validation" or "test".
+    """
+    plan = {
+        "train": ("train", settings.train),
+        "validation": ("validation", settings.validation),
+        **{name: ("test", (one,)) for name, one in settings.benchmarks.items()},
+    }
+    frames, seen = {}, set()
+    for name, (split, parts) in plan.items():
+        rng, rows = random.Random(f"{settings.seed}/{name}"), []
+        for part in parts:
+            wanted = len(rows) + part.problems
+            while len(rows) < wanted:
+                problem, answer, solution = write(rng, part, split)
+                if problem not in seen:
+                    seen.add(problem)
+                    rows.append((f"{name}-{len(rows):04d}", part.task, problem, answer, solution))
+        frames[name] = check(pd.DataFrame(rows, columns=COLUMNS), name)
+    check_disjoint(frames)
+    return frames
+
+
+def save_sets(frames: dict[str, pd.DataFrame], folder: Path) -> dict[str, pd.DataFrame]:
+    """The sets, each on file with a hash of its content; what is there and the same is kept."""
+    for name, frame in frames.items():
+        path, stamp = folder / f"{name}.parquet", config.content_hash(frame.values.tolist())
+        if load(path, stamp) is None:
+            save(frame, path, stamp)
+    return frames
 
 
 def problems(folder: Path, name: str) -> pd.DataFrame:

@@ -146,7 +146,7 @@ def verdict(scale: str, settings: config.Settings, machine: Machine) -> list[str
     least = max((size for size in need.values() if size <= biggest), default=0)
     small: dict[str, int] = {}
     for one in items:
-        if isinstance(one, workload.Sampled) and engine == "transformers":
+        if isinstance(one, workload.Sampled) and not workload.paged(section):
             batch, name = one.batch(section, roof), SECTIONS.get(one.stage.split()[0], EVALUATION)
             if batch is not None and batch < min(one.rows, one.sampling.batch_size):
                 small[name] = min(small.get(name, batch), batch)

@@ -38,28 +38,14 @@ def story(rng: random.Random, steps: int) -> tuple[str, str, str]:
 
 def problem_sets(settings: config.Data) -> dict[str, pd.DataFrame]:
     """train, validation and every benchmark, in the one schema; no problem occurs twice."""
-    plan = {"train": settings.train, "validation": settings.validation}
-    plan |= {name: (one,) for name, one in settings.benchmarks.items()}
-    frames, seen = {}, set()
-    for name, parts in plan.items():
-        rng, rows = random.Random(f"{settings.seed}/{name}"), []
-        for part in parts:
-            wanted = len(rows) + part.problems
-            while len(rows) < wanted:
-                problem, solution, answer = story(rng, rng.choice(part.steps))
-                if problem not in seen:
-                    seen.add(problem)
-                    rows.append((f"{name}-{len(rows):04d}", "story", problem, answer, solution))
-        frames[name] = data.check(pd.DataFrame(rows, columns=data.COLUMNS), name)
-    data.check_disjoint(frames)
-    return frames
+
+    def write(rng: random.Random, part: config.ProblemSet, split: str) -> tuple[str, str, str]:
+        problem, solution, answer = story(rng, rng.choice(part.steps))
+        return problem, answer, solution
+
+    return data.draw_sets(settings, write)
 
 
 def prepare(run: config.Run) -> dict[str, pd.DataFrame]:
     """The problem sets, on file and returned."""
-    frames = problem_sets(run.settings.data)
-    for name, frame in frames.items():
-        path, stamp = run.data / f"{name}.parquet", config.content_hash(frame.values.tolist())
-        if data.load(path, stamp) is None:
-            data.save(frame, path, stamp)
-    return frames
+    return data.save_sets(problem_sets(run.settings.data), run.data)

@@ -797,35 +797,17 @@ def pretrain(run: config.Run, language: Language = MATH) -> None:
 
 def problem_sets(settings: config.Data, language: Language = MATH) -> dict[str, pd.DataFrame]:
     """train, validation and every benchmark, in the one schema; no problem occurs twice."""
-    plan = {
-        "train": ("train", settings.train),
-        "validation": ("validation", settings.validation),
-        **{name: ("test", (one,)) for name, one in settings.benchmarks.items()},
-    }
-    frames, seen = {}, set()
-    for name, (split, parts) in plan.items():
-        rng, rows = random.Random(f"{settings.seed}/{name}"), []
-        for part in parts:
-            wanted = len(rows) + part.problems
-            while len(rows) < wanted:
-                problem = language.of_set(rng, part, split)
-                if problem in seen:
-                    continue
-                seen.add(problem)
-                answer, solution = language.answer(problem), text_of(language.clean(problem))
-                rows.append((f"{name}-{len(rows):04d}", part.task, problem, answer, solution))
-        frames[name] = data.check(pd.DataFrame(rows, columns=data.COLUMNS), name)
-    data.check_disjoint(frames)
-    return frames
+
+    def write(rng: random.Random, part: config.ProblemSet, split: str) -> tuple[str, str, str]:
+        problem = language.of_set(rng, part, split)
+        return problem, language.answer(problem), text_of(language.clean(problem))
+
+    return data.draw_sets(settings, write)
 
 
 def prepare(run: config.Run, language: Language = MATH) -> dict[str, pd.DataFrame]:
     """The problem sets of a procedural scale, as the code now makes them, and its models."""
-    frames = problem_sets(run.settings.data, language)
-    for name, frame in frames.items():
-        path, stamp = run.data / f"{name}.parquet", config.content_hash(frame.values.tolist())
-        if data.load(path, stamp) is None:
-            data.save(frame, path, stamp)
+    frames = data.save_sets(problem_sets(run.settings.data, language), run.data)
     here = [
         (config.root() / run.model_path(role, seed)).is_dir()
         for role in ("student", "teacher")
