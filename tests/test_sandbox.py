@@ -493,6 +493,28 @@ def test_a_jail_that_is_killed_is_replaced():
     assert verdicts == [(True, "")]
 
 
+def test_a_python_below_tmp_is_readable_and_stays_as_it_is(level, monkeypatch):
+    """As where the project, and with it numpy, was cloned to a folder of /tmp."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        os.chmod(folder, 0o755)
+        Path(folder, "there.py").write_text("value = 41")
+        readable, hidden, path = sandbox._folders()
+        more = ([*readable, folder], hidden, [*path, folder])
+        monkeypatch.setattr(sandbox, "_folders", lambda: more)
+        reads = "import there\ndef f(): return there.value + 1"
+        assert sandbox.check(reads, "assert f() == 42") == (True, "")
+        for spoil in (
+            f"open({folder!r} + '/there.py', 'w')",
+            f"open({folder!r} + '/new', 'w')",
+            f"__import__('os').remove({folder!r} + '/there.py')",
+            f"__import__('os').rename({folder!r}, '/tmp/elsewhere')",
+        ):
+            program = f"def f():\n    try: {spoil}\n    except OSError: return 'refused'"
+            assert sandbox.check(program, "assert f() == 'refused'") == (True, "")
+        assert os.listdir(folder) == ["there.py"]
+        assert Path(folder, "there.py").read_text() == "value = 41"
+
+
 def test_after_a_fork_each_process_has_its_own_jail():
     assert sandbox.check(*RIGHT).passed
     child = os.fork()

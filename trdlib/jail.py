@@ -554,6 +554,12 @@ def _read_only(target: str) -> None:
         _mount("none", target, None, kept | _REMOUNT | _BIND | _RDONLY | _NOSUID | _NODEV)
 
 
+def _below_tmp(readable: list[str]) -> dict[str, str]:
+    """Readable folders that a process's own /tmp covers, and where it finds them again."""
+    covered = [folder for folder in readable if folder.startswith("/tmp/")]
+    return {folder: f"/.readable/{number}" for number, folder in enumerate(covered)}
+
+
 def build(readable: list[str], hidden: list[str]) -> None:
     """Leave the host: new namespaces, and a root that holds the readable folders and /tmp."""
     user, group = os.geteuid(), os.getegid()
@@ -578,6 +584,9 @@ def build(readable: list[str], hidden: list[str]) -> None:
     for folder in hidden:
         if os.path.isdir(root + folder):
             _mount("none", root + folder, "tmpfs", _RDONLY | _NOSUID | _NODEV, "size=4k,mode=755")
+    for folder, again in _below_tmp(readable).items():
+        os.makedirs(root + again)
+        _mount(root + folder, root + again, None, _BIND | _REC)  # as read-only as the original
     os.makedirs(root + "/tmp", exist_ok=True)
     os.chdir(root)
     dot = ctypes.create_string_buffer(b".")
@@ -610,6 +619,9 @@ def lock_in(jail: dict, seconds: float, memory: int, unique: int) -> None:
     if jail["namespaces"]:
         options = f"size={LONGEST},nr_inodes=256,mode=1777"
         _mount("none", "/tmp", "tmpfs", _NOSUID | _NODEV | _NOEXEC, options)
+        for folder, again in _below_tmp(jail["readable"]).items():
+            os.makedirs(folder)
+            _mount(again, folder, None, _BIND | _REC)
         os.chdir("/tmp")
     else:
         os.chdir("/")
