@@ -159,6 +159,11 @@ class Evaluation(_Section):
     resamples: PositiveInt  # bootstrap
     confidence: float = Field(gt=0, lt=1)
 
+    @property
+    def validation(self) -> Sampling:
+        """How the validation set is sampled."""
+        return self.sampling.model_copy(update={"samples": self.validation_samples})
+
 
 class ProblemSet(_Section):
     """One set of procedural problems."""

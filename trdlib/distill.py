@@ -505,9 +505,7 @@ def _choose(
     rates = run.rates if learning_rate is None else (learning_rate,)
     validate = len(rates) > 1
     problems = data.problems(run.data, "validation")["problem"].tolist() if validate else None
-    sampling = run.settings.evaluation.sampling.model_copy(
-        update={"samples": run.settings.evaluation.validation_samples}
-    )
+    sampling = run.settings.evaluation.validation
     stamp = config.content_hash(list(stamps.values()), rates, problems, validate and sampling)
     choice = data.read_json(run.choice) if run.choice.is_file() else {}
     if choice.get("fingerprint") == stamp:

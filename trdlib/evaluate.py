@@ -226,8 +226,7 @@ def validation(run: config.Run) -> dict:
 
     evaluation.validation_samples samples a problem; the adapters must be there (distill.distill).
     """
-    evaluation, problems = run.settings.evaluation, data.problems(run.data, "validation")
-    sampling = evaluation.sampling.model_copy(update={"samples": evaluation.validation_samples})
+    sampling, problems = run.settings.evaluation.validation, data.problems(run.data, "validation")
     rows, tables = problems.to_dict("records"), []
     for seed in run.settings.seeds:
         prompts = rollout.student_prompts(run, seed, rows)

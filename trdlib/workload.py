@@ -274,9 +274,8 @@ def held_out(section: config.AnyData) -> int:
 def distilled(run: config.Run, student: Shape, teacher: Shape) -> list[Sampled | Trained]:
     """What one method asks for: training at each rate of its grid, and the choice between them."""
     scale, recipe, length = run.settings, run.recipe, lengths(run)
-    grid, seeds, stage = scale.training.learning_rates, len(scale.seeds), f"distill {run.mode}"
-    if recipe.subset != "all":
-        grid, stage = scale.training.subset_learning_rates or grid, f"ablate {run.mode}"
+    grid, seeds = run.rates, len(scale.seeds)
+    stage = f"{'distill' if recipe.subset == 'all' else 'ablate'} {run.mode}"
     sees, trajectory = contexts(run, length), recipe.trajectory.removesuffix("_cut")
     rows = train_problems(run) * seeds
     rows *= scale.rollout.samples if trajectory in ("y_o", "y_r") else 1
@@ -290,9 +289,8 @@ def distilled(run: config.Run, student: Shape, teacher: Shape) -> list[Sampled |
         )
     ]  # fmt: skip
     if len(grid) > 1:
-        k = scale.evaluation.validation_samples
-        sampling = scale.evaluation.sampling.model_copy(update={"samples": k})
-        rows = held_out(scale.data) * k * seeds * len(grid)
+        sampling = scale.evaluation.validation
+        rows = held_out(scale.data) * sampling.samples * seeds * len(grid)
         how = (sampling, rows, sees.x, length["eval"])
         todo.append(Sampled(f"{stage} {run.method}", student, *how))
     return todo
