@@ -28,9 +28,7 @@
 # %% tags=["parameters"]
 scale: str = "smoke"  # a scale of params.yaml
 task: str = "math"  # math or code
-mode: str = (
-    "opd"  # who teaches: opd (another model) or opsd (the student itself, given the reference)
-)
+mode: str = "opd"  # who teaches: opd (another model), opsd (the student, given the reference)
 method: str = "trd"  # a method of params.yaml: its divergence is shown
 seed: int = 0  # base seed: which weights
 
