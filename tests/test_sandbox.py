@@ -340,6 +340,16 @@ def test_reasons_say_what_happened():
     assert "\x1b" not in why("def f(): raise ValueError('\x1b[2J')")
 
 
+def test_tests_that_end_before_the_program_has_begun_are_judged_all_the_same():
+    """Side by side, so that some examiners overtake the programs that they never call."""
+
+    def check(_):
+        with pytest.raises(ValueError, match="never call the program"):
+            sandbox.check("def f(x): return 1", "assert 1 + 1 == 2")
+
+    sandbox.in_pool(check, list(range(160)), workers=8)
+
+
 @pytest.mark.parametrize(
     ("tests", "message"),
     [

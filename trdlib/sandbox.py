@@ -301,7 +301,10 @@ def _close() -> None:
 
 
 def _end(status: socket.socket, hang_up: bool) -> dict:
-    """How the locked process ended. Its keeper answers once it is dead."""
+    """How the locked process ended. Its keeper answers once it is dead.
+
+    One that we hang up on may not have come to run its program: its caller judges.
+    """
     with status:
         if hang_up:
             with contextlib.suppress(OSError):
@@ -310,7 +313,7 @@ def _end(status: socket.socket, hang_up: bool) -> dict:
             end = json.loads(status.recv(4096))
         except (OSError, ValueError):
             raise Died(DIED) from None
-    if not end["locked"]:  # it never came to run the program
+    if not end["locked"] and not hang_up:  # it never came to run the program
         raise Died(DIED)
     return end
 
@@ -347,6 +350,8 @@ def _check(one: _Jail, program: str, tests: str, **limits) -> Verdict:
         raise ValueError(verdict["reason"])
     reason = verdict["reason"]
     if reason == "the program ended early":
+        if not programs["locked"]:
+            raise Died(DIED)
         how = _how(programs, limits["seconds"])
         reason = how if how.startswith("timeout") else f"{reason}: {how}"
     return Verdict(verdict["passed"] is True, reason)
