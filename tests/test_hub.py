@@ -115,7 +115,7 @@ def report(project):
 
 
 def test_benchmarks_row_for_row(settings):
-    sets, rows = hub.problem_sets(settings), published(settings)
+    sets, rows = hub.problem_sets(settings)[0], published(settings)
     assert list(sets) == ["train", "validation", *settings.benchmarks]
     expected = {
         "aime24": ("math-ai/aime24", lambda row: str(200 + row["id"])),
@@ -134,7 +134,7 @@ def test_benchmarks_row_for_row(settings):
 
 
 def test_amobench_is_the_39_without_descriptions(settings):
-    got = hub.problem_sets(settings)["amobench"]
+    got = hub.problem_sets(settings)[0]["amobench"]
     kept = [r for r in published(settings)["amobench"] if r["answer_type"] != "description"]
     assert len(got) == 39
     assert sum(r["answer_type"] == "variable" for r in kept) == 2
@@ -146,7 +146,7 @@ def test_amobench_is_the_39_without_descriptions(settings):
 
 def test_train_and_validation_are_what_is_left_and_it_is_counted(settings):
     everything = settings.model_copy(update={"train_problems": None})
-    sets, found = hub._collect(everything)
+    sets, found = hub.problem_sets(everything)
     counts = {k: v for k, v in found["train"].items() if isinstance(v, int)}
     assert counts == {
         "rows": TRAIN, "left_out": 0, "without_problem_or_answer": 1, "without_solution": 2,
@@ -160,7 +160,7 @@ def test_train_and_validation_are_what_is_left_and_it_is_counted(settings):
     assert used["answer"].tolist() == [rows[i]["answer"] for i in left]
     assert used["solution"].tolist() == [rows[i]["solution"] for i in left]
     assert len(sets["validation"]) == 5
-    optional = hub.problem_sets(everything.model_copy(update={"require_solution": False}))
+    optional, _ = hub.problem_sets(everything.model_copy(update={"require_solution": False}))
     assert len(optional["train"]) == len(sets["train"]) + 2
     assert (optional["train"]["solution"] == "").sum() + (
         optional["validation"]["solution"] == ""
@@ -172,16 +172,16 @@ def number(ids):
 
 
 def test_the_draw_depends_on_the_texts_and_the_seed_only(settings, tmp_path):
-    first = hub.problem_sets(settings)
+    first, _ = hub.problem_sets(settings)
     assert len(first["train"]) == 20
     rows = published(settings)
     one = settings.train
     kept = [r for r in reversed(rows["train"]) if r["problem"] != rows["train"][5]["problem"]]
     write(tmp_path / "stand_in" / one.repo / one.file, kept)
-    again = hub.problem_sets(changed(settings, "train", rows=len(kept)))
+    again, _ = hub.problem_sets(changed(settings, "train", rows=len(kept)))
     spelled = {hub.normal(p) for p in first["validation"]["problem"]}
     assert {hub.normal(p) for p in again["validation"]["problem"]} == spelled
-    other = hub.problem_sets(changed(settings, "train", rows=len(kept)).model_copy(
+    other, _ = hub.problem_sets(changed(settings, "train", rows=len(kept)).model_copy(
         update={"seed": 1}))  # fmt: skip
     assert {hub.normal(p) for p in other["validation"]["problem"]} != spelled
 
@@ -263,7 +263,7 @@ def test_broken_and_missing_files(settings, tmp_path):
     says("math-ai/aime24: test-00000-of-00001.parquet is not a valid parquet file", settings)
     path.unlink()
     says(
-        "stand_in/math-ai/aime24/test-00000-of-00001.parquet does not exist: put the file", settings
+        "stand_in/math-ai/aime24/test-00000-of-00001.parquet does not exist: put it there", settings
     )
     says("34 problems are left and 5125 are wanted: lower train_problems", settings_with_aime24(
         settings, path, train_problems=5120))  # fmt: skip
@@ -342,7 +342,7 @@ def server(settings, tmp_path, monkeypatch):
 
 
 def test_from_the_hub_as_from_a_folder(server, settings):
-    local, remote = hub.problem_sets(settings), hub.problem_sets(server)
+    local, remote = hub.problem_sets(settings)[0], hub.problem_sets(server)[0]
     assert all(local[name].equals(remote[name]) for name in local)
     assert sum("/resolve/" in path for path in Hub.gets) == 6
     assert all(f"/resolve/{commit}/" in " ".join(Hub.gets) for commit in Hub.commits.values())
@@ -353,7 +353,7 @@ def test_a_commit_in_the_cache_needs_no_hub(server, monkeypatch):
 
     hub.problem_sets(server)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert len(hub.problem_sets(server)["aime24"]) == 30
+    assert len(hub.problem_sets(server)[0]["aime24"]) == 30
 
 
 def test_what_the_hub_does_not_have(server):

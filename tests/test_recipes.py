@@ -1,6 +1,7 @@
 """The README's recipes, word for word: what it tells people to write and to run does run."""
 
 import json
+import linecache
 import os
 import re
 import shutil
@@ -8,10 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from conftest import REPOSITORY
 
-from trdlib import config, data, tiny
+from trdlib import config, data, inputs, rollout, tiny
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
@@ -109,8 +111,45 @@ def test_your_own_model_and_data(with_notebooks):
     assert set(data.problems(run.data, "validation")["source"]) == {"mine/train.jsonl"}
     data.write_text("mine/train.jsonl", "{}")
     with pytest.raises(RuntimeError, match=r"^mine/train.jsonl has 1 rows, not 12"):
-        from trdlib import inputs
+        inputs.prepare(run)
 
+
+def test_your_own_task(with_notebooks):
+    blocks = recipe("task")
+    shutil.copytree("models/smoke/0/student", "models/mine")
+    data.write_text("mine/sums.py", blocks["python"])
+    put_under("scales", blocks["yaml"])
+    shell(blocks["bash"])
+    run = config.run("sums", mode="opsd")
+    assert len(data.load(run.mode_folder / "y_r.parquet")) == 8
+    rows = data.problems(run.data, "longer").to_dict("records")
+    assert all(eval(row["problem"][8:-1]) == int(row["answer"]) for row in rows)
+    said = pd.DataFrame({"text": [row["solution"] for row in rows], "finished": True})
+    assert rollout.grade(said, rows, run) == [True] * 4
+    assert rollout.grade(said, rows[1:] + rows[:1], run) != [True] * 4
+
+
+def test_your_own_task_with_its_own_grader(project):
+    """Graded by the file, and again once the file's grader has changed."""
+    put_under("scales", recipe("task")["yaml"])
+    shutil.copytree("models/smoke/0/student", "models/mine")
+    verdict = "\ndef grade(pairs):\n    return [{} for _ in pairs]\n"
+    run = config.run("sums", mode="opsd")
+    for right in (True, False):
+        data.write_text("mine/sums.py", recipe("task")["python"] + verdict.format(right))
+        inputs._file.cache_clear()  # as in a new process
+        config.code_hash.cache_clear()
+        linecache.checkcache()
+        inputs.prepare(run)
+        y_o = rollout.attempts(run)
+        assert y_o["correct"].tolist() == (y_o["finished"] & right).tolist()
+    data.write_text("mine/sums.py", "answer = 42")
+    inputs._file.cache_clear()
+    with pytest.raises(config.SettingsError, match=r"^mine/sums.py has no draw\(rng, steps\)"):
+        inputs.prepare(run)
+    Path("mine/sums.py").unlink()
+    inputs._file.cache_clear()
+    with pytest.raises(config.SettingsError, match=r"^the task mine/sums.py does not exist"):
         inputs.prepare(run)
 
 

@@ -47,7 +47,7 @@ def test_an_unfinished_response_is_wrong_whatever_it_says(smoke):
     rows = refine.rows_of(data.problems(run.data, "train"), y_o)
     y_o["text"] = [row["solution"] for row in rows]
     y_o["finished"] = np.arange(len(y_o)) % 2 == 0
-    assert rollout.grade(y_o, rows) == y_o["finished"].tolist()
+    assert rollout.grade(y_o, rows, run) == y_o["finished"].tolist()
     assert all(grading.is_correct(row["solution"], row["answer"]) for row in rows)
 
 
@@ -76,10 +76,10 @@ def test_a_generation_of_another_model_is_not_reused(smoke):
     assert first["text"].tolist() != second["text"].tolist()
 
 
-def test_a_function_of_amo_bench_is_graded_at_its_points():
+def test_a_function_of_amo_bench_is_graded_at_its_points(smoke):
     """Problem 5: equal values count, whatever the form; other problems get no points."""
     answer = r"$a_n=\frac{n(n+1)}{2}$"
     forms = [r"\boxed{b_n=\lceil n(n+1)/2-0.5\rceil}", r"\boxed{\frac{n^2-n}{2}}", "no box"]
     table = pd.DataFrame({"text": forms, "finished": [True, True, True]})
     for name, verdicts in (("AMO-Bench-5", [True, False, False]), ("train-5", [False] * 3)):
-        assert rollout.grade(table, [{"id": name, "answer": answer}] * 3) == verdicts
+        assert rollout.grade(table, [{"id": name, "answer": answer}] * 3, smoke()) == verdicts

@@ -200,7 +200,7 @@ def test_rollout_refinement_training_and_evaluation_run(smol):
 
 
 def test_a_story_can_be_solved_from_its_text_alone():
-    sets = stories.problem_sets(config.load().scales["smol"].data)
+    sets = inputs.problem_sets(config.load().scales["smol"].data, stories)
     asked = [row for frame in sets.values() for row in frame.itertuples()]
     assert len(asked) > 100
     for row in asked:

@@ -246,7 +246,7 @@ def test_attempts_are_graded_rewritten_and_located(project):
     rows = refine.rows_of(data.problems(run.data, "train"), y_o)
     fair = y_o.assign(text=[row["solution"] for row in rows], finished=True)
     fair.loc[::2, "finished"] = False  # an unfinished response is wrong, whatever it says
-    assert rollout.grade(fair, rows, "code") == fair["finished"].tolist()
+    assert rollout.grade(fair, rows, run) == fair["finished"].tolist()
     found = diagnose.responses(run)
     wrong = found[~found["correct"] & found["finished"]]
     assert len(wrong)

@@ -13,11 +13,11 @@ from datetime import datetime
 from trdlib import config, data
 
 
-def plan(scale: str, gpu: str | None, calibrate: bool) -> None:
+def plan(scale: str, task: str, gpu: str | None, calibrate: bool) -> None:
     """What will happen at a scale: stages, tokens, downloads, memory, hours, and what is done."""
     from trdlib import plan
 
-    plan.show(scale, gpu, calibrate)
+    plan.show(scale, task, gpu, calibrate)
 
 
 def doctor() -> int:
@@ -52,20 +52,22 @@ def models(scale: str) -> None:
         data.write_json(config.root() / "models" / scale / "used.json", used)
 
 
-def select(scale: str, modes: str) -> None:
+def select(scale: str, tasks: str, modes: str) -> None:
     """Print params.yaml with the section `run` that one scale wants (`make repro SCALE=`)."""
     import yaml
 
     raw = yaml.safe_load((config.root() / "params.yaml").read_text())
     section, matrix = config.run(scale, mode="none", method="base").settings, raw["run"]
     wanted = modes.replace(",", " ").split() or [m for m in matrix["modes"] if m in section.modes]
-    tasks = [t for t in matrix["tasks"] if t == "math" or t in section.tasks]
-    matrix |= {"scales": [scale], "tasks": tasks, "modes": wanted}
+    asked = tasks.replace(",", " ").split()
+    asked = asked or [t for t in matrix["tasks"] if t == "math" or t in section.tasks]
+    matrix |= {"scales": [scale], "tasks": asked, "modes": wanted}
     if section.only:
         nothing = {"tasks": [], "modes": [], "methods": []}
         matrix |= {"methods": list(section.only), "ablation": nothing}
     else:
-        matrix["ablation"]["modes"] = [m for m in matrix["ablation"]["modes"] if m in wanted]
+        for axis, chosen in (("tasks", asked), ("modes", wanted)):
+            matrix["ablation"][axis] = [x for x in matrix["ablation"][axis] if x in chosen]
     print(yaml.safe_dump(raw, sort_keys=False), end="")
 
 
@@ -132,6 +134,7 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("plan", help=plan.__doc__)
     command.add_argument("--scale", default="tiny")
+    command.add_argument("--task", default="math")
     command.add_argument("--gpu", help="of the table in trdlib/costs.py; default: all of them")
     command.add_argument("--calibrate", action="store_true", help="measure this machine first")
     commands.add_parser("doctor", help=doctor.__doc__)
@@ -151,6 +154,7 @@ def main() -> int:
     command.add_argument("--scale", default="smoke")
     command = commands.add_parser("select", help=select.__doc__)
     command.add_argument("--scale", required=True)
+    command.add_argument("--tasks", default="", help="instead of all that run.tasks and it share")
     command.add_argument("--modes", default="", help="instead of all that run.modes and it share")
     command = commands.add_parser("times", help=times.__doc__)
     command.add_argument("--since", type=float, default=0.0, help="seconds since the epoch")

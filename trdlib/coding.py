@@ -28,6 +28,7 @@ releases and which rows of TACO the paper's authors used is unknown.
 from __future__ import annotations
 
 import base64
+import functools
 import gzip
 import hashlib
 import io
@@ -209,7 +210,11 @@ def _on_stdin(program: str, tests: dict) -> sandbox.Verdict:
 def tests_of(answer: str, folder: Path | None = None) -> dict:
     """What an answer says, read from its file if it is kept in one. ValueError if it says nothing
     that we know."""
-    tests = json.loads(answer)
+    try:
+        tests = json.loads(answer)
+    except ValueError:
+        tests = None
+    tests = tests if isinstance(tests, dict) else {}
     if tests.get("kind") == "file":
         if folder is None:
             raise ValueError("this answer is kept in a file: say in which folder")
@@ -479,13 +484,26 @@ def taco(paths: list[Path], *, folder: Path | None = None, pinned=True):
     return frame
 
 
-def fetch(one: Source, root: str | None) -> Path:
-    """The file: under root (relative to the project) if there is one, else downloaded once."""
+def _place(one: Source, root: str | None) -> Path | None:
     if root is not None or one.repo not in RELEASES:
-        return hub.fetch(one, root)  # which needs a repo, a revision and a file
+        return hub.place(one, root)  # which needs a repo, a revision and a file
+    return config.root() / "data" / "downloads" / one.repo / one.revision / one.file
+
+
+def places(one: config.CodeSet, root: str | None) -> list[Path | None]:
+    """Where the files of the set are, or should be, as hub.place."""
+    if one.files:
+        return [config.root() / name for name in one.files]
+    return [_place(source, root) for source in SOURCES[one.format]]
+
+
+def fetch(one: Source, root: str | None) -> Path:
+    """The file at its place; what is not there is downloaded, once."""
+    if root is not None or one.repo not in RELEASES:
+        return hub.fetch(one, root)
     import httpx
 
-    path = config.root() / "data" / "downloads" / one.repo / one.revision / one.file
+    path = _place(one, root)
     if path.is_file():
         return path
     url = f"{RELEASES[one.repo]}/{one.revision}/{one.file}"
@@ -499,18 +517,49 @@ def fetch(one: Source, root: str | None) -> Path:
     return data.write_whole(path, lambda temporary: temporary.write_bytes(got))
 
 
-def load(name: str, root: str | None = None, folder: Path | None = None):
-    """A set of SOURCES in the schema, and what a report says of it. Large tests go to folder."""
-    sources = SOURCES[name]
-    paths = [fetch(one, root) for one in sources]
-    if name in ("humaneval", "mbpp"):
-        frame = evalplus(paths, name, folder=folder)
-    else:
-        frame = {"livecodebench": livecodebench, "taco": taco}[name](paths, folder=folder)
+def _files(one: config.CodeSet, root: str | None) -> list[Path]:
+    if not one.files:
+        return [fetch(source, root) for source in SOURCES[one.format]]
+    for name, path in zip(one.files, places(one, root), strict=True):
+        if not path.is_file():
+            raise hub.SourceError(f"{name} does not exist: put it there, or correct files")
+    return places(one, root)
+
+
+_READERS = {
+    "humaneval": functools.partial(evalplus, suite="humaneval"),
+    "mbpp": functools.partial(evalplus, suite="mbpp"),
+    "livecodebench": livecodebench,
+    "taco": taco,
+}
+
+
+def load(one: config.CodeSet | config.HubSet, root: str | None, folder: Path | None = None):
+    """One set in the schema, and what the report says of it, as hub.load: also a file of one's own
+    whose answers are tests (see above). Large tests go to folder."""
+    if isinstance(one, config.HubSet):
+        frame, report = hub.load(one, root, answer_of=str)
+        for row in frame.itertuples():
+            try:
+                tests_of(row.answer)
+            except ValueError as error:
+                raise hub.SourceError(f"{one.name}, {row.id}: {error}") from None
+        return frame, report
+    paths, sources = _files(one, root), SOURCES[one.format]
+    frame = _READERS[one.format](paths, folder=folder, pinned=not one.files)
+    left_out = frame.attrs.get("left_out", {})
+    if len(frame) + sum(left_out.values()) != one.rows:
+        raise hub.SourceError(
+            f"{one.name} has {len(frame) + sum(left_out.values())} rows, not {one.rows}: correct "
+            "rows in params.yaml"
+        )
     report = {
-        "repo": sources[0].repo,
-        "revision": sources[0].revision,
-        "sha256": {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in paths},
-        **frame.attrs,
+        "repo": None if one.files else sources[0].repo,
+        "revision": None if one.files else sources[0].revision,
+        "file": ", ".join(one.files or (source.file for source in sources)),
+        "sha256": config.content_hash([hashlib.sha256(p.read_bytes()).hexdigest() for p in paths]),
+        "rows": one.rows,
+        "left_out": sum(left_out.values()),
+        **left_out,
     }
-    return data.check(frame, name), report
+    return data.check(frame, one.name), report

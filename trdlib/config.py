@@ -168,7 +168,8 @@ class Evaluation(_Section):
 class ProblemSet(_Section):
     """One set of procedural problems."""
 
-    task: Literal["chain", "trail", "story", "code"]
+    # One of ours, or a Python file of the project: its draw(rng, steps) makes them (inputs.py).
+    task: str = Field(pattern=r"^(chain|trail|story|code|[\w/.-]+\.py)$")
     problems: PositiveInt
     steps: tuple[PositiveInt, ...]
     local_share: float = Field(0.0, ge=0, le=1)  # trail: share of problems with the flag `=`
@@ -182,12 +183,18 @@ class ProblemSet(_Section):
 
 
 class Data(_Section):
-    """Procedural problems (tiny.py, tinycode.py, stories.py)."""
+    """Procedural problems (tiny.py, tinycode.py, stories.py, or a file of your own)."""
 
     train: tuple[ProblemSet, ...]
     validation: tuple[ProblemSet, ...]
     benchmarks: dict[str, ProblemSet]
     seed: int = 0
+
+    @pydantic.model_validator(mode="after")
+    def _of_one_kind(self):
+        if len(self.tasks) > 1 and not self.tasks <= {"chain", "trail"}:
+            raise ValueError(f"problems of {', '.join(sorted(self.tasks))} do not mix: choose one")
+        return self
 
     @property
     def tasks(self) -> set[str]:
@@ -226,6 +233,10 @@ class HubSet(_Section):
         return self
 
     @property
+    def published(self) -> bool:
+        return self.repo is not None
+
+    @property
     def name(self) -> str:
         return self.repo or self.file
 
@@ -239,25 +250,61 @@ class HubSet(_Section):
         return self.kept or self.rows
 
 
-class HubData(_Section):
-    """Published problems (hub.py)."""
+class CodeSet(_Section):
+    """A published set of programming problems: coding.py knows its files, their pins, its rules."""
 
-    train: HubSet
+    format: Literal["humaneval", "mbpp", "livecodebench", "taco"]
+    rows: PositiveInt  # in all of its files
+    files: tuple[str, ...] = ()  # of your own in this format, instead of the published ones
+
+    @property
+    def published(self) -> bool:
+        return not self.files
+
+    @property
+    def name(self) -> str:
+        return self.format
+
+    @property
+    def problems(self) -> int:
+        return self.rows
+
+
+def _kind_of_set(value) -> str:
+    coded = isinstance(value, CodeSet) or (isinstance(value, dict) and "format" in value)
+    return "<code>" if coded else "<file>"
+
+
+AnySet = Annotated[
+    Annotated[HubSet, Tag("<file>")] | Annotated[CodeSet, Tag("<code>")],
+    Discriminator(_kind_of_set),
+]
+
+
+class HubData(_Section):
+    """Published problems (hub.py, coding.py)."""
+
+    train: AnySet
     train_problems: PositiveInt | None = None  # drawn by a hash; None: all that are left
     validation_problems: PositiveInt  # held out of the train set, by the same hash
-    benchmarks: dict[str, HubSet] = Field(min_length=1)
+    benchmarks: dict[str, AnySet] = Field(min_length=1)
     require_solution: bool = False  # train problems without a reference solution are left out
     root: str | None = None  # a folder with <repo>/<file> that stands in for the hub
     seed: int = 0
 
+    @property
+    def sets(self) -> dict[str, HubSet | CodeSet]:
+        """What is read: the train set, of which validation is a part, and the benchmarks."""
+        return {"train": self.train, **self.benchmarks}
+
 
 def _kind_of_data(value) -> str:
     train = value.get("train") if isinstance(value, dict) else getattr(value, "train", None)
-    return "hub" if isinstance(train, dict | HubSet) else "procedural"
+    return "<hub>" if isinstance(train, dict | HubSet | CodeSet) else "<procedural>"
 
 
 AnyData = Annotated[
-    Annotated[Data, Tag("procedural")] | Annotated[HubData, Tag("hub")],
+    Annotated[Data, Tag("<procedural>")] | Annotated[HubData, Tag("<hub>")],
     Discriminator(_kind_of_data),
 ]
 
@@ -328,7 +375,7 @@ class Models(_Section):
     packaged: Packaged | None = None  # what the student's folder is unpacked from
     backend: Literal["transformers", "unsloth"] = "unsloth"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    style: Literal["tiny", "math", "story"] = "math"  # of the prompts
+    style: Literal["tiny", "math", "code", "story"] = "math"  # of the prompts
     load_in_4bit: bool = False  # the base model in nf4 (bitsandbytes)
     threads: PositiveInt | None = None  # CPU threads per process; None: as torch thinks best
     student_thinking: bool | None = None
@@ -438,10 +485,13 @@ class Settings(_Section):
         for name, scale in self.scales.items():
             for task, own in {"math": scale, **scale.tasks}.items():
                 found = own.data.tasks if isinstance(own.data, Data) else set()
-                if found & ({"chain", "trail"} if task == "code" else {"code"}):
+                if isinstance(own.data, HubData):
+                    formats = [one.name for one in own.data.sets.values() if type(one) is CodeSet]
+                    found = {"code"} if formats else set()
+                if found & ({"chain", "trail", "story"} if task == "code" else {"code"}):
                     raise ValueError(
                         f"scales.{name}: the data of the task {task} are problems of "
-                        f"{sorted(found)}: a task has its own"
+                        f"{', '.join(sorted(found))}: a task has its own"
                     )
         for name in self.run.scales:
             _known("scale", name, self.scales)
@@ -527,7 +577,7 @@ def load(path: str | os.PathLike = "params.yaml") -> Settings:
 
 def _first_fault(error: pydantic.ValidationError) -> str:
     first = error.errors()[0]
-    tags = ("procedural", "hub")  # of the kinds of data: not in the file
+    tags = ("<procedural>", "<hub>", "<file>", "<code>")  # of the kinds of data: not in the file
     where = ".".join(str(part) for part in first["loc"] if part not in tags)
     what = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":

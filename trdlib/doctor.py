@@ -16,7 +16,7 @@ import shutil
 import tomllib
 from typing import NamedTuple
 
-from trdlib import config, costs, plan, sandbox, workload
+from trdlib import config, costs, inputs, plan, sandbox, workload
 from trdlib.costs import GIB
 from trdlib.packaged import find
 
@@ -129,11 +129,14 @@ def verdict(scale: str, settings: config.Settings, machine: Machine) -> list[str
         faults += [
             f"{name} is not here and the hub {machine.hub}: go online once" for name in absent
         ]
-    if isinstance(section.data, config.HubData) and not online and section.data.root is None:
-        sets = [s for s in (section.data.train, *section.data.benchmarks.values()) if s.repo]
-        found = [workload.cached(s.repo, s.file, s.revision, "dataset") for s in sets]
-        if None in found:
-            faults.append(f"{found.count(None)} data sets not here: go online, or set data.root")
+    if not online:
+        needed = [one.data for one in (section, *section.tasks.values())]
+        needed = [one for one in needed if isinstance(one, config.HubData) and one.root is None]
+        sets = [s for one in needed for s in one.sets.values() if s.published]
+        places = [inputs.places(one, None) for one in sets]
+        absent = sum(not all(path and path.is_file() for path in paths) for paths in places)
+        if absent:
+            faults.append(f"{absent} data sets not here: go online, or set data.root")
     items = workload.work(run, section.modes)
     roof = costs.Machine(machine.memory, 1, 1, 0)  # its memory is what counts here
     need = {}

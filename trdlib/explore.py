@@ -649,7 +649,7 @@ def live(
             )[0]
         text = loaded.tokenizer.decode(done.token_ids, skip_special_tokens=True)
         said = pd.DataFrame({"text": [text], "finished": [done.finished]})
-        right = None if answer is None else rollout.grade(said, [row], run.task)[0]
+        right = None if answer is None else rollout.grade(said, [row], run)[0]
         return done, text, right
 
     asked = rollout.student_prompts(run, loaded.seed, [row])[0]

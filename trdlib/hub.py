@@ -42,23 +42,33 @@ class SourceError(RuntimeError):
 # ------------------------------------------------------------------------------------- one file
 
 
-def fetch(one: HubSet, root: str | None) -> Path:
-    """The file: under root (relative to the project) if there is one, else from the hub's cache.
+def cached(repo: str, file: str, revision: str, repo_type: str = "model") -> Path | None:
+    """The file in the hub's cache, if it is there; nothing is asked of the network."""
+    from huggingface_hub import try_to_load_from_cache
 
-    A file of one's own (no repo) is relative to the project.
+    path = try_to_load_from_cache(repo, file, revision=revision, repo_type=repo_type)
+    return Path(path) if isinstance(path, str) else None
+
+
+def place(one: HubSet, root: str | None) -> Path | None:
+    """Where the file is, or should be: under root (relative to the project) if there is one, else
+    in the hub's cache (None: it is not). A file of one's own (no repo) is relative to the project.
     """
     if one.repo is None:
-        path = config.root() / one.file
-        if not path.is_file():
-            raise SourceError(f"{one.file} does not exist: put it there, or correct file")
-        return path
+        return config.root() / one.file
     if root is not None:
-        path = config.root() / root / one.repo / one.file
+        return config.root() / root / one.repo / one.file
+    return cached(one.repo, one.file, one.revision, "dataset")
+
+
+def fetch(one: HubSet, root: str | None) -> Path:
+    """The file at its place; what the hub's cache lacks is downloaded."""
+    if one.repo is None or root is not None:
+        path = place(one, root)
         if not path.is_file():
-            raise SourceError(
-                f"{root}/{one.repo}/{one.file} does not exist: put the file there, or set "
-                "data.root to null to use the hub"
-            )
+            name = path.relative_to(config.root())
+            how = "correct file" if one.repo is None else "set data.root to null to use the hub"
+            raise SourceError(f"{name} does not exist: put it there, or {how}")
         return path
     import httpx
     from huggingface_hub import errors, hf_hub_download
@@ -136,9 +146,11 @@ def plain_answer(value) -> str:
     return inner if "$" not in inner else text
 
 
-def load(one: HubSet, root: str | None) -> tuple[pd.DataFrame, dict]:
+def load(
+    one: HubSet, root: str | None, folder: Path | None = None, *, answer_of=plain_answer
+) -> tuple[pd.DataFrame, dict]:
     """One set in the schema, and what the report says of it. An id ends in the row's own id or
-    number."""
+    number. (folder: for sets that keep more than a table, see coding.load.)"""
     path = fetch(one, root)
     rows, columns = read_rows(one, path), one.columns
     name = one.repo.split("/")[1] if one.repo else path.stem
@@ -147,7 +159,7 @@ def load(one: HubSet, root: str | None) -> tuple[pd.DataFrame, dict]:
             f"{name}-{number if columns.id is None else _text(row[columns.id])}",
             one.name,
             _text(row.get(columns.problem)),
-            plain_answer(row.get(columns.answer)),
+            answer_of(row.get(columns.answer)),
             _text(row.get(columns.solution)),
         )
         for number, row in enumerate(rows)
@@ -210,21 +222,21 @@ def _train(settings: HubData, frame: pd.DataFrame, benchmarks: list[pd.DataFrame
     return [part.reset_index(drop=True) for part in parts]
 
 
-def _collect(settings: HubData) -> tuple[dict[str, pd.DataFrame], dict]:
-    loaded = {name: load(one, settings.root) for name, one in settings.benchmarks.items()}
-    benchmarks, reports = ({name: pair[i] for name, pair in loaded.items()} for i in (0, 1))
-    everything, about = load(settings.train, settings.root)
-    train, validation = _train(settings, everything, list(benchmarks.values()), about)
-    frames = {"train": train, "validation": validation, **benchmarks}
+def problem_sets(
+    settings: HubData, read=load, folder: Path | None = None
+) -> tuple[dict[str, pd.DataFrame], dict]:
+    """train, validation and every benchmark, in the one schema, and what the report says of their
+    sources; SourceError says what is wrong. read: as load."""
+    loaded = {name: read(one, settings.root, folder) for name, one in settings.sets.items()}
+    (everything, about), *others = loaded.values()
+    benchmarks = [frame for frame, _ in others]
+    train, validation = _train(settings, everything, benchmarks, about)
+    frames = {"train": train, "validation": validation}
+    frames |= dict(zip(settings.benchmarks, benchmarks, strict=True))
     for name, frame in frames.items():
         data.check(frame, name)
     data.check_disjoint(frames)
-    return frames, {"train": about, **reports}
-
-
-def problem_sets(settings: HubData) -> dict[str, pd.DataFrame]:
-    """train, validation and every benchmark, in the one schema; SourceError says what is wrong."""
-    return _collect(settings)[0]
+    return frames, {name: report for name, (_, report) in loaded.items()}
 
 
 def _check_unchanged(old: dict, new: dict, where: str) -> None:
@@ -238,24 +250,24 @@ def _check_unchanged(old: dict, new: dict, where: str) -> None:
             )
 
 
-def prepare(run: config.Run) -> dict[str, pd.DataFrame]:
+def prepare(run: config.Run, read=load) -> dict[str, pd.DataFrame]:
     """The problem sets of a hub scale: read if they are of these settings and this code, else made.
 
     A local root or file is read each time. Beside the sets lies REPORT. Raises SourceError, also if
-    a file's content changed under the same commit.
+    a file's content changed under the same commit. read: who reads a set, as load.
     """
     settings, folder = run.settings.data, run.data
     path = folder / REPORT
     old = data.read_json(path) if path.is_file() else {"sources": {}}
-    code = config.code_hash(sys.modules[__name__])
+    code = config.code_hash(sys.modules[__name__], sys.modules[read.__module__])
     made_by = config.content_hash(settings.model_dump(exclude={"root"}), code)
-    published = all(one.repo for one in (settings.train, *settings.benchmarks.values()))
+    published = all(about["repo"] for about in old["sources"].values())
     if settings.root is None and published and old.get("made_by") == made_by:
         names = ("train", "validation", *settings.benchmarks)
         frames = {name: data.load(folder / f"{name}.parquet") for name in names}
         if all(frame is not None for frame in frames.values()):
             return frames
-    frames, sources = _collect(settings)
+    frames, sources = problem_sets(settings, read, folder / "tests")
     _check_unchanged(old["sources"], sources, f"data/{run.scale}/{run.task}")
     for name, frame in frames.items():
         about = sources.get(name, sources["train"])

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import pandas as pd
 import yaml
 
-from trdlib import config, costs, data, workload
+from trdlib import config, costs, data, inputs, workload
 from trdlib.costs import GIB, Machine
 from trdlib.workload import Sampled, Trained
 
@@ -361,18 +361,13 @@ def downloads(run: config.Run) -> tuple[str, int]:
             "state": "here" if one.here else absent,
         })  # fmt: skip
     if isinstance(scale.data, config.HubData):
-        for name, one in {"train": scale.data.train, **scale.data.benchmarks}.items():
-            if one.repo is None:
-                path = config.root() / one.file
-            elif scale.data.root:
-                path = config.root() / scale.data.root / one.repo / one.file
-            else:
-                path = workload.cached(one.repo, one.file, one.revision, "dataset")
-            here = path is not None and path.is_file()
-            size = scaled(path.stat().st_size, "B") if here else "size unknown"
+        for name, one in scale.data.sets.items():
+            paths = inputs.places(one, scale.data.root)
+            here = all(path is not None and path.is_file() for path in paths)
+            size = scaled(sum(p.stat().st_size for p in paths), "B") if here else "size unknown"
             rows.append({
                 "what": name, "from": one.name, "size": f"{one.rows} rows, {size}",
-                "state": "here" if here else "to download" if one.repo else "missing",
+                "state": "here" if here else "to download" if one.published else "missing",
             })  # fmt: skip
     return table(rows), missing
 
@@ -388,9 +383,9 @@ def disk(run: config.Run, items: list[Sampled | Trained], modes: list[str]) -> i
     return int(2 * (6 * tokens + 4 * lora * adapters))
 
 
-def show(scale: str, gpu: str | None = None, measure: bool = False) -> None:
-    """Print the plan of a scale; SettingsError for a scale or a GPU that is not known."""
-    run = config.Run(scale, "math", "none", "base", config.load())
+def show(scale: str, task: str = "math", gpu: str | None = None, measure: bool = False) -> None:
+    """Print the plan of a scale; SettingsError for a scale, task or GPU that is not known."""
+    run = config.Run(scale, task, "none", "base", config.load())
     if gpu is not None and gpu not in costs.GPUS:
         raise config.SettingsError(f"there is no GPU {gpu!r}: choose from {', '.join(costs.GPUS)}")
     section, matrix = run.settings, run.matrix
@@ -402,13 +397,14 @@ def show(scale: str, gpu: str | None = None, measure: bool = False) -> None:
     items, found = workload.work(run, modes), stages(run, modes)
     groups, lines = by_group(items), dict.fromkeys(group(stage.key) for stage in found)
     groups = {name: groups[name] for name in lines if name in groups}
-    methods = len(set().union(*(matrix.methods_of(mode) for mode in modes)))
+    methods = len(set().union(*(matrix.methods_of(mode, task) for mode in modes)))
     seeds = len(section.seeds)
     print(
-        f"{scale}: {', '.join(modes)}; {methods} methods, {seeds} base seeds, {len(found)} stages"
+        f"{scale}, {task}: {', '.join(modes)}; {methods} methods, {seeds} base seeds, "
+        f"{len(found)} stages"
     )
-    if scale not in matrix.scales:
-        print(f"to run it: make repro SCALE={scale}")
+    if scale not in matrix.scales or task not in matrix.tasks:
+        print(f"to run it: make repro SCALE={scale}{'' if task == 'math' else f' TASKS={task}'}")
     sources, missing = downloads(run)
     print(f"\n{sources}\n{work_table(groups, found, section, changed(run, found))}")
     print("peak: at the lengths that the settings allow; on a CPU each process holds 0.5 GiB more")

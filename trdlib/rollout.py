@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import pandas as pd
 
-from trdlib import config, data, engines, generate, grading, models, parallel, prompts, tinycode
+from trdlib import config, data, engines, generate, grading, inputs, models, parallel, prompts
 
 
 class Request(NamedTuple):
@@ -56,36 +56,34 @@ def fingerprint(run: config.Run, request: Request, sampling: config.Sampling) ->
     )
 
 
-def _verdicts_hash(task: str, rows: list[dict], *more) -> str:
+def _verdicts_hash(run: config.Run, rows: list[dict], *more) -> str:
     """Hash of what shapes the column `correct`: the grader, the problems' ids and answers."""
-    code = config.code_hash(grading) if task == "math" else tinycode.grader_hash()
+    code = inputs.grader(run)[1]
     return config.content_hash(code, [(row["id"], row["answer"]) for row in rows], more)
 
 
-def grade(table: pd.DataFrame, rows: list[dict], task: str = "math") -> list[bool]:
+def grade(table: pd.DataFrame, rows: list[dict], run: config.Run) -> list[bool]:
     """One verdict per row of the table; an unfinished response is wrong, whatever it says."""
-    answers = [row["answer"] for row in rows]
-    if task == "code":
-        asked = [
-            (text, answer) if done else None
-            for text, answer, done in zip(table["text"], answers, table["finished"], strict=True)
-        ]
-        found = iter(tinycode.grade([pair for pair in asked if pair]))
-        return [pair is not None and next(found) for pair in asked]
-    verdicts = grading.grade(zip(table["text"], answers, strict=True))
-    for i, (row, text) in enumerate(zip(rows, table["text"], strict=True)):
-        if points := grading.points_of(row["id"]):
+    asked = [
+        (text, row)
+        for text, row, done in zip(table["text"], rows, table["finished"], strict=True)
+        if done
+    ]
+    verdicts = inputs.grader(run)[0]([(text, row["answer"]) for text, row in asked])
+    for i, (text, row) in enumerate(asked):
+        if run.task == "math" and (points := grading.points_of(row["id"])):
             verdicts[i] = grading.is_correct(text, row["answer"], points)
-    return [done and right for done, right in zip(table["finished"], verdicts, strict=True)]
+    found = iter(verdicts)
+    return [bool(done and next(found)) for done in table["finished"]]
 
 
-def _reuse(path: Path, stamps: tuple[str, str], rows: list[dict], task: str, **columns):
+def _reuse(path: Path, stamps: tuple[str, str], rows: list[dict], run: config.Run, **columns):
     """The table of this generation, or None. Graded by other rules, it is graded again."""
     if not path.is_file() or data.fingerprint_of(path).split("/")[0] != stamps[0]:
         return None
     table = data.load(path)
     if data.fingerprint_of(path) != "/".join(stamps):
-        table = table.assign(correct=grade(table, rows, task), **columns)
+        table = table.assign(correct=grade(table, rows, run), **columns)
         data.save(table, path, "/".join(stamps))
     return table
 
@@ -103,8 +101,8 @@ def generate_table(
     trained_on: an engine that cannot give the sampled token ids is refused.
     """
     rows = [row for row in request.rows for _ in range(sampling.samples)]
-    stamps = fingerprint(run, request, sampling), _verdicts_hash(run.task, rows)
-    table = _reuse(path, stamps, rows, run.task)
+    stamps = fingerprint(run, request, sampling), _verdicts_hash(run, rows)
+    table = _reuse(path, stamps, rows, run)
     if table is not None:
         return table
     parts = path.with_name(f"{path.name}.parts")
@@ -131,7 +129,7 @@ def generate_table(
             "n_tokens": [len(c.token_ids) for c in done],
         }
     )
-    table["correct"] = grade(table, rows, run.task)
+    table["correct"] = grade(table, rows, run)
     data.save(table, path, "/".join(stamps))
     shutil.rmtree(parts, ignore_errors=True)
     return table
@@ -155,8 +153,8 @@ def _generate_for_seeds(
 ) -> pd.DataFrame:
     rows = [row for r in requests for row in r.rows for _ in range(sampling.samples)]
     generation = config.content_hash([fingerprint(run, r, sampling) for r in requests])
-    stamps = generation, _verdicts_hash(run.task, rows, columns)
-    table = _reuse(path, stamps, rows, run.task, **columns)
+    stamps = generation, _verdicts_hash(run, rows, columns)
+    table = _reuse(path, stamps, rows, run, **columns)
     if table is not None:
         return table
     folder = path.with_name(f"{path.name}.seeds")

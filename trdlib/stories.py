@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import random
 
-import pandas as pd
-
-from trdlib import config, data
-
 _NAMES = ("Tom", "Anna", "Ben", "Lily", "Sam", "Mia", "Max", "Eva")
 _THINGS = ("apples", "marbles", "books", "stickers", "coins", "pencils", "stamps", "cards")
 _GETS = ("gets", "finds", "buys", "wins")
 _LOSES = ("loses", "sells", "breaks", "gives away")
 
 
-def story(rng: random.Random, steps: int) -> tuple[str, str, str]:
-    """A problem of so many steps, its reference solution (ending in a box), and its answer."""
+def draw(rng: random.Random, steps: int) -> tuple[str, str, str]:
+    """A problem of so many steps, its answer, and its reference solution, which ends in a box."""
     name, thing = rng.choice(_NAMES), rng.choice(_THINGS)
     have = start = rng.randrange(4, 13)
     told, solved = [], []
@@ -33,19 +29,4 @@ def story(rng: random.Random, steps: int) -> tuple[str, str, str]:
         solved.append(f"{then}{name} {verb} {change}, so {have} {sign} {change} = {after}.")
         have = after
     problem = f"{name} has {start} {thing}. {' '.join(told)} How many {thing} does {name} have now?"
-    return problem, f"{' '.join(solved)} The answer is \\boxed{{{have}}}.", str(have)
-
-
-def problem_sets(settings: config.Data) -> dict[str, pd.DataFrame]:
-    """train, validation and every benchmark, in the one schema; no problem occurs twice."""
-
-    def write(rng: random.Random, part: config.ProblemSet, split: str) -> tuple[str, str, str]:
-        problem, solution, answer = story(rng, rng.choice(part.steps))
-        return problem, answer, solution
-
-    return data.draw_sets(settings, write)
-
-
-def prepare(run: config.Run) -> dict[str, pd.DataFrame]:
-    """The problem sets, on file and returned."""
-    return data.save_sets(problem_sets(run.settings.data), run.data)
+    return problem, str(have), f"{' '.join(solved)} The answer is \\boxed{{{have}}}."

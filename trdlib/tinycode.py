@@ -33,10 +33,9 @@ import multiprocessing
 import os
 import random
 import re
-import sys
 from collections.abc import Iterable
 
-from trdlib import config, jail, sandbox, tiny
+from trdlib import config, sandbox, tiny
 from trdlib.tiny import Departure, Language, Piece, text_of
 
 # -------------------------------------------------------------------------------------- language
@@ -424,11 +423,6 @@ def grade(pairs: Iterable[tuple[str, str]], workers: int | None = None) -> list[
 
     _verdicts.update(zip(new, sandbox.in_pool(judge, new, workers), strict=True))
     return [_verdicts[pair] for pair in pairs]
-
-
-def grader_hash() -> str:
-    """Hash of the code behind a verdict."""
-    return config.code_hash(jail, sandbox, sys.modules[__name__])
 
 
 # ----------------------------------------------------------------------------------- pretraining

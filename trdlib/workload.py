@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from trdlib import config, costs, data
+from trdlib import config, costs, data, hub
 from trdlib.costs import Machine, Shape
 
 PAPER = {"y_o": 7700, "y_r": 880}  # median tokens
@@ -129,20 +129,12 @@ class Model(NamedTuple):
     here: bool
 
 
-def cached(repo: str, file: str, revision: str, repo_type: str = "model") -> Path | None:
-    """The file in the hub's cache, if it is there; nothing is asked of the network."""
-    from huggingface_hub import try_to_load_from_cache
-
-    path = try_to_load_from_cache(repo, file, revision=revision, repo_type=repo_type)
-    return Path(path) if isinstance(path, str) else None
-
-
 def model(run: config.Run, role: str) -> Model:
     """Shape from config.json (folder or cache), else from the table; SettingsError if unknown."""
     name, scale = run.model_path(role, run.settings.seeds[0]), run.settings
     folder = config.root() / name
     repo, _, commit = name.partition("@")
-    found = folder / "config.json" if "@" not in name else cached(repo, "config.json", commit)
+    found = folder / "config.json" if "@" not in name else hub.cached(repo, "config.json", commit)
     packaged = scale.models.packaged
     known, size = costs.SHAPES.get(packaged.package if packaged else repo, (None, 0))
     if found is not None and found.is_file():
