@@ -32,7 +32,7 @@ from IPython.display import Markdown
 
 from trdlib import config, landscape, notebooks, parallel
 
-run = config.run(scale)
+run = config.run(scale, mode="opd")
 table = landscape.survey(run)
 written = landscape.write(run, table)
 

@@ -685,14 +685,15 @@ class Run:
     not touch (here the problems, y_o and y_r) is shared.
     """
 
-    def __init__(self, scale: str, task: str, mode: str, method: str, settings: Settings):
-        self.task, self.mode, self.method = task, mode, method
+    def __init__(self, scale: str, task: str, mode: str | None, method: str, settings: Settings):
+        self.task, self.method = task, method
         try:
             if scale not in settings.scales:
                 scale, changes = split_scale(scale)
                 scale, settings = with_changes(settings, scale, task, changes)
             self.scale, self.all_settings, self.matrix = scale, settings, settings.run
             self.settings = settings.of(scale, task)
+            self.mode = mode = mode or self.settings.modes[0]
             if self.settings.only:
                 few = {"methods": self.settings.only, "ablation": Ablation()}
                 self.matrix = self.matrix.model_copy(update=few)
@@ -822,7 +823,7 @@ class Run:
 def run(
     scale: str = "smoke",
     task: str = "math",
-    mode: str = "opd",
+    mode: str | None = None,
     method: str = "trd",
     settings: Settings | None = None,
     *,
@@ -832,7 +833,8 @@ def run(
 ) -> Run:
     """The run that a notebook's parameters name; SettingsError if there is no such run.
 
-    scale: a name of params.yaml, with changes if there are any: "tiny lora.r=8". learning_rate (the
+    scale: a name of params.yaml, with changes if there are any: "tiny lora.r=8". mode: None is the
+    first of the scale's, for what does not depend on it, as problems and y_o. learning_rate (the
     only one tried), seed (the only one run) and tracker are such changes too; None: as usual.
     """
     words = []

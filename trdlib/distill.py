@@ -333,7 +333,7 @@ def tracking(run: config.Run, seed: int, learning_rate: float) -> tuple:
     """The Trainer's own callback for the run's tracker, its files beside the adapter.
 
     It watches and changes nothing, so it is no part of a fingerprint. DVCLive writes files only: no
-    experiment, no report, nothing in git. W&B takes its key, mode and project from its environment.
+    experiment, no report, nothing in git, nothing sent. W&B takes its key, mode and project from its environment.
     Raises RuntimeError if the tracker's package is missing.
     """
     folder = run.folder(seed) / run.settings.tracker / str(learning_rate)
@@ -344,8 +344,12 @@ def tracking(run: config.Run, seed: int, learning_rate: float) -> tuple:
     if run.settings.tracker == "dvclive":
         import dvclive
 
+        class Files(dvclive.Live):
+            def post_data_to_studio(self):  # at each step it would read its params.yaml again
+                pass
+
         silent = {"save_dvc_exp": False, "report": None, "monitor_system": False}
-        live = dvclive.Live(str(folder), dvcyaml=None, **silent)
+        live = Files(str(folder), dvcyaml=None, **silent)
         return (integrations.DVCLiveCallback(live),)
     if run.settings.tracker == "tensorboard":
         try:
