@@ -29,9 +29,8 @@ $(VENV)/.ready: pyproject.toml
 	pip install --quiet --no-deps $$(grep -o 'unsloth[_a-z]*==[0-9.]*' pyproject.toml)
 	@touch $@
 
-# The two modes side by side: DVC runs the stages of one call one after the other, and while a stage starts its
-# kernel a core would idle. They may meet at DVC's lock, which gives up after seconds: then once more. The last
-# `dvc repro` does what is left, and is the judge.
+# Tasks, then modes side by side: DVC runs the stages of one call one after the other, and while a stage starts its
+# kernel a core would idle. The last `dvc repro` does what is left (lanes may meet at a file), and is the judge.
 # SCALE stands in params.yaml for the time of the run only; the README is for the default scale.
 repro: setup
 	@start=$$(date +%s); [ ! -f .params.yaml.orig ] || mv .params.yaml.orig params.yaml; \
@@ -42,11 +41,11 @@ repro: setup
 		mv .params.yaml.new params.yaml; \
 	fi; \
 	if [ -n "$(FROM_SCRATCH)" ]; then rm -rf models/tiny runs/tiny/pretraining; fi; \
-	python -m trdlib check && dvc repro --glob 'refine@*' && { \
-		for mode in opsd opd; do echo "*@*-$$mode-* evaluate@*-$$mode"; done \
-			| cat - <(printf '%s\n' 'reference@* audit' 'diagnose@*') \
-			| xargs -P 3 -L 1 bash -c 'for try in 1 2 3; do dvc repro -s --glob "$$@" && exit; \
-				sleep $$((RANDOM % 5 + 1)); done; exit 1' lane || true; \
+	python -m trdlib check && dvc repro --glob 'models@*' && { \
+		python -c 'from trdlib import config; print(*config.load().run.tasks)' | xargs -n 1 -P 2 \
+			sh -c 'dvc repro --wait-for-lock --glob "refine@*-$$0-*"' && \
+		printf '%s\n' '*@*-opsd-* evaluate@*-opsd tables@*-opsd' '*@*-opd-* evaluate@*-opd tables@*-opd' \
+			'reference@* diagnose@* audit' | xargs -P 3 -L 1 dvc repro --wait-for-lock -s --glob || true; \
 	} && dvc repro && \
 	python -m trdlib readme $(if $(SCALE),--print-only) && python -m trdlib times --since $$start
 

@@ -87,12 +87,12 @@ def at(raw, path, value):
         (
             "scales/tiny/data/validation",
             [CODE_SET],
-            r"task math are problems of \['chain', 'code',",
+            "problems of chain, code, trail do not mix: choose one",
         ),
         (
-            "scales/tiny/tasks/code/data/train",
-            [CHAIN_SET],
-            r"task code are problems of \['chain', ",
+            "scales/tiny/tasks/code/data",
+            {"train": [CHAIN_SET], "validation": [CHAIN_SET], "benchmarks": {"x": CHAIN_SET}},
+            "the data of the task code are problems of chain",
         ),
         (
             "scales/tiny/tasks/code/data/train",

@@ -120,8 +120,8 @@ def test_your_own_task(with_notebooks):
     data.write_text("mine/sums.py", blocks["python"])
     put_under("scales", blocks["yaml"])
     shell(blocks["bash"])
-    run = config.run("sums", mode="opsd")
-    assert len(data.load(run.mode_folder / "y_r.parquet")) == 8
+    run = config.run("sums")
+    assert len(data.load(run.attempts)) == 8
     rows = data.problems(run.data, "longer").to_dict("records")
     assert all(eval(row["problem"][8:-1]) == int(row["answer"]) for row in rows)
     said = pd.DataFrame({"text": [row["solution"] for row in rows], "finished": True})

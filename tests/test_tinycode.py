@@ -2,6 +2,8 @@
 
 import itertools
 import random
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -177,14 +179,19 @@ def test_programs_are_graded_by_what_they_do():
     assert verdicts == [False] * len(wrong) + [True] * len(right) + [False] * len(wrong)
 
 
-def test_equal_programs_are_run_once(monkeypatch):
+def test_equal_programs_are_run_once(project, monkeypatch):
+    """Not even in another process; by other code they are run again."""
     asked, run = [], sandbox.run
-    monkeypatch.setattr(tinycode, "_verdicts", {})
     monkeypatch.setattr(sandbox, "run", lambda text, **how: asked.append(text) or run(text, **how))
     pairs = [(RIGHT, tinycode.answer(PROBLEM)), (RIGHT, "[]"), (RIGHT, tinycode.answer(PROBLEM))]
     assert tinycode.grade(pairs) == [True, False, True]
-    assert tinycode.grade(pairs[:1]) == [True]
     assert len(asked) == 2
+    again = f"from trdlib import sandbox, tinycode as t; del sandbox.run; print(t.grade({pairs}))"
+    done = subprocess.run([sys.executable, "-c", again], capture_output=True, text=True)
+    assert done.stdout == "[True, False, True]\n", done.stderr
+    monkeypatch.setattr(config, "code_hash", lambda *modules: "other")
+    assert tinycode.grade(pairs) == [True, False, True]
+    assert len(asked) == 4
 
 
 def test_no_loss_on_injected_errors(tokenizer):

@@ -6,3 +6,9 @@ jail, sandbox, oracles, hub, coding, tiny, tinycode, stories, packaged, inputs, 
 divergence, distill, evaluate, diagnose, audit, sweep, tables, landscape, report, costs, workload,
 plan, doctor, explore, widget.
 """
+
+import gc
+
+# Importing torch and transformers makes a million objects and no garbage to speak of: looking for
+# it after each 700th takes a fifth of the imports' time.
+gc.set_threshold(50_000)

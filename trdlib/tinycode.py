@@ -29,13 +29,18 @@ tiny.py (tokenizer, pretraining) it calls there.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import multiprocessing
 import os
 import random
 import re
+import sqlite3
+import sys
 from collections.abc import Iterable
 
-from trdlib import config, sandbox, tiny
+from trdlib import config, jail, sandbox, tiny
 from trdlib.tiny import Departure, Language, Piece, text_of
 
 # -------------------------------------------------------------------------------------- language
@@ -402,18 +407,34 @@ def departure(problem: str, tokens: list[str]) -> Departure | None:
 
 SECONDS, MEMORY = 4, 256  # of CPU time for all INPUTS (a right program takes 0.004 s), and MiB
 _CALLS = f"\nprint([f(xs) for xs in {INPUTS}])\n"
-_verdicts: dict[tuple[str, str], bool] = {}  # of this process: samples repeat each other
+
+
+@contextlib.contextmanager
+def _verdicts():
+    """What this code has said so far, in any process: samples of small models repeat each other."""
+    code = config.code_hash(jail, sandbox, sys.modules[__name__])
+    path = config.root() / "runs" / "verdicts" / f"{code}.sqlite"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(sqlite3.connect(path, timeout=600)) as file, file:
+        file.execute("CREATE TABLE IF NOT EXISTS verdicts (pair TEXT PRIMARY KEY, passed INTEGER)")
+        yield file
 
 
 def grade(pairs: Iterable[tuple[str, str]], workers: int | None = None) -> list[bool]:
     """One verdict per (response, answer): the response is run in the sandbox, on all INPUTS.
 
     What it prints is compared here, where no program can touch it; a program that prints the right
-    values by itself had to compute them. Equal pairs are run once in a process. By default one
+    values by itself had to compute them. Equal pairs are run once in a project. By default one
     program at a time for each core, or one inside a job of parallel.run_jobs.
     """
     pairs = list(pairs)
-    new = [pair for pair in dict.fromkeys(pairs) if pair not in _verdicts]
+    keys = {pair: hashlib.sha256(json.dumps(pair).encode()).hexdigest() for pair in pairs}
+    known: dict[tuple[str, str], bool] = {}
+    with _verdicts() as file:
+        for pair, key in keys.items():
+            if row := file.execute("SELECT passed FROM verdicts WHERE pair = ?", [key]).fetchone():
+                known[pair] = bool(row[0])
+    new = [pair for pair in keys if pair not in known]
     if workers is None:
         workers = 1 if multiprocessing.parent_process() is not None else os.cpu_count() or 1
 
@@ -421,8 +442,11 @@ def grade(pairs: Iterable[tuple[str, str]], workers: int | None = None) -> list[
         done = sandbox.run(pair[0] + _CALLS, seconds=SECONDS, memory_mb=MEMORY)
         return not done.reason and done.stdout == f"{pair[1]}\n".encode()
 
-    _verdicts.update(zip(new, sandbox.in_pool(judge, new, workers), strict=True))
-    return [_verdicts[pair] for pair in pairs]
+    known.update(zip(new, sandbox.in_pool(judge, new, workers), strict=True))
+    with _verdicts() as file:
+        rows = [(keys[pair], known[pair]) for pair in new]
+        file.executemany("INSERT OR IGNORE INTO verdicts VALUES (?, ?)", rows)
+    return [known[pair] for pair in pairs]
 
 
 # ----------------------------------------------------------------------------------- pretraining
