@@ -109,6 +109,13 @@ def test_ours_stands_beside_the_authors_where_the_scale_has_run(published):
     assert trd.loc[("amobench", "passed"), "authors"].startswith("61.5 [")
     assert trd.loc[("aime25", "avg"), "ours"] == tables.MISSING
     assert trd.loc[("aime25", "avg"), "paper"] == report.DASH
+    code = found[(found["task"] == "code") & (found["metric"] == "avg")]
+    code = code.set_index(["mode", "student", "method", "benchmark"])["authors"]
+    assert code["opd", "Qwen3-1.7B", "base", "livecodebench_v6"] == "32.3"  # of unknown size
+    assert re.fullmatch(
+        r"62\.0 \[5\d\.\d, 6\d\.\d\], 4 samples", code["opd", "Qwen3-1.7B", "trd", "humaneval_plus"]
+    )
+    assert "## OPD, code, Qwen3-1.7B: avg@16" in report.against_paper_markdown(found)
     failed = mine[(mine["method"] == "trd") & (mine["subset"] == "fail")]
     assert set(failed["ours"]) == {tables.MISSING}
     assert "61.5" in report.against_paper_markdown(found)

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import base64
 import html
+import itertools
 import re
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from trdlib import audit, config, data, tables
 
-DASH = "-"
+DASH, SAMPLES = "-", 16  # samples a problem, unless a cell says otherwise
 _STYLE = """
 :root { color-scheme: light; --line: #d8d8d8; --dim: #555; }
 * { box-sizing: border-box; }
@@ -62,41 +64,43 @@ def scale_of(student: str) -> str:
 
 
 def against_paper(settings: config.Settings) -> pd.DataFrame:
-    """Math, one row per published row and metric: ours, the authors' raw value, the printed value.
+    """One row per published row and metric: ours, the authors' raw value, the printed value.
 
-    Columns: mode, student, method, subset, run, benchmark, metric and, as text in percent, ours
-    and authors with the interval that resamples problems (theirs by the Beta model of audit.py)
-    and paper. Ours is "not run" where there is none, the paper's a dash where it is not known.
+    Columns: task, mode, student, method, subset, run, benchmark, metric and, as text in percent,
+    ours and authors with the interval that resamples problems (theirs by the Beta model of
+    audit.py) and paper. Ours is "not run" where there is none, the paper's a dash where it is not
+    known.
     """
-    published = audit.runs()
-    published = audit.intervals(published[published["task"] == "math"])
+    published = audit.intervals(audit.runs())
     printed = pd.read_csv(config.root() / "results" / "published" / "paper.csv")
     printed = printed.set_index(["mode", "student", "method", "benchmark", "metric"])["value"]
     records = []
-    for mode in ("opd", "opsd"):
-        students = published.loc[published["mode"] == mode, "student"].unique()
-        for student in students:
-            ours = _our_table(settings, mode, student)
-            rows = published[published["mode"].isin(["none", mode])]
-            for row in rows[rows["student"] == student].itertuples():
-                for metric in ("avg", "passed"):
-                    low, high = (getattr(row, f"{metric}_new_{end}") for end in ("low", "high"))
-                    key = (mode, student, row.method, row.benchmark, metric)
-                    known = row.subset == "all" and key in printed.index
-                    records.append(
-                        {
-                            "mode": mode,
-                            "student": student,
-                            "method": row.method,
-                            "subset": row.subset,
-                            "run": row.run,
-                            "benchmark": row.benchmark,
-                            "metric": metric,
-                            "ours": _our_cell(ours, row, metric),
-                            "authors": _percent(getattr(row, metric), low, high),
-                            "paper": f"{100 * printed[key]:.1f}" if known else DASH,
-                        }
-                    )
+    trained = published[published["mode"] != "none"]
+    cells = dict.fromkeys(zip(trained["task"], trained["mode"], trained["student"], strict=True))
+    # math first, OPD first, students as they are published
+    for task, mode, student in sorted(cells, key=lambda cell: (cell[0] != "math", cell[1])):
+        ours = _our_table(settings, task, mode, student)
+        rows = published[published["mode"].isin(["none", mode]) & (published["task"] == task)]
+        for row in rows[rows["student"] == student].itertuples():
+            for metric in ("avg", "passed"):
+                low, high = (getattr(row, f"{metric}_new_{end}") for end in ("low", "high"))
+                key = (mode, student, row.method, row.benchmark, metric)
+                known = row.subset == "all" and key in printed.index
+                records.append(
+                    {
+                        "task": task,
+                        "mode": mode,
+                        "student": student,
+                        "method": row.method,
+                        "subset": row.subset,
+                        "run": row.run,
+                        "benchmark": row.benchmark,
+                        "metric": metric,
+                        "ours": _our_cell(ours, row, metric),
+                        "authors": _theirs(getattr(row, metric), low, high, row.samples),
+                        "paper": f"{100 * printed[key]:.1f}" if known else DASH,
+                    }
+                )
     return pd.DataFrame(records)
 
 
@@ -104,12 +108,22 @@ def _percent(value: float, low: float, high: float) -> str:
     return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def _our_table(settings: config.Settings, mode: str, student: str) -> pd.DataFrame | None:
+def _theirs(value: float, low: float, high: float, samples: int) -> str:
+    """What was not published is a dash; a benchmark of unknown size has no interval."""
+    if np.isnan(value):
+        return DASH
+    cell = f"{100 * value:.1f}" if np.isnan(low) else _percent(value, low, high)
+    return cell if samples == SAMPLES else f"{cell}, {samples} samples"
+
+
+def _our_table(
+    settings: config.Settings, task: str, mode: str, student: str
+) -> pd.DataFrame | None:
     """The table that notebook 7 wrote for the student's scale, if it did."""
     scale = scale_of(student)
     if scale not in settings.scales or mode not in settings.scales[scale].modes:
         return None
-    path = tables.paths(config.run(scale, "math", mode, settings=settings))["csv"]
+    path = tables.paths(config.run(scale, task, mode, settings=settings))["csv"]
     return pd.read_csv(path).set_index(["method", "benchmark"]) if path.is_file() else None
 
 
@@ -126,13 +140,14 @@ def against_paper_markdown(table: pd.DataFrame) -> str:
     """Ours, the authors' raw run and the printed value under each other, a column a benchmark."""
     parts = [
         "# Against the paper",
-        "Math, percent. *ours*: this repository, [95% interval from resampling problems]. "
+        "Percent. *ours*: this repository, [95% interval from resampling problems]. "
         "*authors*: the authors' published raw files, [95% interval for new problems, by the Beta "
-        "model of `8_audit`]; they may not be the files behind the paper's tables, and their "
+        "model of `8_audit`; none for LiveCodeBench, of which they do not say how many problems "
+        "they used]; they may not be the files behind the paper's tables, and their "
         "aime24 columns repeat values. *paper*: what the paper prints; a dash where that is not "
         "known to us.",
     ]
-    for (mode, student), rows in table.groupby(["mode", "student"], sort=False):
+    for (task, mode, student), rows in table.groupby(["task", "mode", "student"], sort=False):
         for metric, title in (("avg", "avg@16"), ("passed", "pass@16")):
             here = rows[rows["metric"] == metric]
             long = here.melt(
@@ -154,7 +169,7 @@ def against_paper_markdown(table: pd.DataFrame) -> str:
             again = wide.duplicated(index[:3])
             wide.loc[again, index[:3]] = ""
             parts += [
-                f"## {mode.upper()}, {student}: {title}",
+                f"## {mode.upper()}{'' if task == 'math' else f', {task}'}, {student}: {title}",
                 wide.to_markdown(index=False, disable_numparse=True),
             ]
     return "\n\n".join(parts) + "\n"
@@ -257,7 +272,7 @@ def _cost(page: _Page, path: Path) -> None:
     page.table(shown.rename(columns=lambda c: c.replace("_", " ")))
 
 
-def _provenance(page: _Page, settings: config.Settings) -> None:
+def _provenance(page: _Page, runs: list[config.Run]) -> None:
     page.heading(2, "Provenance")
     page.parts.append(
         "<p>Every number of ours is made of samples that lie in <code>runs/</code>. A file's "
@@ -266,7 +281,7 @@ def _provenance(page: _Page, settings: config.Settings) -> None:
         "Adapters are named by the hash of their weights.</p>"
     )
     records = []
-    for scale in settings.run.scales:
+    for scale in dict.fromkeys(run.scale for run in runs):
         for path in sorted((config.root() / "results" / "metrics" / scale).rglob("*.json")):
             metrics = data.read_json(path)
             about, adapters = metrics["run"], metrics.get("training", {}).get("adapters", {})
@@ -284,6 +299,19 @@ def _provenance(page: _Page, settings: config.Settings) -> None:
         page.missing("evaluation", "Run dvc repro.")
 
 
+def _shown(settings: config.Settings) -> list[config.Run]:
+    """What run.* names, and what else has its table on file: another scale, run before."""
+    shown = []
+    for scale, section in settings.scales.items():
+        for task in ("math", *section.tasks):
+            for mode in section.modes:
+                run, asked = config.run(scale, task, mode, settings=settings), settings.run
+                named = scale in asked.scales and task in asked.tasks and mode in asked.modes
+                if named or tables.paths(run)["md"].is_file():
+                    shown.append(run)
+    return shown
+
+
 def build(settings: config.Settings) -> str:
     """The page as HTML."""
     page, results = _Page(), config.root() / "results"
@@ -295,21 +323,22 @@ def build(settings: config.Settings) -> str:
         "a star marks a difference only after correction for the number of comparisons.</p>"
         f'<p class="dim">Made at commit {_commit(config.root())}.</p>'
     )
-    for scale in settings.run.scales:
+    runs = _shown(settings)
+    for scale, of_scale in itertools.groupby(runs, key=lambda run: run.scale):
         page.heading(2, f"Scale {scale}")
-        for task in settings.run.tasks:
-            for mode in settings.run.modes:
-                run = config.run(scale, task, mode, settings=settings)
-                paths, name = tables.paths(run), f"{mode}_{task}_{scale}"
-                page.heading(3, f"{mode.upper()}, {task}")
-                page.figure(paths["png"], f"avg@k of every method, {mode.upper()}, scale {scale}")
-                page.file(paths["md"], below=4, what=name, how="Run dvc repro.")
-                page.figure(paths["coverage_png"], "Coverage: share not solved in k samples")
-                _cost(page, paths["cost_csv"])
-                page.heading(4, "Diagnosis")
-                page.figure(results / "figures" / f"diagnose_{name}.png", "Prefix-failure signals")
-                path = results / "tables" / f"diagnose_{name}.md"
-                page.file(path, below=5, what="diagnosis", how="Run dvc repro.")
+        for run in of_scale:
+            paths, name = tables.paths(run), f"{run.mode}_{run.task}_{scale}"
+            page.heading(3, f"{run.mode.upper()}, {run.task}")
+            page.figure(paths["png"], f"avg@k of every method, {run.mode.upper()}, scale {scale}")
+            page.file(paths["md"], below=4, what=name, how="Run dvc repro.")
+            page.figure(paths["coverage_png"], "Coverage: share not solved in k samples")
+            _cost(page, paths["cost_csv"])
+            page.heading(4, "Diagnosis")
+            page.figure(results / "figures" / f"diagnose_{name}.png", "Prefix-failure signals")
+            path = results / "tables" / f"diagnose_{name}.md"
+            page.file(path, below=5, what="diagnosis", how="Run dvc repro.")
+        if settings.scales[scale].map is None:
+            continue
         page.heading(3, "The map: when does TRD help?")
         page.figure(results / "figures" / f"map_{scale}.png", "The map, OPD, task trail")
         path = results / "tables" / f"map_{scale}.md"
@@ -319,7 +348,7 @@ def build(settings: config.Settings) -> str:
     page.heading(2, "Audit of the authors' raw runs")
     page.figure(results / "figures" / "audit.png", "trd against base and token-level methods")
     page.file(results / "tables" / "audit.md", below=3, what="audit", how="Run dvc repro.")
-    _provenance(page, settings)
+    _provenance(page, runs)
     return page.render("Trajectory-Refined Distillation: all tables and figures")
 
 
