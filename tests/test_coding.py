@@ -430,6 +430,36 @@ def test_a_run_from_published_files(coded):
         inputs.prepare(coded)
 
 
+def test_what_is_prepared_is_kept_until_something_changes(coded, monkeypatch):
+    first = inputs.prepare(coded)
+    read = []
+    monkeypatch.setattr(
+        coding, "taco", lambda *a, _taco=coding.taco, **how: read.append(a) or _taco(*a, **how)
+    )
+    monkeypatch.setitem(coding._READERS, "taco", lambda *a, **how: coding.taco(*a, **how))
+    assert all(inputs.prepare(coded)[name].equals(frame) for name, frame in first.items())
+    assert not read
+    next((coded.data / "tests").iterdir()).unlink()  # what the tests of one problem lie in
+    inputs.prepare(coded)
+    assert len(read) == 1 and list((coded.data / "tests").iterdir())
+    table = pd.read_parquet("mine/taco.parquet")
+    table.loc[0, "question"] = "Another question?"
+    table.to_parquet("mine/taco.parquet")
+    again = inputs.prepare(coded)
+    assert len(read) == 2
+    asked = pd.concat([again["train"], again["validation"]])["problem"]
+    assert asked.str.startswith("Another question?").sum() == 1
+    table["question"] = ["Again?"] * 3 + ["A long one. " * 400] + [""] * 2
+    table["starter_code"] = ""
+    table.to_parquet("mine/taco.parquet")
+    with pytest.raises(hub.SourceError, match="1 problems are left and 2 are wanted"):
+        inputs.prepare(coded)
+    row = {"problem": "Long. " * 400, "answer": data.read_json("mine/own.jsonl")["answer"]}
+    data.write_text("mine/own.jsonl", json.dumps(row))
+    with pytest.raises(hub.SourceError, match="own: 1 problems, own-0 the first, have a longer"):
+        inputs.prepare(coded)
+
+
 def test_what_a_code_set_cannot_be(coded):
     params = yaml.safe_load(Path("params.yaml").read_text())
     section = params["scales"]["mine"]["tasks"]["code"]["data"]
@@ -473,11 +503,22 @@ def test_a_call_that_takes_too_long_fails_before_the_whole_limit(monkeypatch):
 @pytest.mark.parametrize(
     "answer",
     ['{"kind": "calls", "rule": "taco", "entry": "f", "cases": []}', '{"kind": "x", "cases": [1]}',
-     '{"kind": "evalplus", "groups": [[], []]}', "{}"],
+     '{"kind": "evalplus", "groups": [[], []]}', "{}", "12", "assert f(1) == 2", "[]"],
 )  # fmt: skip
 def test_an_answer_without_tests_passes_nobody(answer):
     with pytest.raises(ValueError, match="without tests"):
         coding.grade([("```python\nx = 1\n```", answer)])
+
+
+@pytest.mark.parametrize(
+    ("tests", "lacks"),
+    [({"kind": "stdin", "cases": [["1", "2"]]}, "rule"),
+     ({"kind": "calls", "rule": "taco", "cases": [[[1], 2]]}, "entry"),
+     ({"kind": "stdin", "rule": "x", "cases": [["1", "2"]]}, "rule")],
+)  # fmt: skip
+def test_incomplete_tests_are_named(tests, lacks):
+    with pytest.raises(ValueError, match=f"^tests of kind {tests['kind']} without a valid {lacks}"):
+        coding.tests_of(json.dumps(tests))
 
 
 def test_sources_are_pinned_to_commits_or_hashes():

@@ -368,7 +368,7 @@ def test_what_the_hub_does_not_have(server):
 def test_an_unreachable_hub(server, monkeypatch):
     from huggingface_hub import constants
 
-    words = "math-ai/aime24: the hub cannot be reached"
+    words = "agentica-org/DeepScaleR-Preview-Dataset: the hub cannot be reached"
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     says(words, server)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)

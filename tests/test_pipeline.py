@@ -150,6 +150,36 @@ def test_a_wrong_parameter_stops_before_any_model_loads(tmp_path):
     assert not imported & {"torch", "transformers"}
 
 
+def test_make_repro_asks_dvc_what_it_understands():
+    """Each call of dvc in the recipe, read by DVC's own parser; its targets are names of stages."""
+    from dvc.cli.parser import get_main_parser
+
+    shown = ["make", "-n", "repro", "SCALE=tiny", "PYTHON=true"]
+    said = subprocess.run(shown, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    calls = re.findall(r"\bdvc [^;&|'}]*", said.replace('"$@"', "'*@*-opd-*' audit"))
+    assert len(calls) >= 4
+    stages = set(yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]) | {"*"}
+    for call in calls:
+        asked = get_main_parser().parse_args(call.replace("'", "").replace('"', "").split()[1:])
+        assert asked.wait_for_lock
+        assert {target.split("@")[0] for target in asked.targets or []} <= stages
+    lanes = re.findall(r"'([a-z*]+@[^']+)'", said.split("printf")[1].split("xargs")[0])
+    assert {target.split("@")[0] for lane in lanes for target in lane.split()} <= stages
+
+
+def test_select_runs_what_is_asked():
+    def run_of(*arguments: str) -> dict:
+        return yaml.safe_load(trdlib(REPOSITORY, "select", *arguments))["run"]
+
+    usual = yaml.safe_load((REPOSITORY / "params.yaml").read_text())["run"]
+    assert run_of("--scale", "tiny") == usual
+    code = run_of("--scale", "qwen3-8b", "--tasks", "code", "--modes", "")
+    assert (code["tasks"], code["modes"]) == (["code"], ["opsd"])
+    assert code["ablation"]["tasks"] == []  # it is of math
+    few = run_of("--scale", "smol")
+    assert (few["tasks"], few["methods"]) == (["math"], ["forward_kl", "trd"])
+
+
 def test_the_readme_shows_the_committed_tables():
     """The headline tables of the README are those of the result files."""
     from trdlib import config, tables

@@ -336,8 +336,11 @@ def test_the_command_line(pipeline, project):
     assert (
         "16.4 GB" in done.stdout and "to download" in done.stdout and "size unknown" in done.stdout
     )
-    assert "make repro SCALE=qwen3-8b" in done.stdout
+    assert "make repro SCALE=qwen3-8b TASKS=math" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 100
+
+    done = command(project, "-m", "trdlib", "plan", "--scale", "qwen3-8b", "--task", "code")
+    assert "taco" in done.stdout and "make repro SCALE=qwen3-8b TASKS=code" in done.stdout
 
 
 def test_vllm_holds_what_its_cache_holds_and_needs_less_time():

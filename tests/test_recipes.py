@@ -1,7 +1,6 @@
 """The README's recipes, word for word: what it tells people to write and to run does run."""
 
 import json
-import linecache
 import os
 import re
 import shutil
@@ -138,15 +137,22 @@ def test_your_own_task_with_its_own_grader(project):
     for right in (True, False):
         data.write_text("mine/sums.py", recipe("task")["python"] + verdict.format(right))
         inputs._file.cache_clear()  # as in a new process
-        config.code_hash.cache_clear()
-        linecache.checkcache()
         inputs.prepare(run)
         y_o = rollout.attempts(run)
         assert y_o["correct"].tolist() == (y_o["finished"] & right).tolist()
-    data.write_text("mine/sums.py", "answer = 42")
+    for source, words in (
+        ("answer = 42", r"^mine/sums.py has no draw\(rng, steps\)"),
+        ("def draw(rng, steps):\n    return 'x', 1, 'y'", "must return three texts"),
+        ("def draw(rng, steps):\n    return 'x', '1', 'y'", "train wants 8 problems .* than 1:"),
+    ):
+        data.write_text("mine/sums.py", source)
+        inputs._file.cache_clear()
+        with pytest.raises(config.SettingsError, match=words):
+            inputs.prepare(run)
+    data.write_text("mine/sums.py", recipe("task")["python"] + "\ndef grade(pairs): return [True]")
     inputs._file.cache_clear()
-    with pytest.raises(config.SettingsError, match=r"^mine/sums.py has no draw\(rng, steps\)"):
-        inputs.prepare(run)
+    with pytest.raises(config.SettingsError, match=r"gave 1 verdicts for \d+ pairs"):
+        rollout.attempts(run)
     Path("mine/sums.py").unlink()
     inputs._file.cache_clear()
     with pytest.raises(config.SettingsError, match=r"^the task mine/sums.py does not exist"):

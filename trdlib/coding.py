@@ -207,6 +207,14 @@ def _on_stdin(program: str, tests: dict) -> sandbox.Verdict:
     return sandbox.Verdict(True, "")
 
 
+_KEYS = {  # of each kind of tests
+    "evalplus": ("suite", "entry", "atol", "groups"),
+    "calls": ("rule", "entry", "cases"),
+    "stdin": ("rule", "cases"),
+    "asserts": ("tests",),
+}
+
+
 def tests_of(answer: str, folder: Path | None = None) -> dict:
     """What an answer says, read from its file if it is kept in one. ValueError if it says nothing
     that we know."""
@@ -224,8 +232,11 @@ def tests_of(answer: str, folder: Path | None = None) -> dict:
         except FileNotFoundError:
             raise ValueError(f"{tests['name']} is missing: run notebook 1_prepare") from None
     cases = tests.get("cases") or tests.get("tests") or any(tests.get("groups", ()))
-    if tests.get("kind") not in ("evalplus", "calls", "stdin", "asserts") or not cases:
+    if tests.get("kind") not in _KEYS or not cases:
         raise ValueError(f"an answer without tests: {answer[:80]}")
+    missing = [key for key in _KEYS[tests["kind"]] if key not in tests]
+    if missing or tests.get("rule", "taco") not in PRELUDES:
+        raise ValueError(f"tests of kind {tests['kind']} without a valid {(*missing, 'rule')[0]}")
     return tests
 
 
@@ -354,8 +365,8 @@ def evalplus(paths: list[Path], suite: str, *, folder: Path | None = None, pinne
 
     What is expected is what the reference solution returns: it runs here, once.
     """
-    (path,) = paths
-    tasks = read_rows(path, SOURCES[suite][0] if pinned else None)
+    sources = SOURCES[suite] if pinned else [None] * len(paths)
+    tasks = [row for pair in zip(paths, sources, strict=True) for row in read_rows(*pair)]
 
     def record(task):
         groups = []
@@ -441,10 +452,10 @@ def _int_keys(value):
 def taco(paths: list[Path], *, folder: Path | None = None, pinned=True):
     """TACO's training problems in the schema; attrs["left_out"] counts what was left out and why.
 
-    Left out: problems without tests, and those whose tests are no JSON or do not pair up. The
-    solution is the first that is published; whether it passes is for the caller to check.
+    Left out: problems without tests or a question, and those whose tests are no JSON or do not pair
+    up. The solution is the first that is published; it is not run.
     """
-    records, left_out = [], {"without_tests": 0, "broken_tests": 0}
+    records, left_out = [], {"without_tests": 0, "broken_tests": 0, "without_question": 0}
     sources = SOURCES["taco"] if pinned else [None] * len(paths)
     number = -1
     for path, source in zip(paths, sources, strict=True):
@@ -460,6 +471,9 @@ def taco(paths: list[Path], *, folder: Path | None = None, pinned=True):
                 continue
             if not pairs:
                 left_out["without_tests"] += 1
+                continue
+            if not row["question"].strip():
+                left_out["without_question"] += 1
                 continue
             starter = (row["starter_code"] or "").strip()
             if tests.get("fn_name"):
@@ -514,6 +528,8 @@ def fetch(one: Source, root: str | None) -> Path:
             f"{one.repo}: {one.file} cannot be fetched ({type(error).__name__}): go online once, "
             f"or set data.root to a folder with {one.repo}/{one.file}"
         ) from None
+    if one.sha256 not in (None, hashlib.sha256(got).hexdigest()):
+        raise hub.SourceError(f"{url} is not the file it should be: is there a proxy in between?")
     return data.write_whole(path, lambda temporary: temporary.write_bytes(got))
 
 
@@ -524,6 +540,10 @@ def _files(one: config.CodeSet, root: str | None) -> list[Path]:
         if not path.is_file():
             raise hub.SourceError(f"{name} does not exist: put it there, or correct files")
     return places(one, root)
+
+
+def _json(answer) -> str:
+    return answer if isinstance(answer, str) else json.dumps(answer, sort_keys=True)
 
 
 _READERS = {
@@ -538,7 +558,7 @@ def load(one: config.CodeSet | config.HubSet, root: str | None, folder: Path | N
     """One set in the schema, and what the report says of it, as hub.load: also a file of one's own
     whose answers are tests (see above). Large tests go to folder."""
     if isinstance(one, config.HubSet):
-        frame, report = hub.load(one, root, answer_of=str)
+        frame, report = hub.load(one, root, answer_of=_json)
         for row in frame.itertuples():
             try:
                 tests_of(row.answer)
@@ -546,7 +566,12 @@ def load(one: config.CodeSet | config.HubSet, root: str | None, folder: Path | N
                 raise hub.SourceError(f"{one.name}, {row.id}: {error}") from None
         return frame, report
     paths, sources = _files(one, root), SOURCES[one.format]
-    frame = _READERS[one.format](paths, folder=folder, pinned=not one.files)
+    try:
+        frame = _READERS[one.format](paths, folder=folder, pinned=not one.files)
+    except KeyError as error:
+        raise hub.SourceError(
+            f"{', '.join(path.name for path in paths)}: no column {error} as {one.format} has"
+        ) from None
     left_out = frame.attrs.get("left_out", {})
     if len(frame) + sum(left_out.values()) != one.rows:
         raise hub.SourceError(
@@ -562,4 +587,4 @@ def load(one: config.CodeSet | config.HubSet, root: str | None, folder: Path | N
         "left_out": sum(left_out.values()),
         **left_out,
     }
-    return data.check(frame, one.name), report
+    return frame, report

@@ -147,9 +147,15 @@ def draw_sets(settings: config.Data, write: Callable) -> dict[str, pd.DataFrame]
     for name, (split, parts) in plan.items():
         rng, rows = random.Random(f"{settings.seed}/{name}"), []
         for part in parts:
-            wanted = len(rows) + part.problems
+            wanted, again = len(rows) + part.problems, 0
             while len(rows) < wanted:
                 problem, answer, solution = write(rng, part, split)
+                again = again + 1 if problem in seen else 0
+                if again > 10_000:
+                    raise config.SettingsError(
+                        f"data: {name} wants {part.problems} problems of {part.task}, and there "
+                        f"are no more than {len(rows)}: ask for fewer, or for other steps"
+                    )
                 if problem not in seen:
                     seen.add(problem)
                     rows.append((f"{name}-{len(rows):04d}", part.task, problem, answer, solution))

@@ -333,7 +333,7 @@ def tracking(run: config.Run, seed: int, learning_rate: float) -> tuple:
     """The Trainer's own callback for the run's tracker, its files beside the adapter.
 
     It watches and changes nothing, so it is no part of a fingerprint. DVCLive writes files only: no
-    experiment, no report, nothing in git, nothing sent. W&B takes its key, mode and project from
+    experiment, no report, nothing in git. W&B takes its key, mode and project from
     its environment. Raises RuntimeError if the tracker's package is missing.
     """
     folder = run.folder(seed) / run.settings.tracker / str(learning_rate)

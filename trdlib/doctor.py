@@ -130,7 +130,8 @@ def verdict(scale: str, settings: config.Settings, machine: Machine) -> list[str
             f"{name} is not here and the hub {machine.hub}: go online once" for name in absent
         ]
     if not online:
-        needed = [one.data for one in (section, *section.tasks.values())]
+        tasks = [section.tasks[t] for t in settings.run.tasks if t in section.tasks]
+        needed = [one.data for one in (section, *tasks)]
         needed = [one for one in needed if isinstance(one, config.HubData) and one.root is None]
         sets = [s for one in needed for s in one.sets.values() if s.published]
         places = [inputs.places(one, None) for one in sets]

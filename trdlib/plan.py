@@ -102,7 +102,8 @@ def changed(run: config.Run, all_stages: list[Stage]) -> set[str] | None:
     It takes seconds, so not if nothing is there, nor of a scale that DVC does not know now. (To
     name the stages would take it a minute.)
     """
-    if run.scale not in run.matrix.scales or not any(stage.there for stage in all_stages):
+    known = run.scale in run.matrix.scales and run.task in run.matrix.tasks
+    if not known or not any(stage.there for stage in all_stages):
         return None
     command = [sys.executable, "-m", "dvc", "status", "--json"]
     how = {"cwd": config.root(), "capture_output": True, "text": True, "timeout": 120}
@@ -404,7 +405,7 @@ def show(scale: str, task: str = "math", gpu: str | None = None, measure: bool =
         f"{len(found)} stages"
     )
     if scale not in matrix.scales or task not in matrix.tasks:
-        print(f"to run it: make repro SCALE={scale}{'' if task == 'math' else f' TASKS={task}'}")
+        print(f"to run it: make repro SCALE={scale} TASKS={task}")
     sources, missing = downloads(run)
     print(f"\n{sources}\n{work_table(groups, found, section, changed(run, found))}")
     print("peak: at the lengths that the settings allow; on a CPU each process holds 0.5 GiB more")

@@ -32,7 +32,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 
-from trdlib import config, data, notebooks, parallel
+from trdlib import config, data, inputs, notebooks, parallel
 
 SEED = "seed"  # the one name whose values are repetitions of a point, not points
 _LISTS = re.compile(r",(?![^\[{]*[\]}])")  # a comma outside of brackets
@@ -147,7 +147,8 @@ def plan(notebook: Path, axes: dict[str, list | Drawn], sample: int | None, seed
         usual = {name: default for name, (_, default) in known.items()}
         scale = str((usual | given).get("scale", ""))
         used = config.run(scale, settings=settings).settings if scale else None
-        stamp = config.content_hash(given, usual, code, used)
+        own = inputs.own_files(used.data) if used else None
+        stamp = config.content_hash(given, usual, code, used, own)
         label = "_".join(f"{name}={_typed(values[name])}" for name in several) or notebook.stem
         label = re.sub(r"[^\w.=~+-]+", "-", label)[:100]
         jobs.append(Job(f"{label}-{config.content_hash(values)[:6]}", values, given, stamp))

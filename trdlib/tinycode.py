@@ -413,7 +413,8 @@ _CALLS = f"\nprint([f(xs) for xs in {INPUTS}])\n"
 def _verdicts():
     """What this code has said so far, in any process: samples of small models repeat each other."""
     code = config.code_hash(jail, sandbox, sys.modules[__name__])
-    path = config.root() / "runs" / "verdicts" / f"{code}.sqlite"
+    version = "".join(map(str, sys.version_info[:2]))
+    path = config.root() / "runs" / "verdicts" / f"{code}-{version}.sqlite"
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.closing(sqlite3.connect(path, timeout=600)) as file, file:
         file.execute("CREATE TABLE IF NOT EXISTS verdicts (pair TEXT PRIMARY KEY, passed INTEGER)")
@@ -438,13 +439,18 @@ def grade(pairs: Iterable[tuple[str, str]], workers: int | None = None) -> list[
     if workers is None:
         workers = 1 if multiprocessing.parent_process() is not None else os.cpu_count() or 1
 
-    def judge(pair: tuple[str, str]) -> bool:
+    def judge(pair: tuple[str, str]) -> tuple[bool, str]:
         done = sandbox.run(pair[0] + _CALLS, seconds=SECONDS, memory_mb=MEMORY)
-        return not done.reason and done.stdout == f"{pair[1]}\n".encode()
+        return not done.reason and done.stdout == f"{pair[1]}\n".encode(), done.reason
 
-    known.update(zip(new, sandbox.in_pool(judge, new, workers), strict=True))
-    with _verdicts() as file:
-        rows = [(keys[pair], known[pair]) for pair in new]
+    found = dict(zip(new, sandbox.in_pool(judge, new, workers), strict=True))
+    known |= {pair: passed for pair, (passed, _) in found.items()}
+    with _verdicts() as file:  # without those that may be the machine's doing
+        rows = [
+            (keys[pair], passed)
+            for pair, (passed, reason) in found.items()
+            if not reason.startswith(("timeout", "killed"))
+        ]
         file.executemany("INSERT OR IGNORE INTO verdicts VALUES (?, ?)", rows)
     return [known[pair] for pair in pairs]
 

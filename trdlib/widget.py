@@ -109,7 +109,9 @@ class Explorer(anywidget.AnyWidget):
 
     def _run(self, moved: set[str]) -> config.Run:
         """The chosen run; what the scale does not have gives way to what it has."""
-        state, scale = self._state, self._settings.scales[self._state["scale"]]
+        state = self._state
+        scale = self._settings.scales[state["scale"]]
+        scale = scale.tasks.get(state["task"], scale)
         if state["mode"] not in scale.modes:
             state["mode"] = scale.modes[0]
         if state["seed"] not in scale.seeds:
