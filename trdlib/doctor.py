@@ -105,6 +105,7 @@ def verdict(scale: str, settings: config.Settings, machine: Machine) -> list[str
     """Why the scale does not run here as it is, and what to do about it; empty: it runs."""
     run = config.Run(scale, "math", "none", "base", settings)
     section, faults = run.settings, []
+    tasks = ["math", *(task for task in settings.run.tasks if task in section.tasks)]
     if machine.faults:
         faults.append("packages are not as pinned: make setup")
     if section.models.backend == "unsloth" and not machine.unsloth:
@@ -130,15 +131,15 @@ def verdict(scale: str, settings: config.Settings, machine: Machine) -> list[str
             f"{name} is not here and the hub {machine.hub}: go online once" for name in absent
         ]
     if not online:
-        tasks = [section.tasks[t] for t in settings.run.tasks if t in section.tasks]
-        needed = [one.data for one in (section, *tasks)]
+        needed = [settings.of(scale, task).data for task in tasks]
         needed = [one for one in needed if isinstance(one, config.HubData) and one.root is None]
         sets = [s for one in needed for s in one.sets.values() if s.published]
         places = [inputs.places(one, None) for one in sets]
         absent = sum(not all(path and path.is_file() for path in paths) for paths in places)
         if absent:
             faults.append(f"{absent} data sets not here: go online, or set data.root")
-    items = workload.work(run, section.modes)
+    runs = [config.Run(scale, task, "none", "base", settings) for task in tasks]
+    items = [item for one in runs for item in workload.work(one, section.modes)]
     roof = costs.Machine(machine.memory, 1, 1, 0)  # its memory is what counts here
     need = {}
     for one in items:
