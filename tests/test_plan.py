@@ -8,7 +8,7 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 
-from trdlib import config, costs, data, doctor, plan, workload
+from trdlib import config, costs, data, doctor, hub, plan, workload
 
 LORA = config.Lora(r=4, alpha=4)
 SMALL = costs.Shape(32, 2, 4, 2, 8, 64, 93, True)
@@ -254,12 +254,12 @@ def test_a_shape_comes_from_the_models_own_file(pipeline, project, monkeypatch):
     params["scales"]["qwen3-8b"]["models"]["student"] = f"someone/else@{'0' * 40}"
     (project / "params.yaml").write_text(yaml.safe_dump(params))
     run = config.Run("qwen3-8b", "math", "opsd", "trd", config.load())
-    monkeypatch.setattr(workload, "cached", lambda *a: None)
+    monkeypatch.setattr(hub, "cached", lambda *a: None)
     with pytest.raises(config.SettingsError, match=r"shape of someone/else@0+ is not known"):
         workload.models(run)
     folder = project / "snapshot"
     model_of(SMALL).config.save_pretrained(folder)
-    monkeypatch.setattr(workload, "cached", lambda *a: folder / "config.json")
+    monkeypatch.setattr(hub, "cached", lambda *a: folder / "config.json")
     found = workload.models(run)["student"]
     assert found.shape == SMALL and found.bytes == 2 * costs.parameters(SMALL)
     assert not found.here
@@ -372,7 +372,7 @@ def test_vllm_holds_what_its_cache_holds_and_needs_less_time():
 def test_the_doctors_verdicts(pipeline, project, monkeypatch, capsys):
     monkeypatch.setattr(doctor, "packages", list)
     monkeypatch.setattr(doctor, "hub", lambda: "not reachable (ConnectError)")
-    monkeypatch.setattr(workload, "cached", lambda *a: None)
+    monkeypatch.setattr(hub, "cached", lambda *a: None)
     params = yaml.safe_load((project / "params.yaml").read_text())
     params["run"]["scales"] = ["smoke"]
     (project / "params.yaml").write_text(yaml.safe_dump(params))
@@ -402,7 +402,10 @@ def test_the_doctors_verdicts(pipeline, project, monkeypatch, capsys):
         assert any(words in fault for fault in why), (words, why)
     for name in settings.scales:  # a GPU of 80 GiB is enough for each, as params.yaml has it
         if name.startswith("qwen3"):
+            assert settings.run.tasks == ("math",)
             assert doctor.verdict(name, settings, gpu) == []
+            both = settings.run.model_copy(update={"tasks": ("math", "code")})
+            assert doctor.verdict(name, settings.model_copy(update={"run": both}), gpu) == []
     assert doctor.verdict("smoke", settings, no_gpu) == []
     assert workload.models(config.run("smoke"))["student"].here
     shutil.rmtree(project / "models" / "smoke" / "1")
