@@ -341,12 +341,13 @@ def test_taco_in_the_schema_and_graded(tmp_path):
         taco_row(["1"], []),
         taco_row([], [], raw=""),
         taco_row([], [], raw="{"),
+        taco_row(["1"], ["2"]) | {"question": " "},
     ]
     pd.DataFrame(rows[:3]).to_parquet(tmp_path / "a.parquet")
     pd.DataFrame(rows[3:]).to_parquet(tmp_path / "b.parquet")
     frame = coding.taco([tmp_path / "a.parquet", tmp_path / "b.parquet"], pinned=False)
     assert frame["id"].tolist() == ["TACO-0", "TACO-1", "TACO-2", "TACO-3"]
-    assert frame.attrs["left_out"] == {"without_tests": 2, "broken_tests": 2}
+    assert frame.attrs["left_out"] == {"without_tests": 2, "broken_tests": 2, "without_question": 1}
     assert "def rows(xs):" in frame["problem"][2]
     answers = frame["answer"].tolist()
     assert coding.grade(list(zip(frame["solution"][:2], answers[:2], strict=True))) == [True, True]
