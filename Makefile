@@ -65,7 +65,7 @@ map: setup
 
 test: setup
 	ruff check . && ruff format --check .
-	pytest -n 2 --dist loadgroup tests
+	pytest -n 2 --dist loadgroup --durations 25 tests
 
 bench: setup
 	python tests/bench_divergence.py
