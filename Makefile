@@ -20,6 +20,8 @@ ONLY := $(or $(SCALE),$(if $(TASKS)$(MODES),tiny))
 # Models that fill a GPU or the cores run one stage at a time; the small ones leave room for three.
 LANES := $(if $(shell nvidia-smi -L 2>/dev/null)$(filter-out tiny smoke,$(ONLY)),1,3)
 DVC := dvc --wait-for-lock repro
+LANE := $(DVC) -s --glob "$$@" || { echo "again: $$*"; $(DVC) -s --glob "$$@"; } || exit 1
+IN_LANES := xargs -P $(LANES) -L 1 sh -c '$(LANE)' lane
 
 .PHONY: repro map test bench setup notebooks lint clean
 
@@ -49,11 +51,10 @@ repro: setup
 	fi; \
 	if [ -n "$(FROM_SCRATCH)" ]; then rm -rf models/tiny runs/tiny/pretraining; fi; \
 	python -m trdlib check && $(DVC) --glob 'models@*' && { \
-		python -c 'from trdlib import config; print(*config.load().run.tasks)' | xargs -n 1 -P $(LANES) \
-			sh -c '$(DVC) --glob "refine@*-$$0-*"' && \
+		python -c 'from trdlib import config; [print(f"prepare@*-{t} rollout@*-{t} refine@*-{t}-*") for t in config.load().run.tasks]' \
+			| $(IN_LANES) && \
 		printf '%s\n' '*@*-opsd-* evaluate@*-opsd tables@*-opsd' '*@*-opd-* evaluate@*-opd tables@*-opd' \
-			'reference@* diagnose@* audit' | xargs -P $(LANES) -L 1 sh -c \
-			'$(DVC) -s --glob "$$@" || { echo "again: $$*"; $(DVC) -s --glob "$$@"; }' lane || true; \
+			'reference@* diagnose@* audit' | $(IN_LANES) || true; \
 	} && $(DVC) && \
 	python -m trdlib readme $(if $(ONLY),--print-only) && python -m trdlib times --since $$start
 
