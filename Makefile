@@ -50,7 +50,7 @@ repro: setup
 		mv .params.yaml.new params.yaml; \
 	fi; \
 	if [ -n "$(FROM_SCRATCH)" ]; then rm -rf models/tiny runs/tiny/pretraining; fi; \
-	python -m trdlib check && $(DVC) --glob 'models@*' && { \
+	python -m trdlib check && $(DVC) --glob 'settings@*' 'models@*' && { \
 		python -c 'from trdlib import config; [print(f"prepare@*-{t} rollout@*-{t} refine@*-{t}-*") for t in config.load().run.tasks]' \
 			| $(IN_LANES) && \
 		printf '%s\n' '*@*-opsd-* evaluate@*-opsd tables@*-opsd' '*@*-opd-* evaluate@*-opd tables@*-opd' \

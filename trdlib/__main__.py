@@ -1,6 +1,6 @@
-"""`python -m trdlib plan | doctor | sweep | models | select | times | readme | report | check`.
+"""`python -m trdlib COMMAND`: what is not a notebook.
 
-What is not a notebook.
+plan, doctor, sweep, models, settings, select, times, readme, report, check: see `--help`.
 """
 
 from __future__ import annotations
@@ -50,6 +50,21 @@ def models(scale: str) -> None:
     else:
         used = run.settings.models.model_dump(include={"student", "teacher"})
         data.write_json(config.root() / "models" / scale / "used.json", used)
+
+
+def settings(scale: str) -> None:
+    """Write what of params.yaml shapes the stages of a scale to runs/settings, for DVC to compare.
+
+    What shapes no result is left out: workers, tracker, the map; and pretraining: it is of models.
+    """
+    scales = config.run(scale, mode="none", method="base").all_settings
+    folder = config.root() / "runs" / "settings" / scale
+    elsewhere = {"methods", "map", "tasks", "only", "workers", "tracker", "pretraining"}
+    for task in ("math", *scales.of(scale, "math").tasks):
+        section = scales.of(scale, task)
+        data.write_json(folder / f"{task}.json", section.model_dump(mode="json", exclude=elsewhere))
+        for name, method in section.methods.items():
+            data.write_json(folder / task / f"{name}.json", method.model_dump(mode="json"))
 
 
 def select(scale: str, tasks: str, modes: str) -> None:
@@ -130,7 +145,7 @@ def check() -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m trdlib", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m trdlib", description="What is not a notebook.")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("plan", help=plan.__doc__)
     command.add_argument("--scale", default="tiny")
@@ -152,6 +167,8 @@ def main() -> int:
     command.add_argument("--dry-run", action="store_true", help="list the jobs")
     command = commands.add_parser("models", help=models.__doc__)
     command.add_argument("--scale", default="smoke")
+    command = commands.add_parser("settings", help="what of params.yaml shapes stages, for DVC")
+    command.add_argument("--scale", required=True)
     command = commands.add_parser("select", help=select.__doc__)
     command.add_argument("--scale", required=True)
     command.add_argument("--tasks", default="", help="instead of all that run.tasks and it share")
