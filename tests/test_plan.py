@@ -231,7 +231,9 @@ def test_the_work_is_that_of_the_stages(pipeline):
     run = pipeline("none", "base")
     keys = [stage.key for stage in plan.stages(run, MODES)]
     assert len(set(keys)) == len(keys)
-    model_stages = {k for k in keys if k.split()[0] not in ("models", "prepare", "tables")}
+    model_stages = {
+        k for k in keys if k.split()[0] not in ("settings", "models", "prepare", "tables")
+    }
     assert {one.stage for one in planned(run)} == model_stages
 
 
