@@ -53,8 +53,10 @@ INLINE = 50_000  # characters of an answer that stays in the table
 class Source(NamedTuple):
     """One published file."""
 
-    repo: str  # of the hub; of GitHub for EvalPlus, whose releases are not on the hub in this form
-    revision: str  # a commit; a release
+    # Of the hub; of GitHub for EvalPlus, whose releases are not on the hub in this form; None: the
+    # file is one's own.
+    repo: str | None
+    revision: str | None  # a commit; a release
     file: str
     sha256: str | None  # None: not known to us; the commit says which file it is
     rows: int
@@ -504,11 +506,13 @@ def _place(one: Source, root: str | None) -> Path | None:
     return config.root() / "data" / "downloads" / one.repo / one.revision / one.file
 
 
+def _sources(one: config.CodeSet) -> tuple[Source, ...]:
+    return tuple(Source(None, None, name, None, 0) for name in one.files) or SOURCES[one.format]
+
+
 def places(one: config.CodeSet, root: str | None) -> list[Path | None]:
     """Where the files of the set are, or should be, as hub.place."""
-    if one.files:
-        return [config.root() / name for name in one.files]
-    return [_place(source, root) for source in SOURCES[one.format]]
+    return [_place(source, root) for source in _sources(one)]
 
 
 def fetch(one: Source, root: str | None) -> Path:
@@ -531,15 +535,6 @@ def fetch(one: Source, root: str | None) -> Path:
     if one.sha256 not in (None, hashlib.sha256(got).hexdigest()):
         raise hub.SourceError(f"{url} is not the file it should be: is there a proxy in between?")
     return data.write_whole(path, lambda temporary: temporary.write_bytes(got))
-
-
-def _files(one: config.CodeSet, root: str | None) -> list[Path]:
-    if not one.files:
-        return [fetch(source, root) for source in SOURCES[one.format]]
-    for name, path in zip(one.files, places(one, root), strict=True):
-        if not path.is_file():
-            raise hub.SourceError(f"{name} does not exist: put it there, or correct files")
-    return places(one, root)
 
 
 def _json(answer) -> str:
@@ -565,7 +560,8 @@ def load(one: config.CodeSet | config.HubSet, root: str | None, folder: Path | N
             except ValueError as error:
                 raise hub.SourceError(f"{one.name}, {row.id}: {error}") from None
         return frame, report
-    paths, sources = _files(one, root), SOURCES[one.format]
+    sources = _sources(one)
+    paths = [fetch(source, root) for source in sources]
     try:
         frame = _READERS[one.format](paths, folder=folder, pinned=not one.files)
     except KeyError as error:
@@ -579,9 +575,9 @@ def load(one: config.CodeSet | config.HubSet, root: str | None, folder: Path | N
             "rows in params.yaml"
         )
     report = {
-        "repo": None if one.files else sources[0].repo,
-        "revision": None if one.files else sources[0].revision,
-        "file": ", ".join(one.files or (source.file for source in sources)),
+        "repo": sources[0].repo,
+        "revision": sources[0].revision,
+        "file": ", ".join(source.file for source in sources),
         "sha256": config.content_hash([hashlib.sha256(p.read_bytes()).hexdigest() for p in paths]),
         "rows": one.rows,
         "left_out": sum(left_out.values()),

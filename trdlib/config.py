@@ -297,6 +297,11 @@ class HubData(_Section):
         """What is read: the train set, of which validation is a part, and the benchmarks."""
         return {"train": self.train, **self.benchmarks}
 
+    @property
+    def tasks(self) -> set[str]:
+        """As far as the sets tell: a file of one's own may be of any task."""
+        return {"code" for one in self.sets.values() if isinstance(one, CodeSet)}
+
 
 def _kind_of_data(value) -> str:
     train = value.get("train") if isinstance(value, dict) else getattr(value, "train", None)
@@ -484,10 +489,7 @@ class Settings(_Section):
     def _is_complete(self):
         for name, scale in self.scales.items():
             for task, own in {"math": scale, **scale.tasks}.items():
-                found = own.data.tasks if isinstance(own.data, Data) else set()
-                if isinstance(own.data, HubData):
-                    formats = [one.name for one in own.data.sets.values() if type(one) is CodeSet]
-                    found = {"code"} if formats else set()
+                found = own.data.tasks
                 if found & ({"chain", "trail", "story"} if task == "code" else {"code"}):
                     raise ValueError(
                         f"scales.{name}: the data of the task {task} are problems of "

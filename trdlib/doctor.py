@@ -134,8 +134,7 @@ def verdict(scale: str, settings: config.Settings, machine: Machine) -> list[str
         needed = [settings.of(scale, task).data for task in tasks]
         needed = [one for one in needed if isinstance(one, config.HubData) and one.root is None]
         sets = [s for one in needed for s in one.sets.values() if s.published]
-        places = [inputs.places(one, None) for one in sets]
-        absent = sum(not all(path and path.is_file() for path in paths) for paths in places)
+        absent = sum(inputs.here(one, None) is None for one in sets)
         if absent:
             faults.append(f"{absent} data sets not here: go online, or set data.root")
     runs = [config.Run(scale, task, "none", "base", settings) for task in tasks]

@@ -107,24 +107,25 @@ def prepare(run: config.Run) -> dict[str, pd.DataFrame]:
 
 def _published(run: config.Run, section: config.HubData) -> dict[str, pd.DataFrame]:
     """The sets of files: made again if a setting, the code or a file of one's own has changed."""
-    modules, how = [hub, grading], {}
-    made_by: list = [section.model_dump(exclude={"root"})]
-    if run.task == "code":
+    shaped_by = [section.model_dump(exclude={"root"}), own_files(section)]
+    if run.task == "math":
+        return hub.prepare(run, config.content_hash(*shaped_by, config.code_hash(hub, grading)))
+    name, limit = run.model_path("student", run.settings.seeds[0]), run.settings.lengths.prompt
+    asked = {"style": run.settings.models.style, "thinking": run.settings.models.student_thinking}
+
+    @functools.cache  # only where sets are made: it brings torch along
+    def tokenizer():
         from trdlib import models
 
-        modules += [coding, jail, oracles, sandbox]
-        name, about = run.model_path("student", run.settings.seeds[0]), run.settings
-        made_by += [name, about.lengths.prompt, about.models.style, about.models.student_thinking]
-        tokenizer = models.load_tokenizer(name)
+        return models.load_tokenizer(name)
 
-        def fits(problem: str) -> bool:
-            how = {"style": about.models.style, "thinking": about.models.student_thinking}
-            prompt = prompts.student_prompt({"problem": problem}, tokenizer, **how)
-            return len(prompt.ids) <= about.lengths.prompt
+    def fits(problem: str) -> bool:
+        prompt = prompts.student_prompt({"problem": problem}, tokenizer(), **asked)
+        return len(prompt.ids) <= limit
 
-        how = {"read": coding.load, "fits": fits}
-    made_by += [config.code_hash(*modules), own_files(section)]
-    return hub.prepare(run, config.content_hash(*made_by), **how)
+    code = config.code_hash(hub, grading, coding, jail, oracles, sandbox)
+    made_by = config.content_hash(*shaped_by, code, name, limit, asked)
+    return hub.prepare(run, made_by, read=coding.load, fits=fits)
 
 
 def own_files(section: config.AnyData) -> dict[str, str]:
@@ -144,6 +145,12 @@ def places(one: config.HubSet | config.CodeSet, root: str | None) -> list[Path |
     if isinstance(one, config.CodeSet):
         return coding.places(one, root)
     return [hub.place(one, root)]
+
+
+def here(one: config.HubSet | config.CodeSet, root: str | None) -> list[Path] | None:
+    """The files of a published set; None if one of them is not on this machine."""
+    paths = places(one, root)
+    return paths if all(path is not None and path.is_file() for path in paths) else None
 
 
 def grader(run: config.Run) -> tuple[Grade, str]:

@@ -363,9 +363,8 @@ def downloads(run: config.Run) -> tuple[str, int]:
         })  # fmt: skip
     if isinstance(scale.data, config.HubData):
         for name, one in scale.data.sets.items():
-            paths = inputs.places(one, scale.data.root)
-            here = all(path is not None and path.is_file() for path in paths)
-            size = scaled(sum(p.stat().st_size for p in paths), "B") if here else "size unknown"
+            here = inputs.here(one, scale.data.root)
+            size = scaled(sum(p.stat().st_size for p in here), "B") if here else "size unknown"
             rows.append({
                 "what": name, "from": one.name, "size": f"{one.rows} rows, {size}",
                 "state": "here" if here else "to download" if one.published else "missing",
