@@ -66,7 +66,8 @@ def show(values: list, label: str, axis) -> None:
     tokens = [tokenizer.decode([t]).replace("\n", "⏎") for t in sample[worst].response_ids]
     tokens = ["∎" if t == tokenizer.eos_token else t for t in tokens]
     axis.bar(range(len(values)), values, color="C3" if label == "before" else "C0")
-    axis.set_xticks(range(len(tokens)), tokens, fontsize=8, family="monospace")
+    turn = 90 if sum(map(len, tokens)) > 100 else 0  # long tokens would cover each other
+    axis.set_xticks(range(len(tokens)), tokens, fontsize=8, family="monospace", rotation=turn)
     axis.set(ylabel="nats", title=f"{label}: {sum(values):.2f} nats on {len(values)} tokens")
 
 

@@ -79,15 +79,15 @@ pd.DataFrame(
 # %%
 size = (2.6 * len(benchmarks), 1.5 * len(metrics) + 1)
 fig, axes = plt.subplots(len(metrics), len(benchmarks), figsize=size, sharey=True, squeeze=False)
-for row, (name, found) in zip(axes, metrics.items(), strict=True):
+for i, (row, (name, found)) in enumerate(zip(axes, metrics.items(), strict=True)):
     for axis, (benchmark, m) in zip(row, found["benchmarks"].items(), strict=True):
         for base, counts in zip(m["seeds"], m["correct"], strict=True):
             share = pd.Series(counts).value_counts(normalize=True).reindex(range(m["k"] + 1))
             axis.plot(
                 share.fillna(0), drawstyle="steps-mid", color=f"C{base}", label=f"seed {base}"
             )
-        axis.set(title=benchmark if row is axes[0] else "")
-        axis.set(xlabel=f"right of {m['k']}" if row is axes[-1] else "")
+        axis.set(title=benchmark if i == 0 else "")
+        axis.set(xlabel=f"right of {m['k']}" if i == len(axes) - 1 else "")
     row[0].set_ylabel(name)
 axes[0][0].legend(fontsize=7)
 fig.suptitle(f"{scale}, {mode}: share of problems")

@@ -264,6 +264,7 @@ for row, source in zip(axes, sources, strict=True):
         axis.axvline(0, color="grey", lw=0.8, ls=":")
         axis.set_yticks(range(len(parts)), [NAME[key] for key in parts] if axis is row[0] else [])
         axis.set(ylim=(len(parts) - 0.5, -0.5), title=source)
+        axis.locator_params(axis="x", nbins=4)
 axes[-1][0].set_xlabel("of the forward KL: the onset words' share")
 axes[-1][1].set_xlabel("of the reverse KL: the token's own share")
 fig.tight_layout()

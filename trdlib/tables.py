@@ -494,6 +494,10 @@ def coverage_figure(run: config.Run, curves: pd.DataFrame):
         axis.set_xticks(ticks, ticks, minor=False)
         axis.minorticks_off()
         axis.grid(alpha=0.3)
+    low, high = axes[0][0].get_ylim()
+    if high < 10 * low:  # within a decade a log axis shows hardly a number
+        axes[0][0].yaxis.set_major_locator(plt.MaxNLocator(5))
+        axes[0][0].yaxis.set_major_formatter("{x:g}")
     axes[0][0].set_ylabel("1 - pass@k (below: better)")
     handles, labels = axes[0][0].get_legend_handles_labels()
     fig.tight_layout(rect=(0, 0, 1 - 1.7 / size[0], 1))
