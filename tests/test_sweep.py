@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jupytext
 import nbformat
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+import yaml
 from conftest import REPOSITORY
 
 from trdlib import config, data, distill, notebooks, rollout, sweep
@@ -308,6 +310,22 @@ def test_settings_go_into_the_scale(project):
     ]
     assert all(job.given["validate"] for job in jobs)
     assert len({job.stamp for job in jobs}) == len({job.name for job in jobs}) == 4
+
+
+def test_a_file_of_ones_own_is_part_of_a_job(project):
+    """That of the task that is swept: when it changes, what was done is done again."""
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    part = {"task": "mine/own.py", "problems": 4, "steps": [2]}
+    section = {"train": [part], "validation": [part], "benchmarks": {"own": part}}
+    params["scales"]["smoke"]["tasks"]["code"]["data"] = section
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    notebook, stamps = REPOSITORY / "notebooks" / "2_rollout.ipynb", []
+    for source in ("one = 1", "two = 2"):
+        data.write_text("mine/own.py", source)
+        plans = [sweep.plan(notebook, {"task": [task]}, None, 0) for task in ("code", "math")]
+        stamps.append([job.stamp for jobs in plans for job in jobs])
+    (code, math), (other, same) = stamps
+    assert code != other and math == same
 
 
 def test_each_job_has_a_gpu_of_its_own(project, monkeypatch):

@@ -145,8 +145,9 @@ def plan(notebook: Path, axes: dict[str, list | Drawn], sample: int | None, seed
             given.setdefault("validate", True)
         notebooks.check(node, given, settings)
         usual = {name: default for name, (_, default) in known.items()}
-        scale = str((usual | given).get("scale", ""))
-        used = config.run(scale, settings=settings).settings if scale else None
+        asked = usual | given
+        run = [str(asked["scale"]), asked.get("task", "math")] if "scale" in asked else None
+        used = config.run(*run, settings=settings).settings if run else None
         own = inputs.own_files(used.data) if used else None
         stamp = config.content_hash(given, usual, code, used, own)
         label = "_".join(f"{name}={_typed(values[name])}" for name in several) or notebook.stem
