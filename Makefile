@@ -1,5 +1,6 @@
 # make repro    reproduce the tables (default scale: params.yaml, section run)
 # make test     run the tests, every notebook included, at the smoke scale
+# make test-gpu what only a GPU can show
 # make map      when does TRD help? one knob at a time
 # SCALE=smoke   another scale; TASKS=code, MODES=opsd: only these (of tiny, if no SCALE is given)
 # FROM_SCRATCH=1   pretrain tiny again
@@ -23,7 +24,7 @@ DVC := dvc --wait-for-lock repro
 LANE := $(DVC) -s --glob "$$@" || { echo "again: $$*"; $(DVC) -s --glob "$$@"; } || exit 1
 IN_LANES := xargs -P $(LANES) -L 1 sh -c '$(LANE)' lane
 
-.PHONY: repro map test bench setup notebooks lint clean
+.PHONY: repro map test test-gpu bench setup notebooks lint clean
 
 setup: $(VENV)/.ready
 
@@ -67,6 +68,9 @@ map: setup
 test: setup
 	ruff check . && ruff format --check .
 	pytest -n 2 --dist loadgroup --durations 25 tests
+
+test-gpu: setup
+	pytest --gpu tests/test_gpu.py
 
 bench: setup
 	python tests/bench_divergence.py

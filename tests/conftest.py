@@ -10,6 +10,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+def pytest_addoption(parser):
+    parser.addoption("--gpu", action="store_true", help="let the tests see the GPU (test_gpu.py)")
+
+
+def pytest_configure(config):
+    if not config.getoption("--gpu"):  # the other tests compare with what a CPU computes
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_collection_modifyitems(items):
     """The two longest tests first: else one core waits for them at the end."""
     long = ("test_killed_three_times", "test_each_runs_alone")

@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from trdlib import data, generate, tiny
 from trdlib.config import Sampling
@@ -138,3 +139,23 @@ def test_half_written_files_are_never_seen(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         data.write_json(path, float("nan"))
     assert not path.exists()
+
+
+def test_generate_decodes_in_the_same_way(small_model, tokenizer, monkeypatch):
+    """The way of a model with Unsloth's forward; its folder's settings of sampling do not count."""
+    usual = GenerationConfig(do_sample=True, top_k=1, repetition_penalty=9.0, max_length=3)
+    monkeypatch.setattr(small_model, "generation_config", usual)
+    asked = prompts(tokenizer, [1, 4, 2, 7, 4, 1])
+    how = {"max_new_tokens": 25, "top_p": 1.0, "top_k": 0}
+    said = generate.decode(small_model, asked, temperature=0, stop_ids=[], **how)[0].token_ids
+    how["stop_ids"] = [said[5], tokenizer.eos_token_id]  # some stop and some do not
+    ours = generate.decode(small_model, asked, temperature=0, **how)
+    theirs = generate._generate(small_model, asked, temperature=0, seed=0, **how)
+    assert theirs == ours and {one.finished for one in ours} == {True, False}
+    before = torch.get_rng_state()
+    drawn = [
+        generate._generate(small_model, asked, temperature=1.0, seed=seed, **how)
+        for seed in (1, 1, 2)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert torch.equal(torch.get_rng_state(), before) and small_model.generation_config is usual

@@ -382,12 +382,21 @@ class Models(_Section):
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     style: Literal["tiny", "math", "code", "story"] = "math"  # of the prompts
     load_in_4bit: bool = False  # the base model in nf4 (bitsandbytes)
+    device: Literal["auto", "cpu"] = "auto"  # auto: the GPU if there is one
     threads: PositiveInt | None = None  # CPU threads per process; None: as torch thinks best
     student_thinking: bool | None = None
     teacher_thinking: bool | None = None
     engine: Literal[tuple(ENGINES)] = "transformers"  # who samples (engines.py)
     gpu_share: Probability = 0.85  # of its memory, for vllm and unsloth
     server: Server = Server()
+
+    @pydantic.model_validator(mode="after")
+    def _cpu_can_do_it(self):
+        if self.device == "cpu" and self.load_in_4bit:
+            raise ValueError("models.load_in_4bit needs a GPU: leave models.device at auto")
+        if self.device == "cpu" and self.engine in ("vllm", "unsloth"):
+            raise ValueError(f"the engine {self.engine} needs a GPU: leave models.device at auto")
+        return self
 
 
 class Map(_Section):

@@ -13,10 +13,13 @@ Nothing is loaded or measured here. What is assumed:
    positions; samples of one prompt share its prefill. Batches are full ones (the rare prompt
    lengths make smaller ones, down to an eighth) and the rows of a batch end together.
    vLLM (every engine but `transformers`): as many rows at a time, up to 256, as its paged cache
-   holds at these lengths; a row that ends makes room for the next; CUDA graphs, so that a layer
-   takes a tenth of the launch time.
-5. A GPU reaches 30-50 % of its dense bf16 peak and 50-70 % of its bandwidth; eager transformers
-   launches a layer in 0.3-1.0 ms. 10 % of its memory is left to fragments and the CUDA context.
+   holds at these lengths; a row that ends makes room for the next. It and the backend unsloth
+   replay CUDA graphs: a layer takes a tenth of the launch time.
+5. A GPU reaches 20-40 % of its dense bf16 peak and 50-70 % of its bandwidth; eager transformers
+   launches a layer in 0.5-3 ms. 10 % of its memory is left to fragments and the CUDA context.
+   (Measured on an H100 with random weights, tests/bench_*.py: 26-37 % at the 8B's shape, 1.6-3 ms
+   a layer; peak memory is 1-7 % below what is computed here for training, 7-16 % for sampling. On
+   an H200 with unsloth 3.8 ms a token of the 1.7B, 0.14 ms a layer.)
 6. Adapter weights, gradients and both AdamW moments are float32 (peft). Training keeps what
    autograd saves in every layer, or with checkpointing each layer's input and one whole layer.
 """
@@ -79,7 +82,7 @@ GPUS = {
 def gpu(name: str, *, good: bool) -> Machine:
     """A named GPU at the good or the poor end of assumption 5."""
     memory, teraflops, bandwidth = GPUS[name]
-    compute, traffic, launch = (0.5, 0.7, 0.3e-3) if good else (0.3, 0.5, 1e-3)
+    compute, traffic, launch = (0.4, 0.7, 0.5e-3) if good else (0.2, 0.5, 3e-3)
     return Machine(memory * GIB, teraflops * 1e12 * compute, bandwidth * 1e9 * traffic, launch)
 
 
@@ -169,6 +172,9 @@ def training_memory(
         weights += 0 if own_teacher else parameters(teacher) * item
         scored = lengths[1] * _working(teacher, item)
     again = lengths[0] * saved if checkpointing else 0  # the layer that backward recomputes
+    if gradient:  # of one layer's activations, and the hidden states that are scored, with theirs
+        again += lengths[0] * item * (student.hidden + 3 * student.ffn)
+        kept += (3 * item + 4) * student.hidden
     # divergence.CHUNK_ELEMENTS at a time: student, teacher, and what comes of them, in float32
     logits = 6 * 4 * min(2**24, rows * lengths[0] * student.vocab)
     return weights + logits + rows * (lengths[0] * kept + max(again, scored))
@@ -201,7 +207,7 @@ def training_flops(
 
 def sampling_seconds(
     shape: Shape, item: int, machine: Machine, *, rows: int, prompts: int, prompt: float,
-    new: float, batch: int, paged: bool = False,
+    new: float, batch: int, paged: bool = False, graphs: bool = False,
 ) -> float:  # fmt: skip
     """Sampling `new` tokens for each of `rows` rows from `prompts` prefilled prompts."""
     prefill = prompts * sum(forward_flops(shape, prompt)) / machine.flops
@@ -209,7 +215,7 @@ def sampling_seconds(
     weights = body(shape) + shape.vocab * shape.hidden
     read = steps * weights * item + rows * new * (prompt + new / 2) * cache_bytes(shape, item)
     flops = rows * new * 2 * weights
-    launches = steps * shape.layers * machine.launch * (0.1 if paged else 1)
+    launches = steps * shape.layers * machine.launch * (0.1 if graphs else 1)
     return prefill + max(read / machine.bandwidth, flops / machine.flops, launches)
 
 

@@ -144,12 +144,12 @@ def _score(run: config.Run, seed: int, table: pd.DataFrame) -> pd.DataFrame:
     models.check_same_vocabulary(tokenizer, same)
     table = table.sort_values("n_tokens", kind="stable")  # little padding
     heads = [models.head(model, len(tokenizer)) for model in (student, teacher)]
-    onsets = torch.tensor(models.onset_ids(tokenizer, run.settings.onsets), device=models.device())
+    onsets = torch.tensor(models.onset_ids(tokenizer, run.settings.onsets), device=student.device)
     size, rows, parts = run.settings.training.micro_batch_size, pairs(run, seed, table), []
     with torch.no_grad(), parallel.model_compute():
         for start in range(0, len(rows), size):
             batch = distill.collate(rows[start : start + size])
-            batch = {name: tensor.to(models.device()) for name, tensor in batch.items()}
+            batch = {name: tensor.to(student.device) for name, tensor in batch.items()}
             ours, theirs = batch["labels"][:, 1:], batch["teacher_labels"][:, 1:]
             hidden = models.hidden_states(student, input_ids=batch["input_ids"])[:, :-1]
             teachers = models.hidden_states(teacher, input_ids=batch["teacher_ids"])[:, :-1]
@@ -157,7 +157,7 @@ def _score(run: config.Run, seed: int, table: pd.DataFrame) -> pd.DataFrame:
             position = np.concatenate([np.arange(n) for n in part["n_tokens"]])
             each = part.loc[part.index.repeat(part["n_tokens"]), ["trajectory", "row", "right"]]
             at = position == np.repeat(part["wrong"].to_numpy(), part["n_tokens"])
-            rights = torch.tensor(np.where(at, each["right"], -1), device=models.device())
+            rights = torch.tensor(np.where(at, each["right"], -1), device=student.device)
             found = token_signals(
                 hidden[ours != -100], heads[0], teachers[theirs != -100], heads[1],
                 ours[ours != -100], onsets=onsets, rights=rights,
@@ -367,7 +367,7 @@ def _gradient(
     with parallel.model_compute():
         for start in range(0, len(rows), size):
             batch = distill.collate(rows[start : start + size])
-            batch = {name: tensor.to(models.device()) for name, tensor in batch.items()}
+            batch = {name: tensor.to(distiller.device) for name, tensor in batch.items()}
             distiller.token_losses(**batch).sum().backward()
     return torch.cat(
         [p.grad.flatten().float() for p in distiller.parameters() if p.grad is not None]

@@ -166,6 +166,10 @@ class Distiller(torch.nn.Module):
         self._teacher = (teacher,)  # in a tuple: not a submodule, so neither saved nor trained
         self.recipe, self.vocabulary, self.temperature = recipe, vocabulary, temperature
 
+    @property
+    def device(self) -> torch.device:
+        return self.student.device
+
     def token_losses(self, input_ids, labels, teacher_ids=None, teacher_labels=None):
         """The method's loss at every response token of the batch, (N,), row by row."""
         targets = labels[:, 1:] != -100
@@ -227,7 +231,7 @@ def build(run: config.Run, seed: int) -> Distiller:
     if recipe.skip_onsets:
         onsets = models.onset_ids(tokenizer, settings.onsets)
         kept = [i for i in range(len(tokenizer)) if i not in onsets]
-        vocabulary = torch.tensor(kept, device=models.device())
+        vocabulary = torch.tensor(kept, device=student.device)
     return Distiller(
         student, teacher, recipe, vocabulary=vocabulary, temperature=settings.training.temperature
     )
@@ -237,10 +241,10 @@ def build(run: config.Run, seed: int) -> Distiller:
 def token_losses(distiller: Distiller, rows: list[Pair], batch_size: int = 1) -> list[torch.Tensor]:
     """The loss at every response token of every row, for looking at: one (n_tokens,) per row."""
     distiller.eval()
-    device, result = models.device(), []
+    result = []
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
-        inputs = {name: tensor.to(device) for name, tensor in collate(batch).items()}
+        inputs = {name: tensor.to(distiller.device) for name, tensor in collate(batch).items()}
         flat = distiller.token_losses(**inputs).cpu()
         result += list(flat.split([len(pair.response_ids) for pair in batch]))
     return result
@@ -301,8 +305,8 @@ def train(
         save_steps=settings.save_steps,
         save_total_limit=2,
         seed=seed,
-        use_cpu=models.device() == "cpu",
-        dataloader_pin_memory=models.device() != "cpu",
+        use_cpu=distiller.device.type == "cpu",
+        dataloader_pin_memory=distiller.device.type != "cpu",
         remove_unused_columns=False,
         report_to="none",
         disable_tqdm=True,

@@ -294,7 +294,7 @@ def score(loaded: Loaded, pair: distill.Pair, *, trained: bool = False) -> dict:
     teacher_logp, student_entropy, teacher_entropy, onset_mass (the teacher's); top: {"student" or
     "teacher": {"ids": n lists, "p": n lists}}. Of a pair without teacher_ids the student's alone.
     """
-    distiller, device = loaded.distiller, models.device()
+    distiller, device = loaded.distiller, loaded.distiller.device
     inputs = {name: t.to(device) for name, t in distill.collate([pair]).items()}
     targets = torch.tensor(pair.response_ids, device=device)
     size = len(loaded.tokenizer)

@@ -110,7 +110,13 @@ def decode(
 
     Prompts of different lengths are padded on the left, with mask and positions to match. The
     result depends on the whole batch (one stream of random numbers serves it), not on timing.
+
+    On a GPU, a model that has Unsloth's forward is decoded by `model.generate`: that forward keeps
+    its keys and values elsewhere, and replays its steps as CUDA graphs.
     """
+    if model.device.type == "cuda" and model.forward.__module__.startswith("unsloth"):
+        how = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
+        return _generate(model, prompts, max_new_tokens=max_new_tokens, stop_ids=stop_ids, **how)
     device = model.device
     model.eval()
     # Many samples of one prompt share its prefill: each distinct prompt goes in once.
@@ -180,6 +186,36 @@ def decode(
         Completion(row[:n], end)
         for row, n, end in zip(tokens, length.tolist(), finished.tolist(), strict=True)
     ]
+
+
+def _generate(
+    model, prompts, *, max_new_tokens, stop_ids, temperature, top_p, top_k, seed
+) -> list[Completion]:
+    """`decode` by `model.generate`; what the model's folder says of sampling is overruled."""
+    from transformers import GenerationConfig
+
+    filters = {"temperature": temperature, "top_p": top_p, "top_k": top_k} if temperature else {}
+    longest, usual = max(map(len, prompts)), model.generation_config
+    model.generation_config = GenerationConfig(
+        do_sample=bool(temperature), eos_token_id=stop_ids, pad_token_id=stop_ids[0], **filters
+    )
+    kept = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+    ids = torch.tensor([[stop_ids[0]] * (longest - len(p)) + list(p) for p in prompts])
+    try:
+        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            out = model.generate(
+                input_ids=ids.to(model.device),
+                attention_mask=kept.to(model.device),
+                max_new_tokens=max_new_tokens,
+            )
+    finally:
+        model.generation_config = usual
+    done = []
+    for row in out[:, longest:].tolist():
+        end = next((i for i, token in enumerate(row) if token in stop_ids), None)
+        done.append(Completion(row if end is None else row[: end + 1], end is not None))
+    return done
 
 
 def batches(prompts: list[list[int]], size: int) -> list[list[int]]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import warnings
 from pathlib import Path
 
@@ -21,8 +22,9 @@ import torch
 from trdlib import config
 
 
-def device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def device(settings: config.Models) -> str:
+    """Where models run: "cuda" or "cpu"."""
+    return "cuda" if settings.device == "auto" and torch.cuda.is_available() else "cpu"
 
 
 def source(name: str) -> dict:
@@ -77,13 +79,20 @@ def load(name: str, run: config.Run):
     """-> (model, tokenizer), on the GPU if there is one, in evaluation mode, weights frozen."""
     settings = run.settings.models
     check_4bit(settings)
-    where, dtype = source(name), getattr(torch, settings.dtype)
+    where, dtype, place = source(name), getattr(torch, settings.dtype), device(settings)
     if settings.backend == "unsloth":
+        if place == "cpu" and torch.cuda.is_available():
+            raise config.SettingsError(
+                "the backend unsloth takes the GPU where there is one: set models.device to auto, "
+                "or models.backend to transformers"
+            )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on a CPU it warns that it would rather have a GPU
             import unsloth  # before transformers: it patches it
 
         prepare_process(settings)
+        # Its decode step as a graph: else hundreds of launches a token, for which the GPU waits.
+        os.environ.setdefault("UNSLOTH_DECODE_CUDA_GRAPHS", "1")
         model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
             where["pretrained_model_name_or_path"],
             revision=where.get("revision"),
@@ -104,7 +113,7 @@ def load(name: str, run: config.Run):
             )
             how["device_map"] = {"": 0}
         model = AutoModelForCausalLM.from_pretrained(**where, **how)
-        model = model if settings.load_in_4bit else model.to(device())
+        model = model if settings.load_in_4bit else model.to(place)
         tokenizer = load_tokenizer(name)
     tokenizer.padding_side = "left"
     model.requires_grad_(False)

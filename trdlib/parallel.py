@@ -1,7 +1,7 @@
 """Run the jobs of a stage in worker processes that die with their parent, and clock the compute.
 
 One CPU core decodes a tiny model about as fast as two do, so a stage gives each core its own job.
-On a GPU there is one worker, and everything runs in the calling process.
+A process that holds a GPU runs its jobs itself, one after the other.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def model_compute():
 def _peak_mib() -> float:
     """The most memory so far, MiB: of the GPU if torch uses one, else of the process."""
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
+    if _holds_gpu():
         return torch.cuda.max_memory_allocated() / 2**20
     try:
         import resource
@@ -95,6 +95,12 @@ def _timed(function, arguments):
     return function(*arguments), _compute["seconds"] - before, _peak_mib()
 
 
+def _holds_gpu() -> bool:
+    """Does this process use CUDA? It does not survive a fork, and one job fills a GPU."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.cuda.is_initialized()
+
+
 def run_jobs(function, jobs: list[tuple], *, workers: int = 1, label: str = "") -> list:
     """[function(*job) for job in jobs], in that order, with a progress bar on stderr.
 
@@ -105,7 +111,7 @@ def run_jobs(function, jobs: list[tuple], *, workers: int = 1, label: str = "") 
     bar = tqdm(total=len(jobs), desc=label, file=sys.stderr, disable=not jobs or inside)
     results: list = [None] * len(jobs)
     with bar:
-        if workers == 1 or not jobs:
+        if workers == 1 or not jobs or _holds_gpu():
             for i, job in enumerate(jobs):
                 results[i] = function(*job)
                 bar.update()

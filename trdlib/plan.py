@@ -35,8 +35,8 @@ CALIBRATION = Path("runs") / "calibration.json"
 KERNEL = 10  # seconds of a notebook without its model compute: tiny, two cores
 LONG = 3.0  # seconds of each of its measurements
 ASSUMPTIONS = """\
-Assumed (trdlib/costs.py says all): 30-50 % of a GPU's dense bf16 peak, 50-70 % of its bandwidth,
-0.3-1.0 ms a layer and launch; LoRA backward 2 operations a weight and token; full batches whose
+Assumed (trdlib/costs.py says all): 20-40 % of a GPU's dense bf16 peak, 50-70 % of its bandwidth,
+0.5-3 ms a layer and launch; LoRA backward 2 operations a weight and token; full batches whose
 rows end together. Lengths: files of this scale where they are there; else at a hub scale the
 paper's medians (y_o 7.7k, y_r 0.88k), y_t and evaluations as long as y_o, and 250 and 700 tokens
 for a problem and a solution, which is a guess; else at most. Not counted: pretraining, the map.\
@@ -135,7 +135,7 @@ def calibrate(scale: config.Scale) -> dict:
 
     from trdlib import generate, models, tiny
 
-    device = models.device()
+    device = models.device(scale.models)
     if scale.models.threads:
         torch.set_num_threads(scale.models.threads)
 
@@ -162,33 +162,34 @@ def calibrate(scale: config.Scale) -> dict:
     small = tiny.build_model(tiny.build_tokenizer(), shape, 0).eval().to(device)
     how = {"max_new_tokens": 64, "stop_ids": []}
     found = {
-        "device": device_name(),
+        "device": device_name(device),
         "dtype": scale.models.dtype,
         "threads": torch.get_num_threads(),
         "flops": rate(2 * size**3, lambda: torch.mm(a, b)),
         "bandwidth": rate(2 * source.nbytes, lambda: target.copy_(source)),
         "launch": 1 / rate(64 * 2, lambda: generate.decode(small, [[1] * 8] * 8, **how)),
-        "memory": device_memory(),
+        "memory": device_memory(device),
     }
     data.write_json(config.root() / CALIBRATION, found)
     return found
 
 
-def device_name() -> str:
+def device_name(device: str = "cuda") -> str:
+    """Of the GPU, if there is one and it is what is asked for, else of the CPU."""
     import torch
 
-    if torch.cuda.is_available():
+    if device == "cuda" and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     import psutil
 
     return f"CPU, {psutil.cpu_count(logical=False) or psutil.cpu_count()} cores"
 
 
-def device_memory() -> int:
-    """Bytes: of the GPU, else of the machine."""
+def device_memory(device: str = "cuda") -> int:
+    """Bytes: of the GPU, if there is one and it is what is asked for, else of the machine."""
     import torch
 
-    if torch.cuda.is_available():
+    if device == "cuda" and torch.cuda.is_available():
         return torch.cuda.get_device_properties(0).total_memory
     import psutil
 
@@ -197,9 +198,11 @@ def device_memory() -> int:
 
 def calibrated(scale: config.Scale) -> dict | None:
     """The calibration of this device and dtype, if there is one."""
-    path = config.root() / CALIBRATION
+    from trdlib import models
+
+    path, device = config.root() / CALIBRATION, models.device(scale.models)
     found = data.read_json(path) if path.is_file() else {}
-    same = (found.get("dtype"), found.get("device")) == (scale.models.dtype, device_name())
+    same = (found.get("dtype"), found.get("device")) == (scale.models.dtype, device_name(device))
     return found if same else None
 
 
@@ -413,8 +416,11 @@ def show(scale: str, task: str = "math", gpu: str | None = None, measure: bool =
     print(f"disk: {scaled(missing, 'B')} of weights to download, about {results} of results\n")
     print(HOURS)
     print(hours_table(groups, section, [gpu] if gpu else costs.GPUS, left(groups, found)))
-    jobs = f"{section.workers} job(s) at a time"
-    print(f"This machine: {device_name()}, {device_memory() / GIB:.3g} GiB; {jobs}\n")
+    from trdlib import models
+
+    device = models.device(section.models)
+    jobs = f"{1 if device == 'cuda' else section.workers} job(s) at a time"
+    print(f"This machine: {device_name(device)}, {device_memory(device) / GIB:.3g} GiB; {jobs}\n")
     notebooks = sum(stage.timing is not None for stage in found)
     how = (timed(found, items), calibrated(section), notebooks)
     print(machine_table(groups, section, *how))

@@ -47,6 +47,7 @@ class Sampled(NamedTuple):
             self.shape, item(scale), machine, rows=self.rows, batch=batch,
             prompts=self.rows // self.sampling.samples, prompt=getattr(self.prompt, end),
             new=getattr(self.response, end), paged=paged(scale),
+            graphs=paged(scale) or scale.models.backend == "unsloth",
         )  # fmt: skip
 
     def batch(self, scale: config.Scale, machine: Machine, end: str = "at_most") -> int | None:
