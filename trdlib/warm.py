@@ -117,6 +117,8 @@ def _be_a_kernel(cmd: list[str], env: dict[str, str], cwd: str | None) -> None:
     sys.argv = cmd[cmd.index("-m") + 1 :]
     try:
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    except SystemExit:
+        pass
     except BaseException:
         traceback.print_exc()
         os._exit(1)
