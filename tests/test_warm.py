@@ -9,7 +9,10 @@ import time
 import nbformat
 import pytest
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the usual papermill there")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="the usual papermill there"),
+    pytest.mark.xdist_group("warm"),  # one server, which the last test ends
+]
 CODE = """
 import os, sys, random, matplotlib, numpy, torch
 import matplotlib.pyplot as plt
