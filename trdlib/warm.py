@@ -35,7 +35,8 @@ IMPORTED = (
     "papermill.cli", "nbclient", "ipykernel.kernelapp", "ipykernel.zmqshell", "matplotlib.figure",
     "pandas", "pyarrow.parquet", "scipy.stats", "torch", "peft",
     "transformers.trainer", "transformers.models.qwen3.modeling_qwen3",
-    "transformers.generation.utils", "safetensors.torch",
+    "transformers.generation.utils", "safetensors.torch", "math_verify", "sympy.physics.units",
+    "dvclive",
 )  # fmt: skip
 # The process that DVC starts: it hands over its files and waits, and whoever kills it kills all.
 CLIENT = """\
