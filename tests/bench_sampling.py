@@ -44,7 +44,7 @@ def main() -> None:
     print(f"{arguments.model}, {arguments.backend}, {plan.device_name()}, {torch.__version__}")
 
     def decode(prompts, new: int, budget: int):
-        """All rows stop at once: what is beyond them is one token that every row will sample."""
+        """Seconds for `new` tokens a row: the stop token is out of reach until it is forced."""
         count = [0]
         head = model.lm_head.forward
 

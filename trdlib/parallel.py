@@ -41,9 +41,8 @@ def model_compute():
 
 def _peak_mib() -> float:
     """The most memory so far, MiB: of the GPU if torch uses one, else of the process."""
-    torch = sys.modules.get("torch")
     if _holds_gpu():
-        return torch.cuda.max_memory_allocated() / 2**20
+        return sys.modules["torch"].cuda.max_memory_allocated() / 2**20
     try:
         import resource
     except ImportError:  # Windows
