@@ -20,56 +20,75 @@
 # A table says how often; this notebook shows how. Choose an attempt y_o and see it beside its
 # rewrite y_r, each token shaded by the method's divergence, by what teacher and student thought of
 # it, or by their entropy; under the cursor stand the candidates of both at that position.
-# Everything is what training sees: the sampled token ids, in the prompts that are trained on.
+# Everything is what training sees: the sampled token ids, in the contexts that are trained on.
 #
-# It needs no run at the scale `smoke`. At other scales it reads what `make repro` has left; where
-# nothing is there it says what to run. A problem of your own needs the models alone.
+# It needs no run at the scale `smoke`: attempts and rewrites take seconds there. At other scales
+# let `make repro` or notebooks 2 and 3 make them first; here they are only read then. A problem of
+# your own needs the models alone.
 
 # %% tags=["parameters"]
 scale: str = "smoke"  # a scale of params.yaml
-task: str = "math"  # math or code
 mode: str = "opd"  # who teaches: opd (another model), opsd (the student, given the reference)
-method: str = "trd"  # a method of params.yaml: its divergence is shown
+method: str = "trd"  # a method of params.yaml: its divergence and its training are shown
 seed: int = 0  # base seed: which weights
 
 # %%
 from IPython.display import display
 
-from trdlib import config, explore, inputs, widget
+from trdlib import tasks
+from trdlib.analysis import explore, widget
+from trdlib.evaluate import evaluate
+from trdlib.refine import refine, solve
+from trdlib.rollout import rollout
+from trdlib.run import get_run
+from trdlib.settings import root
 
-run = config.run(scale, task, mode, method)
-inputs.prepare(run)
+run = get_run(scale, mode, method)
+task = tasks.of(run)
+sets = task.sets()
+y_o = rollout(run, task, sets["train"])
+tables = {"train": {"y_o": y_o, "y_r": refine(run, task, sets["train"], y_o)}}
+if run.recipe.trajectory == "y_t":
+    tables["train"]["y_t"] = solve(run, task, sets["train"])
 
 # %% [markdown]
-# ## Any attempt of any run
+# If the method has been trained and evaluated (notebooks 4 and 5), its answers to the benchmarks
+# stand beside those before training, and the student can be looked at after training, too.
+
+# %%
+seeds, adapter = run.settings.seeds, run.adapter(seed)
+if all(run.samples(base, name).is_file() for base in seeds for name in task.benchmarks):
+    adapters = {base: run.adapter(base) for base in seeds}
+    runs = [get_run(scale, "none", "base"), run]
+    before, after = evaluate(runs, task, sets, [None, adapters])
+    tables |= {name: {"base": before[name], method: after[name]} for name in task.benchmarks}
+loaded = explore.load(run, seed, adapter if adapter.is_dir() else None)
+
+# %% [markdown]
+# ## Any attempt
 #
-# The first row chooses the run, the second an attempt: from failed to passed, from passed to
-# failed, the longest, those of highest KL, the unfinished. Choose another method, mode, seed or
-# scale and the problem stays (a scale that does not train on it attempts it on the spot). Under
-# *problems* stand the benchmarks too: there the answers before and after training are side by
-# side, as far as they have been evaluated. *student* switches between the weights of step 0 and
-# those after training.
+# *show* keeps the attempts from failed to passed, from passed to failed, the unfinished, or begins
+# with the longest. *student* switches between the weights of step 0 and those after training.
 #
 # How to read it: a dashed line under a token means that the text on the right lacks it, a double
 # line that the text on the left does; ✗ is the first wrong token, where the task knows it. Click a
 # token, or move with the arrow keys.
 
 # %%
-explorer = widget.Explorer(run, seed, only="failed → passed")
+explorer = widget.Explorer(loaded, task, sets, tables, only="failed → passed")
 display(explorer)
 
 # %% [markdown]
 # ## A problem of your own
 #
 # It is attempted by the student, rewritten by the teacher and scored, now. In the tiny language a
-# problem is a chain, `Compute:1o*6p*3q+4` (modulo 7), or a trail, `Route#BLQfl`. Type it in the
-# field *your own*; the same problem again is another attempt. Where the answer is not known,
-# nothing is graded; mode `opsd` needs a reference solution: `explore.live(..., solution=...)`.
+# problem is a chain, `Compute:1o*6p*3q+4` (modulo 7), or a trail, `Route#BLQfl`; below it is one
+# that nobody trained on. Type yours in the field *your own*; *again* is another attempt at it.
+# Where the answer is not known nothing is graded, and mode `opsd` needs a reference solution:
+# `explore.live(loaded, task, task.problem(text, answer, solution))`.
 
 # %%
-problem = {"math": "Route#BLQfl", "code": "f(x): a add 3; b reverse; c square"}[task]
-problem = problem if run.settings.models.style == "tiny" else "What is 17 times 23?"
-own = widget.Explorer(run, seed, problem=problem)
+own = widget.Explorer(loaded, task, sets, tables, problem=sets["validation"]["problem"].iloc[-1])
 display(own)
 
 # %% [markdown]
@@ -80,6 +99,6 @@ display(own)
 
 # %%
 shown = explorer.view or own.view
-page = config.root() / "runs" / "explore" / f"{scale}-{mode}-{method}-{seed}.html"
-print(explore.export(shown, page).relative_to(config.root()))
+page = root() / "runs" / "explore" / f"{scale}-{mode}-{method}-{seed}.html"
+print(explore.export(shown, page).relative_to(root()))
 explore.tokens(shown, shown["texts"][0]["name"]).round(3).head(12)

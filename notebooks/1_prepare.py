@@ -19,24 +19,29 @@
 #
 # Distillation needs problems to attempt, and models to attempt them. This notebook writes the
 # problem sets of a scale in one schema (`id, source, problem, answer, solution`) and looks at them.
-# At the procedural scales (`smoke`, `tiny`) it also shows how the student and the teacher came
+# At the procedural scales (`smoke`, `tiny`, ...) it also shows how the student and the teacher came
 # about: they are pretrained from scratch by the pipeline, to accuracy thresholds, three times over,
 # so that a "seed" is another base model and not only another LoRA initialisation. At the scales of
 # the paper (`qwen3-*`) problems and models come from the hub, each at one commit, and a seed is
 # another set of rollouts and another LoRA initialisation of the same weights.
 
 # %% tags=["parameters"]
-scale: str = "smoke"  # a scale of params.yaml, changed settings behind it (README: Sweep)
-task: str = "math"  # what is solved
+scale: str = "smoke"  # a scale of params.yaml, changed settings behind it (docs/sweeps.md)
 
 # %%
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from trdlib import config, data, hub, inputs, models, notebooks, parallel, rollout
+from trdlib import generate, jobs, models, prompts, store, tasks
+from trdlib.ops import notebooks
+from trdlib.run import get_run
+from trdlib.settings import root
 
-run = config.run(scale, task)
-sets = inputs.prepare(run)
+run = get_run(scale)
+task = tasks.of(run)
+sets = task.sets()
+if not task.has_models:
+    task.make_models(generate.decode, jobs.run_jobs, generate.batches)
 
 # %% [markdown]
 # ## The problem sets
@@ -47,7 +52,6 @@ sets = inputs.prepare(run)
 # that occur in a benchmark are removed.
 
 # %%
-data.check_disjoint(sets)
 pd.DataFrame(
     [
         {"set": name, "problems": len(frame), **frame["source"].value_counts().to_dict()}
@@ -60,9 +64,8 @@ pd.DataFrame(
 # what reason. (Procedural problems have no file.)
 
 # %%
-published = isinstance(run.settings.data, config.HubData)
-files = data.read_json(run.data / hub.REPORT)["sources"] if published else {}
-pd.DataFrame(files).T.drop(columns="sha256").fillna("") if published else "no files"
+files = task.notes.get("sources", {})
+pd.DataFrame(files).T.drop(columns="sha256").fillna("") if files else "no files"
 
 # %% [markdown]
 # One problem of each source, with its reference solution. In a **chain** each line is a step of
@@ -84,7 +87,7 @@ for source, group in sets["train"].groupby("source"):
 
 # %%
 tokenizer = models.load_tokenizer(run.model_path("student", run.settings.seeds[0]))
-prompt = rollout.student_prompts(run, run.settings.seeds[0], [sets["train"].iloc[0].to_dict()])[0]
+prompt = prompts.student_prompts(run, run.settings.seeds[0], [sets["train"].iloc[0].to_dict()])[0]
 " ".join(repr(tokenizer.decode([token])) for token in prompt.ids)
 
 # %% [markdown]
@@ -103,9 +106,7 @@ pd.Series(places, name="model").unstack(0)
 
 # %%
 if run.settings.pretraining:
-    logs = {
-        key: data.read_json(config.root() / p / "pretraining.json") for key, p in places.items()
-    }
+    logs = {key: store.read_json(root() / p / "pretraining.json") for key, p in places.items()}
     fig, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), width_ratios=[1, 1.3])
     style = {"student": "-", "teacher": "--"}
     for (role, seed), log in logs.items():
@@ -131,4 +132,4 @@ if run.settings.pretraining:
 
 # %%
 notebooks.record(**{f"problems/{name}": len(frame) for name, frame in sets.items()})
-parallel.write_timing(f"1_prepare-{run.scale}-{task}", run.settings.workers)
+jobs.write_timing(f"1_prepare-{run.scale}", run.settings.workers)

@@ -23,19 +23,24 @@
 # one early mistake, and a confident walk on from there.
 
 # %% tags=["parameters"]
-scale: str = "smoke"  # a scale of params.yaml, changed settings behind it (README: Sweep)
-task: str = "math"  # what is solved
+scale: str = "smoke"  # a scale of params.yaml, changed settings behind it (docs/sweeps.md)
 seed: int = None  # this base seed alone; None: those of the scale
 
 # %%
 import matplotlib.pyplot as plt
 
-from trdlib import config, evaluate, inputs, notebooks, parallel, refine, rollout
+from trdlib import jobs, tasks
+from trdlib.ops import notebooks
+from trdlib.ops.chain import measured
+from trdlib.refine import rows_of
+from trdlib.rollout import rollout
+from trdlib.run import get_run
 
-run = config.run(scale, task, seed=seed)
-problems = inputs.prepare(run)["train"]
-y_o = rollout.attempts(run)
-y_o["source"] = [row["source"] for row in refine.rows_of(problems, y_o)]
+run = get_run(scale, seed=seed)
+task = tasks.of(run)
+problems = task.sets()["train"]
+y_o = rollout(run, task, problems)
+y_o["source"] = [row["source"] for row in rows_of(problems, y_o)]
 y_o.head()
 
 # %% [markdown]
@@ -77,7 +82,7 @@ plt.show()
 # %%
 for source, group in y_o[~y_o["correct"]].groupby("source"):
     attempt = group.iloc[0]
-    row = refine.rows_of(problems, group.head(1))[0]
+    row = rows_of(problems, group.head(1))[0]
     print(f"--- {source}: {row['problem']}   answer {row['answer'][:80]}")
     ours, theirs = attempt["text"].splitlines(), row["solution"].splitlines()
     width = max(20, *(len(line) + 2 for line in [*ours, *theirs]))
@@ -87,5 +92,5 @@ for source, group in y_o[~y_o["correct"]].groupby("source"):
     print()
 
 # %%
-notebooks.record(y_o=evaluate.measured(y_o, problems), tokens=float(y_o["n_tokens"].mean()))
-parallel.write_timing(f"2_rollout-{run.scale}-{task}", run.settings.workers)
+notebooks.record(y_o=measured(y_o, problems), tokens=float(y_o["n_tokens"].mean()))
+jobs.write_timing(f"2_rollout-{run.scale}", run.settings.workers)

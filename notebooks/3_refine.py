@@ -26,9 +26,8 @@
 # result around, so look at it before you believe any table.
 
 # %% tags=["parameters"]
-scale: str = "smoke"  # a scale of params.yaml, changed settings behind it (README: Sweep)
-task: str = "math"  # what is solved
-mode: str = "opd"  # who teaches: opd (another model), opsd (the student, given the reference)
+scale: str = "smoke"  # a scale of params.yaml, changed settings behind it (docs/sweeps.md)
+mode: str = "opd"  # who teaches: opd (another model), opsd (the student, given the reference), all
 seed: int = None  # this base seed alone; None: those of the scale
 
 # %%
@@ -37,13 +36,24 @@ import difflib
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from trdlib import config, evaluate, inputs, notebooks, parallel, refine, rollout
+from trdlib import jobs, tasks
+from trdlib.ops import notebooks
+from trdlib.ops.chain import measured
+from trdlib.refine import refine, rows_of, solve
+from trdlib.rollout import rollout
+from trdlib.run import get_runs
 
-run = config.run(scale, task, mode, seed=seed)
-problems = inputs.prepare(run)["train"]
-y_o, y_r, y_t = rollout.attempts(run), refine.rewrites(run), refine.teacher_solutions(run)
-for table in (y_o, y_r, y_t):
-    table["source"] = [row["source"] for row in refine.rows_of(problems, table)]
+runs = get_runs(scale, mode, "trd", seed=seed)  # one for each mode
+task = tasks.of(runs[0])
+problems = task.sets()["train"]
+y_o = rollout(runs[0], task, problems)
+tables = {}
+for run in runs:
+    y_r = refine(run, task, problems, y_o)
+    y_t = solve(run, task, problems)
+    tables[run.mode] = {"y_o": y_o, "y_r": y_r, "y_t": y_t}
+    for table in tables[run.mode].values():
+        table["source"] = [row["source"] for row in rows_of(problems, table)]
 
 # %% [markdown]
 # ## From failed to passed, and the other way
@@ -51,34 +61,33 @@ for table in (y_o, y_r, y_t):
 # Rows: was the attempt right? Columns: is the rewrite? Shares of all attempts, all base models.
 
 # %%
+both = pd.concat([found["y_r"].assign(mode=name) for name, found in tables.items()])
 transitions = pd.crosstab(
-    [y_r["source"], y_r["y_o_correct"].map({True: "y_o passed", False: "y_o failed"})],
-    y_r["correct"].map({True: "y_r passed", False: "y_r failed"}),
-    normalize="all",
+    [
+        both["mode"],
+        both["source"],
+        both["y_o_correct"].map({True: "y_o passed", False: "y_o failed"}),
+    ],
+    both["correct"].map({True: "y_r passed", False: "y_r failed"}),
 )
-transitions.round(3)
+(transitions / len(y_o)).round(3)
 
 # %%
-bars = pd.DataFrame(
-    {
-        name: table.groupby("source")["correct"].mean()
-        for name, table in (("y_o", y_o), ("y_t", y_t), ("y_r", y_r))
-    }
-)
-fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2))
-bars.plot.bar(ax=left, rot=0, ylim=(0, 1.05), color=["C7", "C9", "C3"], width=0.7)
-left.set(xlabel="", ylabel="share that is right", title=f"accuracy of the trajectories ({mode})")
-for (name, table), color in zip((("y_o", y_o), ("y_r", y_r)), ("C7", "C3"), strict=True):
-    right.hist(
-        table["n_tokens"],
-        bins=range(0, int(y_o["n_tokens"].max()) + 4, 2),
-        histtype="step",
-        lw=1.5,
-        color=color,
-        label=name,
+fig, axes = plt.subplots(len(tables), 2, figsize=(10, 3.2 * len(tables)), squeeze=False)
+for (left, right), (name, found) in zip(axes, tables.items(), strict=True):
+    bars = pd.DataFrame(
+        {what: found[what].groupby("source")["correct"].mean() for what in ("y_o", "y_t", "y_r")}
     )
-right.set(xlabel="tokens", ylabel="responses", title="length")
-right.legend()
+    bars.plot.bar(ax=left, rot=0, ylim=(0, 1.05), color=["C7", "C9", "C3"], width=0.7)
+    left.set(
+        xlabel="", ylabel="share that is right", title=f"accuracy of the trajectories ({name})"
+    )
+    left.legend(loc="lower right", fontsize=8)
+    for what, color in (("y_o", "C7"), ("y_r", "C3")):
+        lengths, bins = found[what]["n_tokens"], range(0, int(y_o["n_tokens"].max()) + 4, 2)
+        right.hist(lengths, bins=bins, histtype="step", lw=1.5, color=color, label=what)
+    right.set(xlabel="tokens", ylabel="responses", title=f"length ({name})")
+    right.legend()
 fig.tight_layout()
 plt.show()
 
@@ -89,14 +98,15 @@ plt.show()
 # teacher's; the rest survived.
 
 # %%
-failed = y_r[~y_r["y_o_correct"]]
-for _, rewrite in failed.groupby("source").head(1).iterrows():
-    row = refine.rows_of(problems, pd.DataFrame([rewrite]))[0]
-    same = (y_o["id"] == rewrite["id"]) & (y_o["seed"] == rewrite["seed"])
-    attempt = y_o[same & (y_o["sample"] == rewrite["sample"])].iloc[0]
+attempts = y_o.set_index(["id", "seed", "sample"])["text"]
+failed = both[~both["y_o_correct"]].groupby(["mode", "source"]).head(1)
+for rewrite, row in zip(failed.itertuples(), rows_of(problems, failed), strict=True):
     answer = row["answer"][:80]
-    print(f"--- {row['problem']}   answer {answer}, y_r is right: {rewrite['correct']}")
-    lines = (attempt["text"].splitlines(), rewrite["text"].splitlines())
+    print(
+        f"--- {rewrite.mode}: {row['problem']}   answer {answer}, y_r is right: {rewrite.correct}"
+    )
+    attempt = attempts[rewrite.id, rewrite.seed, rewrite.sample]
+    lines = (attempt.splitlines(), rewrite.text.splitlines())
     print("\n".join(line for line in difflib.ndiff(*lines) if not line.startswith("?")), "\n")
 
 # %% [markdown]
@@ -104,9 +114,16 @@ for _, rewrite in failed.groupby("source").head(1).iterrows():
 # notice that the model sees. How many were:
 
 # %%
-print(f"{int(y_r['prompt_truncated'].sum())} of {len(y_r)} refine prompts were cut")
+for name, found in tables.items():
+    cut = found["y_r"]["prompt_truncated"]
+    print(f"{name}: {int(cut.sum())} of {len(cut)} refine prompts were cut")
 
 # %%
-found = {"y_r": y_r, "y_o": y_o, "y_t": y_t}
-notebooks.record(**{name: evaluate.measured(table, problems) for name, table in found.items()})
-parallel.write_timing(f"3_refine-{run.scale}-{task}-{mode}", run.settings.workers)
+notebooks.record(
+    **{
+        what if len(tables) == 1 else f"{name}/{what}": measured(table, problems)
+        for name, found in tables.items()
+        for what, table in found.items()
+    }
+)
+jobs.write_timing(f"3_refine-{runs[0].scale}", runs[0].settings.workers)

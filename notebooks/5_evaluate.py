@@ -20,13 +20,12 @@
 # Each benchmark problem is solved k times by each trained base model. avg@k is the mean accuracy,
 # pass@k the chance that at least one of k is right (unbiased estimator). The intervals resample
 # problems, because samples of one problem are a cluster. `method = "all"` evaluates every method
-# of the matrix. `mode = "none"` is for the reference rows: `base`, `base_again` (other random
-# numbers: the noise floor) and `teacher`.
+# that `dvc repro` runs. `mode = "none"` is for the rows that are not trained: `base`, `base_again`
+# (other random numbers: the noise floor) and `teacher`; `mode = "all"` has them too.
 
 # %% tags=["parameters"]
-scale: str = "smoke"  # a scale of params.yaml, changed settings behind it (README: Sweep)
-task: str = "math"  # what is solved
-mode: str = "opd"  # opd, opsd, or none for the reference rows
+scale: str = "smoke"  # a scale of params.yaml, changed settings behind it (docs/sweeps.md)
+mode: str = "opd"  # opd, opsd, none for the rows that are not trained, or all
 method: str = "trd"  # of params.yaml, or all; with mode none: base, base_again, teacher or all
 learning_rate: float = None  # None: choose from the grid of params.yaml on the validation set
 seed: int = None  # this base seed alone; None: those of the scale
@@ -35,15 +34,27 @@ seed: int = None  # this base seed alone; None: those of the scale
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from trdlib import config, distill, evaluate, inputs, notebooks, parallel
+from trdlib import jobs, tasks
+from trdlib.distill import distill
+from trdlib.evaluate import evaluate, measure
+from trdlib.ops import notebooks
+from trdlib.ops.chain import counts, sampled
+from trdlib.run import get_runs
 
-runs = config.runs(scale, task, mode, method, learning_rate=learning_rate, seed=seed)
-inputs.prepare(runs[0])
-if mode != "none":
-    for run in runs:
-        distill.distill(run)
-metrics = evaluate.measure(runs)
-benchmarks, seeds = runs[0].settings.data.benchmarks, runs[0].settings.seeds
+how = {"learning_rate": learning_rate, "seed": seed}
+runs = get_runs(scale, mode, method, **how) if mode != "none" else []
+task = tasks.of(runs[0] if runs else get_runs(scale, "none", "base", **how)[0])
+sets = task.sets()
+trained = distill(runs, task, sets, sampled(runs, task, sets["train"])) if runs else []
+adapters = [found.adapters for found in trained]
+choices = [found.choice for found in trained]
+if mode in ("none", "all"):
+    untrained = get_runs(scale, "none", method if mode == "none" else "all", **how)
+    runs = [*untrained, *runs]
+    adapters, choices = ([None] * len(untrained) + found for found in (adapters, choices))
+samples = evaluate(runs, task, sets, adapters)
+metrics = measure(runs, sets, samples, choices)
+benchmarks = list(metrics[0]["benchmarks"])
 
 # %% [markdown]
 # ## The numbers
@@ -55,7 +66,8 @@ benchmarks, seeds = runs[0].settings.data.benchmarks, runs[0].settings.seeds
 pd.DataFrame(
     [
         {
-            "method": name,
+            "mode": run.mode,
+            "method": run.method,
             "benchmark": benchmark,
             "metric": f"{metric}@{m['k']}",
             **{k: round(100 * v, 1) for k, v in m[f"{metric}_at_k"].items()},
@@ -64,11 +76,11 @@ pd.DataFrame(
             "mean tokens": round(m["mean_tokens"], 1),
             "unfinished %": round(100 * m["unfinished"], 2),
         }
-        for name, found in metrics.items()
+        for run, found in zip(runs, metrics, strict=True)
         for benchmark, m in found["benchmarks"].items()
         for metric in ("avg", "pass")
     ]
-).set_index(["method", "benchmark", "metric"])
+).set_index(["mode", "method", "benchmark", "metric"])
 
 # %% [markdown]
 # ## Where is the accuracy?
@@ -77,32 +89,32 @@ pd.DataFrame(
 # at 0 and at k, are a model that knows or does not; a hill in the middle is one that guesses.
 
 # %%
-size = (2.6 * len(benchmarks), 1.5 * len(metrics) + 1)
-fig, axes = plt.subplots(len(metrics), len(benchmarks), figsize=size, sharey=True, squeeze=False)
-for i, (row, (name, found)) in enumerate(zip(axes, metrics.items(), strict=True)):
-    for axis, (benchmark, m) in zip(row, found["benchmarks"].items(), strict=True):
-        for base, counts in zip(m["seeds"], m["correct"], strict=True):
-            share = pd.Series(counts).value_counts(normalize=True).reindex(range(m["k"] + 1))
-            axis.plot(
-                share.fillna(0), drawstyle="steps-mid", color=f"C{base}", label=f"seed {base}"
-            )
-        axis.set(title=benchmark if i == 0 else "")
-        axis.set(xlabel=f"right of {m['k']}" if i == len(axes) - 1 else "")
-    row[0].set_ylabel(name)
-axes[0][0].legend(fontsize=7)
-fig.suptitle(f"{scale}, {mode}: share of problems")
-fig.tight_layout()
-plt.show()
+for one in dict.fromkeys(run.mode for run in runs):
+    rows = [(run, found) for run, found in zip(runs, metrics, strict=True) if run.mode == one]
+    size = (2.6 * len(benchmarks), 1.5 * len(rows) + 1)
+    fig, axes = plt.subplots(len(rows), len(benchmarks), figsize=size, sharey=True, squeeze=False)
+    for i, (row, (run, found)) in enumerate(zip(axes, rows, strict=True)):
+        for axis, (benchmark, m) in zip(row, found["benchmarks"].items(), strict=True):
+            for base, right in zip(m["seeds"], m["correct"], strict=True):
+                share = pd.Series(right).value_counts(normalize=True).reindex(range(m["k"] + 1))
+                style = {"drawstyle": "steps-mid", "color": f"C{base}", "label": f"seed {base}"}
+                axis.plot(share.fillna(0), **style)
+            axis.set(title=benchmark if i == 0 else "")
+            axis.set(xlabel=f"right of {m['k']}" if i == len(axes) - 1 else "")
+        row[0].set_ylabel(run.method)
+    axes[0][0].legend(fontsize=7)
+    fig.suptitle(f"{runs[0].scale}, {one}: share of problems")
+    fig.tight_layout()
+    plt.show()
 
 # %%
 notebooks.record(
     **{
-        benchmark if len(metrics) == 1 else f"{name}/{benchmark}": notebooks.counts(
+        benchmark if len(runs) == 1 else f"{run.mode}/{run.method}/{benchmark}": counts(
             m["correct"], m["k"], m["problems"]
         )
-        for name, found in metrics.items()
+        for run, found in zip(runs, metrics, strict=True)
         for benchmark, m in found["benchmarks"].items()
     }
 )
-stage = f"5_evaluate-{runs[0].scale}-{task}-{mode}-{method}"
-parallel.write_timing(stage, runs[0].settings.workers)
+jobs.write_timing(f"5_evaluate-{runs[0].scale}", runs[0].settings.workers)

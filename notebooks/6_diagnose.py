@@ -23,94 +23,120 @@
 # This notebook looks at that mixture before any training: the step-0 student and the teacher, on
 # the very tokens and contexts that training would use (y_o under the teacher's vanilla context,
 # y_r under its refine context). Bands and brackets are 95 % intervals from resampling problems.
+# With `mode = "all"` each figure comes once for each mode: the attempts are the same, another
+# teacher rewrites and judges them.
 #
 # **Colour is the trajectory** (blue y_o, red y_r), **line style the verdict on the attempt**
 # (solid failed, dashed passed).
 
 # %% tags=["parameters"]
-scale: str = "smoke"  # a scale of params.yaml, changed settings behind it (README: Sweep)
-task: str = "math"  # what is solved
-mode: str = "opd"  # who teaches: opd (another model), opsd (the student, given the reference)
+scale: str = "smoke"  # a scale of params.yaml, changed settings behind it (docs/sweeps.md)
+mode: str = (
+    "opd"  # who teaches: opd (another model), opsd (the student, given the reference), or all
+)
 seed: int = None  # this base seed alone; None: those of the scale
 
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from IPython.display import Markdown
+from IPython.display import Markdown, display
 
-from trdlib import config, diagnose, inputs, notebooks, parallel
+from trdlib import jobs, tasks
+from trdlib.analysis.diagnose import diagnose, markdown, transitions, write
+from trdlib.ops import notebooks
+from trdlib.refine import refine
+from trdlib.rollout import rollout
+from trdlib.run import get_runs
+from trdlib.settings import root
 
-run = config.run(scale, task, mode, seed=seed)
-inputs.prepare(run)
-responses = diagnose.responses(run)
-tokens = diagnose.scores(run, responses)
-scored = diagnose.perplexities(responses, tokens)
-lines = diagnose.curves(run, responses, tokens)
-numbers = diagnose.summary(run, responses, tokens)
-sources = sorted(responses["source"].unique())
-known = bool(responses["start"].notna().any())  # do we know where the first mistake is?
+runs = get_runs(scale, mode, "trd", seed=seed)  # one for each mode
+task = tasks.of(runs[0])
+problems = task.sets()["train"]
+y_o = rollout(runs[0], task, problems)
+found = [diagnose(run, task, problems, y_o, refine(run, task, problems, y_o)) for run in runs]
+sources = sorted(found[0].responses["source"].unique())
+known = found[0].responses["start"].notna().any()  # do we know where the first mistake is?
 
+# %% [markdown]
+# What the figures share: a row or column of axes for each kind of problem, and the four groups.
+
+# %%
 COLOR = {"y_o": "#4292c6", "y_r": "#d62728"}
-STYLE = {"failed": "-", "passed": "--"}
-NAME = {
+GROUPS = {
     ("y_o", "failed"): "y_o, failed",
     ("y_o", "passed"): "y_o, passed",
     ("y_r", "failed"): "y_r of a failed y_o",
     ("y_r", "passed"): "y_r of a passed y_o",
 }
-parts = [
-    key for key in NAME if len(responses.query("trajectory == @key[0] and verdict == @key[1]"))
-]
 plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
 
 
-def panels(columns: int, height: float = 2.3, width: float = 3.4, **how):
-    """A row of axes for each source."""
-    size = (width * columns, height * len(sources) + 0.5)
-    return plt.subplots(len(sources), columns, figsize=size, squeeze=False, **how)
+def where(table, **cell):
+    """The rows of a table with these values."""
+    return table[(table[list(cell)] == pd.Series(cell)).all(axis=1)]
 
 
-def look(trajectory, verdict) -> dict:
-    width = 1.9 if trajectory == "y_o" else 1.2  # tells them apart in grey
-    style = {"color": COLOR[trajectory], "ls": STYLE[verdict], "lw": width}
-    return {**style, "label": NAME[trajectory, verdict]}
+def groups(one, *but):
+    """(trajectory, verdict) of which there are responses."""
+    there = one.responses.groupby(["trajectory", "verdict"]).groups
+    return [group for group in GROUPS if group in there and group not in but]
 
 
-def draw(axis, source, quantity, along, which, factor=1.0, **other):
-    """A curve with its band for each (trajectory, verdict)."""
+def look(trajectory, verdict):
+    """Colour and line style, and a width that tells them apart in grey."""
+    style = {"color": COLOR[trajectory], "ls": "-" if verdict == "failed" else "--"}
+    return {**style, "lw": 1.9 if trajectory == "y_o" else 1.2}
+
+
+def panels(columns, width=3.4, height=2.3, rows=None, **how):
+    size = (width * columns, height * (rows or len(sources)) + 0.5)
+    return plt.subplots(rows or len(sources), columns, figsize=size, squeeze=False, **how)
+
+
+def finish(one, fig, axis):
+    """One legend above all axes; the mode above the first of them."""
+    height = 1 - 0.25 / fig.get_figheight()
+    handles = axis.get_legend_handles_labels()
+    fig.legend(*handles, loc="upper center", ncols=4, frameon=False, columnspacing=1.2)
+    axis.set_title(f"{one.run.mode.upper()}, scale {one.run.scale}", loc="left", fontsize=9)
+    fig.tight_layout(rect=(0, 0, 1, height))
+    return fig
+
+
+def curve(one, axis, along, source, quantity, which, factor=1.0, **other):
+    """A curve with its band for each group."""
     for trajectory, verdict in which:
         cell = {"axis": along, "source": source, "quantity": quantity}
-        cell |= {"trajectory": trajectory, "verdict": verdict}
-        curve = lines[(lines[list(cell)] == pd.Series(cell)).all(axis=1)].sort_values("x")
-        how = {**look(trajectory, verdict), **other}
-        axis.plot(curve["x"], factor * curve["value"], **how)
-        band = (factor * curve["low"], factor * curve["high"])
-        axis.fill_between(curve["x"], *band, color=how["color"], alpha=0.2, lw=0)
+        line = where(one.curves, **cell, trajectory=trajectory, verdict=verdict).sort_values("x")
+        label = GROUPS[trajectory, verdict]
+        how = {**look(trajectory, verdict), "label": label, **other}
+        axis.plot(line["x"], factor * line["value"], **how)
+        band = factor * line["low"], factor * line["high"]
+        axis.fill_between(line["x"], *band, color=how["color"], alpha=0.2, lw=0)
+    axis.set_ylim(bottom=0)
 
 
-def cumulative(axis, source, column, which):
-    """The cumulative share of responses for each (trajectory, verdict)."""
+def cumulative(one, axis, source, column, which):
+    """The cumulative share of responses of each group."""
     for trajectory, verdict in which:
         cell = {"source": source, "trajectory": trajectory, "verdict": verdict}
-        values = scored.loc[(scored[list(cell)] == pd.Series(cell)).all(axis=1), column]
+        values = where(one.responses, **cell)[column]
         if len(values):
-            axis.ecdf(values, **look(trajectory, verdict))
+            axis.ecdf(values, label=GROUPS[trajectory, verdict], **look(trajectory, verdict))
 
 
-def legend(fig, axis):
-    """One legend above all axes."""
-    handles = axis.get_legend_handles_labels()
-    height = 1 - 0.25 / fig.get_figheight()
-    fig.legend(*handles, loc="upper center", ncols=4, frameon=False, columnspacing=1.2)
-    fig.tight_layout(rect=(0, 0, 1, height))
-
-
-def number(source, trajectory, verdict, quantity) -> pd.Series:
+def number(one, source, trajectory, verdict, quantity):
     """Value and interval of one number; NaN if there is none."""
     cell = {"source": source, "trajectory": trajectory, "verdict": verdict, "quantity": quantity}
-    found = numbers[(numbers[list(cell)] == pd.Series(cell)).all(axis=1)]
-    return found.iloc[0] if len(found) else pd.Series(np.nan, ["value", "low", "high"])
+    rows = where(one.numbers, **cell)
+    return rows.iloc[0] if len(rows) else pd.Series(np.nan, ["value", "low", "high"])
+
+
+def dot(axis, y, cell, color, filled=True):
+    """A value with its interval."""
+    axis.plot(cell[["low", "high"]], [y, y], lw=3, alpha=0.5, color=color)
+    axis.plot(cell["value"], y, "o", mec=color, mfc=color if filled else "white")
 
 
 # %% [markdown]
@@ -121,19 +147,20 @@ def number(source, trajectory, verdict, quantity) -> pd.Series:
 # data. The more often a rewrite is right, the more there is to learn from it.
 
 # %%
-counts = diagnose.transitions(responses)
-fig, axes = plt.subplots(1, len(sources), figsize=(3.2 * len(sources), 2.6), squeeze=False)
-for axis, source in zip(axes[0], sources, strict=True):
-    table = counts.loc[source]
-    axis.imshow(table, cmap="Greys", vmin=0, vmax=1.6 * table.to_numpy().sum())
-    for (y, x), count in np.ndenumerate(table.to_numpy()):
-        share = count / table.to_numpy().sum()
-        axis.text(x, y, f"{count}\n{share:.1%}", ha="center", va="center")
-    axis.set_xticks([0, 1], ["failed", "passed"])
-    axis.set_yticks([0, 1], ["failed", "passed"])
-    axis.set(xlabel="y_r", ylabel="y_o", title=f"{source} ({mode})")
-fig.tight_layout()
-plt.show()
+for one in found:
+    counts = transitions(one.responses)
+    fig, axes = panels(len(sources), 3.2, 2.1, rows=1)
+    for axis, source in zip(axes[0], sources, strict=True):
+        table = counts.loc[source]
+        axis.imshow(table, cmap="Greys", vmin=0, vmax=1.6 * table.to_numpy().sum())
+        for (y, x), count in np.ndenumerate(table.to_numpy()):
+            share = count / table.to_numpy().sum()
+            axis.text(x, y, f"{count}\n{share:.1%}", ha="center", va="center")
+        axis.set_xticks([0, 1], ["failed", "passed"])
+        axis.set_yticks([0, 1], ["failed", "passed"])
+        axis.set(xlabel="y_r", ylabel="y_o", title=f"{source} ({one.run.mode})")
+    fig.tight_layout()
+    plt.show()
 
 # %% [markdown]
 # ## Length, and what survives of the attempt
@@ -143,16 +170,17 @@ plt.show()
 # paper rewrites are a ninth as long as attempts; the tiny solutions leave nothing to shorten.
 
 # %%
-fig, axes = panels(2, height=2.1)
-for (left, right), source in zip(axes, sources, strict=True):
-    cumulative(left, source, "n_tokens", parts)
-    cumulative(right, source, "kept", [key for key in parts if key[0] == "y_r"])
-    left.set_ylabel(f"{source}\nshare of responses")
-    right.set_xlim(0, 1.02)
-axes[-1][0].set_xlabel("tokens")
-axes[-1][1].set_xlabel("share of y_o's tokens kept in y_r")
-legend(fig, axes[0][0])
-plt.show()
+for one in found:
+    fig, axes = panels(2, height=2.1)
+    for (left, right), source in zip(axes, sources, strict=True):
+        cumulative(one, left, source, "n_tokens", groups(one))
+        cumulative(one, right, source, "kept", [g for g in groups(one) if g[0] == "y_r"])
+        left.set_ylabel(f"{source}\nshare of responses")
+        right.set_xlim(0, 1.02)
+    axes[-1][0].set_xlabel("tokens")
+    axes[-1][1].set_xlabel("share of y_o's tokens kept in y_r")
+    finish(one, fig, axes[0][0])
+    plt.show()
 
 # %% [markdown]
 # ## Along the response
@@ -162,21 +190,23 @@ plt.show()
 # failed attempt gets worse as it goes on, if the mistake spoils what follows. This view needs no
 # knowledge of where the mistake is, so it works at every scale.
 
+
 # %%
-fig, axes = panels(3, sharex=True)
-for row, source in zip(axes, sources, strict=True):
-    draw(row[0], source, "forward_kl", "relative", parts)
-    draw(row[1], source, "reverse_kl", "relative", parts)
-    draw(row[2], source, "onset_mass", "relative", parts, factor=1000)
-    row[0].set_ylabel(f"{source}\nforward KL (nats)")
-    row[1].set_ylabel("reverse KL (nats)")
-    row[2].set_ylabel("onset mass (per mille)")
-    for axis in row:
-        axis.set_ylim(bottom=0)
-for axis in axes[-1]:
-    axis.set_xlabel("relative position in the response")
-legend(fig, axes[0][0])
-along = fig
+def along(one):
+    fig, axes = panels(3, sharex=True)
+    for (left, middle, right), source in zip(axes, sources, strict=True):
+        curve(one, left, "relative", source, "forward_kl", groups(one))
+        curve(one, middle, "relative", source, "reverse_kl", groups(one))
+        curve(one, right, "relative", source, "onset_mass", groups(one), factor=1000)
+        left.set_ylabel(f"{source}\nforward KL (nats)")
+        middle.set_ylabel("reverse KL (nats)")
+        right.set_ylabel("onset mass (per mille)")
+    for axis in axes[-1]:
+        axis.set_xlabel("relative position in the response")
+    return finish(one, fig, axes[0][0])
+
+
+figures = [along(one) for one in found]
 plt.show()
 
 # %% [markdown]
@@ -188,32 +218,35 @@ plt.show()
 # words; the rewrite needs none. Right: the two modes of the teacher on the failed attempt, the
 # token that is there against the pivot (at x = 0 the token that would have been right, later an
 # onset word). Lines have a fixed form, so peaks recur once a line: they are its decisions. That the
-# tiny teacher turns back at all was put into it by pretraining (`tiny.trail_expert`, `notice`): the
-# figure shows what the mixture does to the signals, not that large models have it.
+# tiny teacher turns back at all was put into it by pretraining (`expert` of
+# `trdlib/tasks/trail.py`): the figure shows what the mixture does to the signals, not that large
+# models have it.
+
 
 # %%
-if known:
-    shown = [key for key in parts if key != ("y_r", "passed")]
+def around(one):
+    shown = groups(one, ("y_r", "passed"))
     fig, axes = panels(3, sharex=True)
     for (left, middle, right), source in zip(axes, sources, strict=True):
-        draw(left, source, "forward_kl", "after", shown)
-        draw(middle, source, "onset_mass", "after", shown, factor=1000)
-        one = (source, "own_mass", "after", [("y_o", "failed")])
-        draw(right, *one, label="y_o's own token")
-        other = (source, "pivot_mass", "after", [("y_o", "failed")])
-        draw(right, *other, label="pivot", color="#252525", lw=1.2, marker="o", ms=3)
+        curve(one, left, "after", source, "forward_kl", shown)
+        curve(one, middle, "after", source, "onset_mass", shown, factor=1000)
+        failed = [("y_o", "failed")]
+        curve(one, right, "after", source, "own_mass", failed, label="y_o's own token")
+        dark = {"color": "#252525", "lw": 1.2, "marker": "o", "ms": 3}
+        curve(one, right, "after", source, "pivot_mass", failed, label="pivot", **dark)
         left.set_ylabel(f"{source}\nforward KL (nats)")
         middle.set_ylabel("onset mass (per mille)")
         right.set_ylabel("teacher's probability")
         for axis in (left, middle, right):
             axis.axvline(0, color="grey", lw=0.8, ls=":")
-            axis.set_ylim(bottom=0)
     for axis in axes[-1]:
         axis.set_xlabel("tokens after the first wrong one")
-    axes[0][0].set_title(f"{mode.upper()}, scale {scale}", loc="left", fontsize=9)
     axes[0][2].legend(frameon=False, loc="center right")
-    legend(fig, axes[0][0])
-    along = fig
+    return finish(one, fig, axes[0][0])
+
+
+if known:
+    figures = [around(one) for one in found]
     plt.show()
 
 # %% [markdown]
@@ -225,22 +258,21 @@ if known:
 # does not raise the loss: then the question is what the loss asks for there, not how large it is.
 
 # %%
-if known:
-    places, shades = ["before", "at", "after"], ["#d9d9d9", "#969696", "#252525"]
-    size = (4 * len(sources), 2.1)
-    fig, axes = plt.subplots(1, len(sources), figsize=size, sharey=True, squeeze=False)
-    bars = [(name, what) for name in ("y_o", "y_r") for what in ("kl", "tokens")]
+PLACES = {"before": "#d9d9d9", "at": "#969696", "after": "#252525"}
+BARS = [(name, what) for name in ("y_o", "y_r") for what in ("kl", "tokens")]
+for one in found if known else []:
+    fig, axes = panels(len(sources), 4, 1.6, rows=1, sharey=True)
     for axis, source in zip(axes[0], sources, strict=True):
-        for y, (name, what) in enumerate(bars):
-            values = [number(source, name, "all", f"{what}_{p}")["value"] for p in places]
-            axis.barh([y] * 3, values, left=np.cumsum([0, *values[:2]]), color=shades, ec="white")
+        for y, (name, what) in enumerate(BARS):
+            values = [number(one, source, name, "all", f"{what}_{p}")["value"] for p in PLACES]
+            left = np.cumsum([0, *values[:2]])
+            axis.barh([y] * 3, values, left=left, color=PLACES.values(), ec="white")
             axis.text(0.98, y, f"{values[2]:.0%}", ha="right", va="center", color="white")
-        axis.set_yticks(range(len(bars)), [f"{n}, {w.replace('kl', 'KL')}" for n, w in bars])
-        axis.set(xlim=(0, 1), ylim=(len(bars) - 0.5, -0.5), xlabel="share", title=source)
-        axis.bar(0, 0, color=shades[0], label="before the mistake")
-        axis.bar(0, 0, color=shades[1], label="at it")
-        axis.bar(0, 0, color=shades[2], label="after it")
-    legend(fig, axes[0][0])
+        axis.set_yticks(range(len(BARS)), [f"{n}, {w.replace('kl', 'KL')}" for n, w in BARS])
+        axis.set(xlim=(0, 1), ylim=(len(BARS) - 0.5, -0.5), xlabel="share", title=source)
+        for place, color in PLACES.items():
+            axis.bar(0, 0, color=color, label=f"{place} the mistake")
+    finish(one, fig, axes[0][0])
     plt.show()
 
 # %% [markdown]
@@ -252,23 +284,22 @@ if known:
 # be negative: where the teacher finds it less likely, in the forward KL.)
 
 # %%
-fig, axes = panels(2, height=1.3, width=3.8, sharex="col")
-for row, source in zip(axes, sources, strict=True):
-    for axis, quantity in zip(row, ("onset_share", "own_share"), strict=True):
-        for y, key in enumerate(parts):
-            cell = number(source, *key, quantity)
-            how = {"color": COLOR[key[0]], "ls": STYLE[key[1]]}
-            axis.plot(cell[["low", "high"]], [y, y], lw=3, alpha=0.5, color=how["color"])
-            fill = how["color"] if key[1] == "failed" else "white"
-            axis.plot(cell["value"], y, "o", mec=how["color"], mfc=fill)
-        axis.axvline(0, color="grey", lw=0.8, ls=":")
-        axis.set_yticks(range(len(parts)), [NAME[key] for key in parts] if axis is row[0] else [])
-        axis.set(ylim=(len(parts) - 0.5, -0.5), title=source)
-        axis.locator_params(axis="x", nbins=4)
-axes[-1][0].set_xlabel("of the forward KL: the onset words' share")
-axes[-1][1].set_xlabel("of the reverse KL: the token's own share")
-fig.tight_layout()
-plt.show()
+for one in found:
+    fig, axes = panels(2, 3.8, 1.3, sharex="col")
+    for row, source in zip(axes, sources, strict=True):
+        for axis, quantity in zip(row, ("onset_share", "own_share"), strict=True):
+            for y, group in enumerate(groups(one)):
+                cell = number(one, source, *group, quantity)
+                dot(axis, y, cell, COLOR[group[0]], filled=group[1] == "failed")
+            axis.axvline(0, color="grey", lw=0.8, ls=":")
+            names = [GROUPS[group] for group in groups(one)]
+            axis.set_yticks(range(len(names)), names if axis is row[0] else [])
+            axis.set(ylim=(len(names) - 0.5, -0.5), title=f"{source} ({one.run.mode})")
+            axis.locator_params(axis="x", nbins=4)
+    axes[-1][0].set_xlabel("of the forward KL: the onset words' share")
+    axes[-1][1].set_xlabel("of the reverse KL: the token's own share")
+    fig.tight_layout()
+    plt.show()
 
 # %% [markdown]
 # ## Does the teacher like the text better than the student does?
@@ -279,14 +310,15 @@ plt.show()
 # it out of it. Cumulative shares of responses.
 
 # %%
-fig, axes = plt.subplots(1, len(sources), figsize=(4 * len(sources), 2.8), squeeze=False)
-for axis, source in zip(axes[0], sources, strict=True):
-    cumulative(axis, source, "ppl_gap", parts)
-    axis.axvline(0, color="grey", lw=0.8, ls=":")
-    axis.set(title=source, xlabel="perplexity gap (nats per token)")
-axes[0][0].set_ylabel("share of responses")
-legend(fig, axes[0][0])
-plt.show()
+for one in found:
+    fig, axes = panels(len(sources), 4, rows=1)
+    for axis, source in zip(axes[0], sources, strict=True):
+        cumulative(one, axis, source, "ppl_gap", groups(one))
+        axis.axvline(0, color="grey", lw=0.8, ls=":")
+        axis.set(title=source, xlabel="perplexity gap (nats per token)")
+    axes[0][0].set_ylabel("share of responses")
+    finish(one, fig, axes[0][0])
+    plt.show()
 
 # %% [markdown]
 # ## Where does the first step point?
@@ -298,24 +330,20 @@ plt.show()
 # Only for the procedural scales, where it takes seconds.
 
 # %%
-if run.settings.pretraining:
-    cosines = diagnose.reference_cosines(run, responses)
-    numbers = pd.concat([numbers, cosines], ignore_index=True)
-    labels = {
-        ("y_o", "gradient_forward_kl"): "forward KL on y_o",
-        ("y_o", "gradient_reverse_kl"): "reverse KL on y_o",
-        ("y_o", "gradient_forward_kl_cut"): "forward KL on y_o, cut",
-        ("y_r", "gradient_forward_kl"): "forward KL on y_r (trd)",
-    }
-    size = (4.2 * len(sources), 1.9)
-    fig, axes = plt.subplots(1, len(sources), figsize=size, sharey=True, squeeze=False)
+COSINES = {
+    ("y_o", "gradient_forward_kl"): "forward KL on y_o",
+    ("y_o", "gradient_reverse_kl"): "reverse KL on y_o",
+    ("y_o", "gradient_forward_kl_cut"): "forward KL on y_o, cut",
+    ("y_r", "gradient_forward_kl"): "forward KL on y_r (trd)",
+}
+for one in found if runs[0].settings.pretraining else []:
+    fig, axes = panels(len(sources), 4.2, 1.4, rows=1, sharey=True)
     for axis, source in zip(axes[0], sources, strict=True):
-        for y, (trajectory, quantity) in enumerate(labels):
-            cell = number(source, trajectory, "all", quantity)
-            axis.plot(cell[["low", "high"]], [y, y], color=COLOR[trajectory], lw=3, alpha=0.5)
-            axis.plot(cell["value"], y, "o", color=COLOR[trajectory])
-        axis.set_yticks(range(len(labels)), labels.values())
-        axis.set(title=source, xlabel="cosine with the reference's gradient", ylim=(3.5, -0.5))
+        for y, (trajectory, quantity) in enumerate(COSINES):
+            dot(axis, y, number(one, source, trajectory, "all", quantity), COLOR[trajectory])
+        axis.set_yticks(range(len(COSINES)), COSINES.values())
+        axis.set(title=f"{source} ({one.run.mode})", ylim=(3.5, -0.5))
+        axis.set(xlabel="cosine with the reference's gradient")
         axis.set_xlim(min(0, axis.get_xlim()[0]), 1.04)
         axis.grid(axis="x", alpha=0.3)
     fig.tight_layout()
@@ -327,12 +355,16 @@ if run.settings.pretraining:
 # As they go into the results: quantity by trajectory and verdict on the attempt.
 
 # %%
-written = diagnose.write(run, responses, numbers, lines, along)
-Markdown(diagnose.markdown(run, responses, numbers))
+written = []
+for one, figure in zip(found, figures, strict=True):
+    written += write(one, figure)
+    display(Markdown(markdown(one)))
 
 # %%
-key = ["source", "trajectory", "quantity"]
-of_all = numbers[(numbers["verdict"] == "all") & numbers["value"].notna()].set_index(key)["value"]
-notebooks.record(**{"/".join(name): float(value) for name, value in of_all.items()})
-parallel.write_timing(f"6_diagnose-{run.scale}-{task}-{mode}", run.settings.workers)
-print("\n".join(str(path.relative_to(config.root())) for path in written))
+numbers = pd.concat([one.numbers.assign(mode=one.run.mode) for one in found])
+numbers = numbers[(numbers["verdict"] == "all") & numbers["value"].notna()]
+key = ["mode"] * (len(found) > 1) + ["source", "trajectory", "quantity"]
+values = numbers.set_index(key)["value"]
+notebooks.record(**{"/".join(name): float(value) for name, value in values.items()})
+jobs.write_timing(f"6_diagnose-{runs[0].scale}", runs[0].settings.workers)
+print("\n".join(str(path.relative_to(root())) for path in written))

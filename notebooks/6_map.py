@@ -21,20 +21,27 @@
 # on the task trail (follow a hidden table; one wrong turn and the walker is lost) in OPD: how local
 # mistakes are, how good the rewrite is, how sharp the teacher, how good the student, how many
 # prompts, how random the rollout. Each cell is a small experiment of its own, rollouts, rewrites
-# and training included. At the scale tiny this takes about a quarter of an hour: `make map`.
+# and training included. At the scale tiny this takes about a quarter of an hour: `make map`. Code:
+# `trdlib/analysis/map.py`.
 
 # %% tags=["parameters"]
 scale: str = "smoke"  # a scale of params.yaml with a section `map`
 
 # %%
 import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
 from IPython.display import Markdown
 
-from trdlib import config, landscape, notebooks, parallel
+from trdlib import jobs, store
+from trdlib.analysis.map import COMPARED, oracles, page, readable, section, survey
+from trdlib.analysis.show import color, save
+from trdlib.ops import notebooks
+from trdlib.run import get_run
+from trdlib.settings import root
 
-run = config.run(scale, mode="opd")
-table = landscape.survey(run)
-written = landscape.write(run, table)
+run = get_run(scale, mode="opd")
+table = survey(run)
 
 # %% [markdown]
 # ## The figure
@@ -47,14 +54,45 @@ written = landscape.write(run, table)
 # right. All panels share the cell where every knob rests.
 
 # %%
-landscape.figure(run, table)
+knobs = {k: v for k, v in section(run).knobs.items() if len(v) > 1}
+columns = min(3, len(knobs))
+rows = -(-len(knobs) // columns)
+size = (4.0 * columns + 0.6, 3.1 * rows + 0.5)
+fig, axes = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False)
+styles = {"to_best": ("trd", "o-"), "to_off_policy": ("off_policy", "s--")}
+styles["to_sft_refined"] = ("sft_refined", "^:")
+rest = table[table["knob"] == "rest"]
+for axis, (knob, values) in zip(axes.flat, knobs.items(), strict=False):
+    here = pd.concat([rest.assign(value=values[0]), table[table["knob"] == knob]])
+    here = here.sort_values("value")
+    place = range(len(here))
+    axis.axhline(0, color="black", lw=0.8)
+    for gap, (like, style) in styles.items():
+        value, low, high = (100 * here[f"{gap}_{end}"] for end in ("value", "low", "high"))
+        look = {"color": color(like), "label": COMPARED[gap][0]}
+        axis.plot(place, value, style, **look, ms=5, mec="black", mew=0.5)
+        axis.fill_between(place, low, high, color=color(like), alpha=0.2, lw=0)
+        for x, seeds in zip(place, here[f"{gap}_by_seed"], strict=True):
+            axis.plot([x] * len(seeds), 100 * np.array(seeds), "_", color=color(like), ms=7, mew=1)
+    what = "base" if knob == "student_strength" else "y_r"
+    right = here["avg_base" if what == "base" else "y_r_accuracy"]
+    labels = [f"{v:g}\n{100 * share:.0f}" for v, share in zip(here["value"], right, strict=True)]
+    axis.set_xticks(place, labels)
+    axis.set_xlabel(f"{knob.replace('_', ' ')}; below: % right, {what}")
+    axis.grid(axis="y", alpha=0.3)
+for axis in list(axes.flat)[len(knobs) :]:
+    axis.set_visible(False)
+for row in axes:
+    row[0].set_ylabel("points of avg@k")
+axes[0][0].legend(fontsize=8)
+fig.tight_layout()
 plt.show()
 
 # %% [markdown]
 # ## The table
 
 # %%
-Markdown(landscape.readable(run, table).to_markdown(index=False, disable_numparse=True))
+Markdown(readable(table).to_markdown(index=False, disable_numparse=True))
 
 # %% [markdown]
 # ## Oracles: what exactly is it that breaks?
@@ -65,7 +103,7 @@ Markdown(landscape.readable(run, table).to_markdown(index=False, disable_numpars
 # oracle is as good as `trd`, the oracle names the damage.
 
 # %%
-landscape.oracles(run, table)
+oracles(run, table)
 
 # %% [markdown]
 # ## What this says, and what it does not
@@ -82,5 +120,11 @@ places = table.assign(value=table["value"].map("{:g}".format, na_action="ignore"
 notebooks.record(
     **{f"to_best/{row.knob} {row.value}".strip(): row.to_best_value for row in places.itertuples()}
 )
-parallel.write_timing(f"6_map-{run.scale}", run.settings.workers)
-print("\n".join(str(path.relative_to(config.root())) for path in written))
+jobs.write_timing(f"6_map-{run.scale}", run.settings.workers)
+csv = table.to_csv(index=False, lineterminator="\n")
+written = [
+    store.write_text(run.results / "tables" / f"map_{run.scale}.csv", csv),
+    store.write_text(run.results / "tables" / f"map_{run.scale}.md", page(run, table)),
+    save(run.results / "figures" / f"map_{run.scale}.png", fig),
+]
+print("\n".join(str(path.relative_to(root())) for path in written))

@@ -27,8 +27,8 @@
 # not work. It says what these numbers can carry, and where they support a claim, it says so.
 #
 # The one assumption: the difficulties of the problems of a benchmark follow a Beta distribution,
-# which avg@16 and pass@16 pin down (`trdlib/audit.py`). It is checked twice below, and where much
-# hangs on it, an answer without it stands beside.
+# which avg@16 and pass@16 pin down (`trdlib/analysis/audit.py`). It is checked twice below, and
+# where much hangs on it, an answer without it stands beside.
 
 # %% tags=["parameters"]
 confidence: float = 0.95  # of every interval
@@ -42,12 +42,15 @@ import pandas as pd
 from IPython.display import Markdown, display
 from scipy import stats
 
-from trdlib import audit, config, data, notebooks, parallel
+from trdlib import jobs, settings, store
+from trdlib.analysis import audit
+from trdlib.analysis.show import save
+from trdlib.ops import notebooks
 
 METRICS = {"avg": "avg@16", "passed": "pass@16"}
 runs = audit.runs()
 math_runs = runs[runs["task"] == "math"]
-report = []  # for results/tables/audit.md
+report, findings = [], []  # for results/tables/audit.md: the tables, and a sentence on each
 
 
 def show(title, table, text=""):
@@ -56,6 +59,13 @@ def show(title, table, text=""):
         f"## {title}\n\n{text}\n\n{table.to_markdown(index=False, disable_numparse=True)}"
     )
     display(Markdown(report[-1]))
+
+
+def named(rows, columns):
+    """What was compared, the difference and its interval, for each row."""
+    rows = rows.assign(against="trd minus " + rows["against"] + ":")
+    text = audit.readable(rows, [*columns, "metric", "against", "difference", "interval"])
+    return "; ".join(text.agg(" ".join, axis=1)) or "-"
 
 
 runs.groupby(["task", "mode", "student"]).agg(
@@ -118,22 +128,25 @@ show(
     "by the Beta model, and at most, with the least noise that the values allow. chance: an upper "
     "bound on the probability that as many runs as `largest` agree.",
 )
+copied, control = repeats[repeats["repeated"]], repeats[~repeats["repeated"]]
+findings.append(
+    f"{len(copied)} of {len(repeats)} columns (student by benchmark) repeat avg@16 more often than "
+    f"independent evaluations would, even of one model and with the least noise possible (at most "
+    f"{copied['chance'].max():.0e} each): {', '.join(copied['benchmark'].unique())} of "
+    f"{', '.join(copied['student'])}. In the other {len(control)}, {control['pairs'].sum()} pairs "
+    f"of runs agree where chance has {control['pairs_expected'].sum():.0f}."
+)
 
 # %%
-order = repeats.sort_values(["benchmark", "student"]).reset_index(drop=True)
-place = np.arange(len(order)) + 0.8 * (order.groupby("benchmark").ngroup())
-low, high = stats.poisson.interval(confidence, order["pairs_expected"])
-fig, axis = plt.subplots(figsize=(9, 3.6))
-axis.bar(place, order["pairs"], color=np.where(order["repeated"], "black", "0.8"))
-axis.vlines(place, low, high, color="C1", lw=2.5, label=f"by chance, {confidence:.0%} range")
-axis.plot(place, order["pairs_expected"], "_", color="C1", ms=10, mew=2.5)
-names = order["student"].str.removeprefix("Qwen3-").str.removesuffix("-2507")
-axis.set_xticks(place, names, rotation=60, ha="right", fontsize=8)
-for name, at in place.groupby(order["benchmark"]):
-    axis.text(at.mean(), 1.02, name, transform=axis.get_xaxis_transform(), ha="center")
-axis.set_ylabel("pairs of runs with equal avg@16")
-axis.legend(loc="upper right")
-fig.tight_layout()
+order = repeats.sort_values(["benchmark", "student"])
+order.assign(column=order["benchmark"] + " " + order["student"]).plot.bar(
+    x="column",
+    y=["pairs", "pairs_expected"],
+    color=["black", "C1"],
+    figsize=(9, 3.6),
+    xlabel="",
+    ylabel="pairs of runs with equal avg@16",
+)
 plt.show()
 
 # %% [markdown]
@@ -178,6 +191,12 @@ show(
     "p: for a larger ratio by noise alone. A ratio below 1 means that the noise assumed here is, "
     "if anything, too large.",
 )
+ratio = overall.set_index("metric")["ratio"]
+findings.append(
+    "The variance between the runs of a student, base included, is "
+    + " and ".join(f"{ratio[m]:.2f} ({name})" for m, name in METRICS.items())
+    + " times that of one model sampled again and again."
+)
 
 # %% [markdown]
 # ## trd against the others
@@ -190,18 +209,10 @@ show(
 # %%
 found = audit.differences(runs, confidence)
 tested = found.dropna(subset="p")
-up, down = tested["difference"] > 1e-9, tested["difference"] < -1e-9
-counts = pd.DataFrame(
-    {
-        "tested": up | True,
-        "up": up,
-        "down": down,
-        f"up, p < {alpha:g}": up & (tested["p"] < alpha),
-        f"down, p < {alpha:g}": down & (tested["p"] < alpha),
-        "up, Holm": up & (tested["p_holm"] < alpha),
-        "down, Holm": down & (tested["p_holm"] < alpha),
-    }
-)
+ways = {"up": tested["difference"] > 1e-9, "down": tested["difference"] < -1e-9}
+sure = {f"p < {alpha:g}": tested["p"] < alpha, "Holm": tested["p_holm"] < alpha}
+both = {f"{way}, {rule}": ways[way] & sure[rule] for rule in sure for way in ways}
+counts = pd.DataFrame({"tested": tested["p"].notna(), **ways, **both})
 counts = counts.groupby("trd minus " + tested["against"], sort=False).sum()
 counts.insert(3, f"p < {alpha:g} by chance", (alpha * counts["tested"]).round(1))
 show(
@@ -209,6 +220,13 @@ show(
     counts.rename_axis("difference").reset_index(),
     "Math and code, avg@k and pass@k, without repeated columns.",
 )
+findings += [
+    f"{name}: of {row['tested']} differences {row['up']} are up and {row['down']} down; "
+    f"{row[f'up, p < {alpha:g}']} and {row[f'down, p < {alpha:g}']} have p < {alpha:g}, where "
+    f"chance gives {row[f'p < {alpha:g} by chance']} in all; {row['up, Holm']} and "
+    f"{row['down, Holm']} after Holm's adjustment."
+    for name, row in counts.astype(object).iterrows()
+]
 
 # %%
 columns = ["mode", "student", "benchmark", "metric", "trd", "against", "other", "value"]
@@ -220,6 +238,14 @@ show(
     ),
     "Percent and points. p_holm: adjusted for all tests of the same kind.",
 )
+smaller = tested["metric"].map(ratio.clip(upper=1) ** 0.5) * tested["se"]
+p_smaller = 2 * stats.norm.sf(abs(tested["difference"]) / smaller)
+holds = named(tested[tested["p_holm"] < alpha], ["mode", "student", "benchmark"])
+findings += [
+    f"Were the noise only as large as the scatter above, {(p_smaller < alpha).sum()} of these "
+    f"{len(tested)} tests instead of {(tested['p'] < alpha).sum()} would have p < {alpha:g}.",
+    f"Left after Holm's adjustment: {holds}.",
+]
 
 # %% [markdown]
 # All of them in one picture. What crosses zero cannot be told from noise.
@@ -269,6 +295,11 @@ show(
     "Points, without repeated columns, p not adjusted. For OPD with Qwen3-4B-Instruct-2507, and "
     "for code, forward_kl is the only baseline. LiveCodeBench is not in: its size is not given.",
 )
+clear = pooled[(pooled["low"] > 0) | (pooled["high"] < 0)]
+findings.append(
+    f"Means over benchmarks whose interval is clear of zero, of {len(pooled)}, not adjusted: "
+    f"{named(clear, ['task', 'mode', 'student'])}."
+)
 
 # %% [markdown]
 # ## What the paper's text states
@@ -296,19 +327,23 @@ show(
 # To see a gain with the wanted power, from two evaluations of 16 samples a problem. *Paired*: both
 # on the same problems, with about the same gain on each. *Separate*: each on its own problems.
 
+
 # %%
+def sd_of(rows, metric, kind="same"):
+    """Of one problem's score in one evaluation."""
+    return audit.error(rows[metric], rows[f"trials_{metric}_{kind}"] / rows["problems"])
+
+
 stated = claims[["student", "benchmark", "metric", "claimed"]].drop_duplicates()
 needed = stated.rename(columns={"claimed": "gain"}).merge(base, on=["student", "benchmark"])
-for kind in ("same", "new"):
-    needed[f"sd_{kind}"] = [
-        audit.error(row[row["metric"]], row[f"trials_{row['metric']}_{kind}"] / row["problems"])
-        for _, row in needed.iterrows()
-    ]
-sizes = (needed["gain"], needed["sd_same"], needed["problems"])
-needed["power, paired"] = [f"{p:.0%}" for p in audit.detection_power(*sizes, alpha)]
 for name, kind in (("paired", "same"), ("separate", "new")):
-    wanted = audit.problems_needed(needed["gain"], needed[f"sd_{kind}"], power, alpha)
+    rows = [row for _, row in needed.iterrows()]
+    sd = pd.Series([sd_of(row, row["metric"], kind) for row in rows], index=needed.index)
+    wanted = audit.problems_needed(needed["gain"], sd, power, alpha)
     needed[f"needed, {name}"] = wanted.astype(int)
+    if name == "paired":
+        seen = audit.detection_power(needed["gain"], sd, needed["problems"], alpha)
+        needed["power, paired"] = [f"{p:.0%}" for p in seen]
 columns = ["student", "benchmark", "metric", "gain", "problems", "power, paired"]
 show(
     "Problems needed for the stated gains",
@@ -318,23 +353,24 @@ show(
 
 # %%
 typical = base[base["benchmark"] != "aime24"]
+typical_sd = {metric: np.median(sd_of(typical, metric)) for metric in METRICS}
 problems = np.geomspace(10, 3000, 200)
 fig, axes = plt.subplots(1, 2, figsize=(10, 3.6), sharey=True)
-for axis, metric in zip(axes, METRICS, strict=True):
-    sd = audit.error(typical[metric], typical[f"trials_{metric}_same"] / typical["problems"])
-    for gain, line in ((0.05, "-"), (0.02, "--"), (0.01, ":")):
-        curve = audit.detection_power(gain, np.median(sd), problems, alpha)
-        axis.plot(problems, curve, line, color="black", label=f"+{100 * gain:g}")
+for axis, (metric, sd) in zip(axes, typical_sd.items(), strict=True):
+    for gain in (0.05, 0.02, 0.01):
+        curve = audit.detection_power(gain, sd, problems, alpha)
+        axis.plot(problems, curve, label=f"+{100 * gain:g} points")
     axis.axhline(power, color="0.7", lw=0.8)
-    for size in (30, 100):
-        axis.axvline(size, color="0.7", lw=0.8)
-        axis.text(size, 1.02, size, ha="center", fontsize=8)
-    axis.set(xscale="log", xlabel="problems, 16 samples each, paired", ylim=(0, 1))
-    axis.set_title(METRICS[metric], pad=16)
+    axis.set(title=METRICS[metric], xscale="log", xlabel="problems, 16 samples each, paired")
 axes[0].set_ylabel("probability of seeing the gain")
-axes[1].legend(loc="upper left", title="gain, points")
-fig.tight_layout()
+axes[1].legend()
 plt.show()
+for_2_points = {m: audit.problems_needed(0.02, sd, power, alpha) for m, sd in typical_sd.items()}
+findings.append(
+    f"To see 2 points on the same problems with {power:.0%} power takes {for_2_points['avg']:.0f} "
+    f"problems in avg@16 and {for_2_points['passed']:.0f} in pass@16; these benchmarks have 30 to "
+    "100."
+)
 
 # %% [markdown]
 # ## In short
@@ -343,72 +379,28 @@ plt.show()
 # row per difference), and `results/figures/audit.png`.
 
 # %%
-control = repeats[~repeats["repeated"]]
-copied = repeats[repeats["repeated"]]
-median = {m: audit.problems_needed(0.02, np.median(audit.error(
-    typical[m], typical[f"trials_{m}_same"] / typical["problems"])), power, alpha)
-    for m in METRICS}  # fmt: skip
-shrink = overall.set_index("metric")["ratio"].clip(upper=1) ** 0.5
-smaller = tested["metric"].map(shrink) * tested["se"]
-p_smaller = 2 * stats.norm.sf(abs(tested["difference"]) / smaller)
-clear = pooled[(pooled["low"] > 0) | (pooled["high"] < 0)]
-holds = tested[tested["p_holm"] < alpha]
-
-
-def names(rows, columns):
-    """What was compared, the difference and its interval, for each row."""
-    rows = rows.assign(against="trd minus " + rows["against"] + ":")
-    text = audit.readable(rows, [*columns, "metric", "against", "difference", "interval"])
-    return "; ".join(text.agg(" ".join, axis=1)) or "-"
-
-
-lines = [
-    f"{len(copied)} of {len(repeats)} columns (student by benchmark) repeat avg@16 more often than "
-    f"independent evaluations would, even of one model and with the least noise possible (at most "
-    f"{copied['chance'].max():.0e} each): {', '.join(copied['benchmark'].unique())} of "
-    f"{', '.join(copied['student'])}. In the other {len(control)}, {control['pairs'].sum()} pairs "
-    f"of runs agree where chance has {control['pairs_expected'].sum():.0f}.",
-    "The variance between the runs of a student, base included, is "
-    + " and ".join(f"{row.ratio:.2f} ({METRICS[row.metric]})" for row in overall.itertuples())
-    + " times that of one model sampled again and again.",
-    *(
-        f"{name}: of {row['tested']} differences {row['up']} are up and {row['down']} down; "
-        f"{row[f'up, p < {alpha:g}']} and {row[f'down, p < {alpha:g}']} have p < {alpha:g}, where "
-        f"chance gives {row[f'p < {alpha:g} by chance']} in all; {row['up, Holm']} and "
-        f"{row['down, Holm']} after Holm's adjustment."
-        for name, row in counts.astype(object).iterrows()
-    ),
-    f"Were the noise only as large as the scatter above, {(p_smaller < alpha).sum()} of these "
-    f"{len(tested)} tests instead of {(tested['p'] < alpha).sum()} would have p < {alpha:g}.",
-    f"Left after Holm's adjustment: {names(holds, ['mode', 'student', 'benchmark'])}.",
-    f"Means over benchmarks whose interval is clear of zero, of {len(pooled)}, not adjusted: "
-    f"{names(clear, ['task', 'mode', 'student'])}.",
-    f"To see 2 points on the same problems with {power:.0%} power takes {median['avg']:.0f} "
-    f"problems in avg@16 and {median['passed']:.0f} in pass@16; these benchmarks have 30 to 100.",
-]  # fmt: skip
 intro = (
     "# Audit of the authors' published result files\n\nBy `notebooks/8_audit`, from "
     "`results/published`. The files may not be the ones behind the paper's tables. Noise is that "
     "of new samples of the same problems, by a Beta model of their difficulties; the spread "
     "between training runs is not in it, since there is one each.\n\n"
 )
-headline = intro + "\n".join(f"- {line}" for line in lines)
+headline = intro + "\n".join(f"- {finding}" for finding in findings)
 asked = (confidence, alpha, power)
 usual = asked == (0.95, 0.05, 0.8)  # other answers must not replace these
-place = "results" if usual else f"runs/audit~{config.content_hash(asked)[:8]}/results"
-results = config.root() / place
-text = "\n\n".join([headline, "![trd against the others](../figures/audit.png)", *report]) + "\n"
-data.write_text(results / "tables" / "audit.md", text)
-data.write_text(results / "tables" / "audit.csv", found.to_csv(index=False, lineterminator="\n"))
-data.write_whole(
-    results / "figures" / "audit.png", lambda path: forest.savefig(path, dpi=130, format="png")
+results = settings.root() / (
+    "results" if usual else f"runs/audit~{store.content_hash(asked)[:8]}/results"
 )
+text = "\n\n".join([headline, "![trd against the others](../figures/audit.png)", *report]) + "\n"
+store.write_text(results / "tables" / "audit.md", text)
+store.write_text(results / "tables" / "audit.csv", found.to_csv(index=False, lineterminator="\n"))
+save(results / "figures" / "audit.png", forest)
 Markdown(headline)
 
 # %%
 notebooks.record(
     tests=len(tested),
     below_alpha=int((tested["p"] < alpha).sum()),
-    problems_to_see_2_points=float(median["avg"]),
+    problems_to_see_2_points=float(for_2_points["avg"]),
 )
-parallel.write_timing("8_audit")
+jobs.write_timing("8_audit")

@@ -32,58 +32,78 @@ import subprocess
 import sys
 
 import matplotlib.pyplot as plt
+import numpy as np
 from IPython.display import Markdown
 
-from trdlib import config, data, notebooks, parallel, sweep
+from trdlib import jobs, store
+from trdlib.ops import notebooks, sweep
+from trdlib.settings import root
 
 if not name:
     name, words = "example", "4_distill -p learning_rate=2e-3,8e-3 --name example"
-    subprocess.run(
-        [sys.executable, "-m", "trdlib", "sweep", *words.split()], cwd=config.root(), check=True
-    )
-folder = config.root() / "runs" / "sweeps" / name
-done = sweep.read(folder)
-failed = [f"{one.name}: {one.error}" for one in done if one.error]
-print(f"{len(done)} jobs, {len(failed)} failed", *failed, sep="\n")
-sweep.table(done).drop(columns="error").round(4)
+    command = [sys.executable, "-m", "trdlib", "sweep", *words.split()]
+    subprocess.run(command, cwd=root(), check=True)
+done, names = sweep.read(name)
+print(f"{len(done)} jobs", *done.query("error != ''")["error"], sep="\nfailed: ")
+sweep.table(done).drop(columns="error")
 
 # %% [markdown]
 # ## The best point
 #
 # Points that differ in the seed alone are one point. The interval resamples problems and takes the
-# seeds as they are; the difference to every other point is paired by problem, and counts only if
-# its interval excludes zero and a t-test over problems still sees it at 1 % after a correction for
-# all pairs of points: the best was picked, so any pair could have become the comparison.
+# seeds as they are; the difference to every other point (`behind`) is paired by problem, and counts
+# (`separate`) only if its interval excludes zero and a t-test over problems still sees it at 1 %
+# after a correction for all pairs of points: the best was picked, so any pair could have become the
+# comparison. `chance` is how often the point is the best when problems are resampled. Missing:
+# other problems or seeds than the best, so that the two cannot be compared.
 
 # %%
 metric = metric or sweep.metrics(done)[0]
-points = sweep.collect(done, metric)
-ranked = sweep.rank(points)
-said = sweep.verdict(points, ranked, metric)
+ranked = sweep.rank(done, names, metric)
+differ = [n for n in names if n in ranked]
+label = ranked[differ].astype(str).agg(", ".join, axis=1) if differ else ["the only point"]
+best, near = ranked.iloc[0], ranked.iloc[1:].query("behind.notna() and not separate")
+said = f"Best of {len(ranked)} by {metric}: {label[0]} ({', '.join(differ)}), "
+said += f"{best['value']:.1%} [{best['low']:.1%}, {best['high']:.1%}]. "
+said += f"It cannot be told from {len(near)} of the others."
 Markdown(said)
+
+# %%
+shares = ["value", "low", "high", "behind", "behind_low", "behind_high"]
+ranked.assign(**(100 * ranked[shares]).astype(float).round(1)).round(3)
 
 # %% [markdown]
 # ## The picture
 #
-# One name that differs: a line, its bars from resampling problems, the band from the lowest to the
-# highest seed. Two: a heat map, ± half an interval, ≈ where the best cannot be told from the cell
-# (no grid: a dot for each point). More: a line for each point through its values. Red: the best.
+# One number that differs: a line. Else a row for each point, from the best downwards (thirty of
+# them). The bars resample problems; red is the best, grey what cannot be told from it.
 
 # %%
-figure = sweep.figure(points, ranked, metric)
-data.write_whole(folder / f"{metric}.png", lambda p: figure.savefig(p, dpi=130, format="png"))
+value, low, high = (100 * ranked[end].to_numpy(float) for end in ("value", "low", "high"))
+bars = np.array([value - low, high - value])
+color = ["C3", *("0.5" if i in near.index else "C0" for i in ranked.index[1:])]
+if len(differ) == 1 and all(isinstance(v, int | float) for v in ranked[differ[0]]):
+    x = ranked[differ[0]].to_numpy(float)
+    order = np.argsort(x)
+    figure, axis = plt.subplots(figsize=(6.4, 3.8))
+    axis.errorbar(x[order], value[order], bars[:, order], fmt="-", color="0.7", capsize=3)
+    axis.scatter(x, value, color=color, zorder=3)
+    axis.set_xscale("log" if x.min() > 0 and x.max() >= 8 * x.min() else "linear")
+    axis.set_xticks(x, [f"{v:g}" for v in x], minor=False)
+    axis.minorticks_off()
+    axis.set(xlabel=differ[0], ylabel=f"{metric}: right (%)")
+else:
+    shown = range(min(30, len(ranked)))
+    figure, axis = plt.subplots(figsize=(6.4, 1 + 0.28 * len(shown)))
+    for i in shown:
+        axis.errorbar(value[i], -i, xerr=bars[:, [i]], fmt="o", color=color[i], capsize=3)
+    axis.set_yticks([-i for i in shown], [label[i] for i in shown], fontsize=8)
+    axis.set(xlabel=f"{metric}: right (%)", title=", ".join(differ))
+axis.grid(alpha=0.3)
+figure.tight_layout()
+target = root() / "runs" / "sweeps" / name / f"{metric.replace('/', '-')}.png"
+store.write_whole(target, lambda path: figure.savefig(path, dpi=130, format="png"))
 plt.show()
-
-# %% [markdown]
-# ## All points
-#
-# `behind` is what the best is ahead, in points, with its interval; `chance` how often the point is
-# the best when problems are resampled. Missing: other problems or seeds than the best, so that the
-# two cannot be compared.
-
-# %%
-percent = ["value", "low", "high", "behind", "behind_low", "behind_high"]
-ranked.assign(**(100 * ranked[percent]).round(1)).round(3)
 
 # %% [markdown]
 # ## What this says, and what it does not
@@ -94,5 +114,5 @@ ranked.assign(**(100 * ranked[percent]).round(1)).round(3)
 # run.
 
 # %%
-notebooks.record(best=ranked["value"].iloc[0], metric=metric, said=said)
-parallel.write_timing(f"9_sweep-{name}")
+notebooks.record(best=float(best["value"]), metric=metric, said=said)
+jobs.write_timing(f"9_sweep-{name}")

@@ -324,14 +324,14 @@ FORGERIES = {
     ),
 }
 
-_FRAME = "struct.pack('!I', len(data)) + data"
+_LINE = "data + b'\\n'"
 # Attacks on the channel between program and examiner, and on its decoder.
 CHANNEL = {
     "say that it passed, on every descriptor": """
-import json, os, struct
+import json, os
 data = json.dumps({"passed": True, "reason": "", "unfit": False}).encode()
 for fd in range(3, 1024):
-    for raw in (struct.pack("!I", len(data)) + data, data):
+    for raw in (data + b"\\n", data):
         try: os.write(fd, raw)
         except OSError: pass
 def solve(x): return 0
@@ -339,31 +339,37 @@ def solve(x): return 0
     "say that it passed, in print": "print('passed', True)\nprint('{\"passed\": true}')\n"
     "def solve(x): return None",
     "answer before it is asked": """
-import json, os, struct
-for answer in ({"ready": True}, {"names": {"solve": {"callable": True}}}, {"value": True}) * 9:
-    data = json.dumps(answer).encode()
-    os.write(3, struct.pack("!I", len(data)) + data)
+import json, os
+for answer in (["value", True], ["value", 1], ["ended", ""]) * 9:
+    os.write(3, json.dumps(answer).encode() + b"\\n")
 """,
     "offer names of the tests' machinery": """
-import json, os, struct, time
+import json, os, time
+nothing, call = {"t": "dict", "v": []}, {"t": "opaque", "v": None}
 own = ("__builtins__", "__name__", "remote", "all")
-names = {name: {"value": {"t": "dict", "v": []}} for name in own}
-names["solve"] = {"callable": True}
-for answer in ({"ready": True}, {"names": names}, {"value": 0}):
-    data = json.dumps(answer).encode()
-    os.write(3, struct.pack("!I", len(data)) + data)
+names = {"t": "dict", "v": [["solve", call], *([name, nothing] for name in own)]}
+for answer in (["value", names], ["value", 0]):
+    os.write(3, json.dumps(answer).encode() + b"\\n")
 time.sleep(9)
 """,
-    "half an answer": "import os, struct\ndef solve(x):\n    os.write(3, struct.pack('!I', 99))\n"
+    "wrong type of names": "import os, time\nos.write(3, b'[\"value\", [1, 2]]\\n')\ntime.sleep(9)",
+    "end without a reason": 'import os, time\nos.write(3, b\'["ended", ""]\\n\')\ntime.sleep(9)',
+    "raise what hides the tests": "import os, time\n"
+    'os.write(3, b\'["raised", "StopIteration", ""]\\n\' * 9)\ntime.sleep(9)',
+    "raise what is no exception": "import os, time\n"
+    'os.write(3, b\'["raised", "print", ""]\\n\' * 9)\ntime.sleep(9)',
+    "half an answer": "import os\ndef solve(x):\n    os.write(3, b'[\"value\", 9')\n"
     "    while True: pass",
-    "a huge answer is announced": "import os, struct\ndef solve(x):\n"
-    "    os.write(3, struct.pack('!I', 2**32 - 1) + bytes(9999))",
-    "an unknown type": "import os, struct\ndef solve(x):\n"
-    '    data = b\'{"value": {"t": "eval", "v": "1"}}\'\n    os.write(3, ' + _FRAME + ")",
-    "nested too deeply": "import os, struct\ndef solve(x):\n    data = b'[' * 10**6\n"
-    "    os.write(3, " + _FRAME + ")",
-    "not a number": "import os, struct\ndef solve(x):\n    data = b'{\"value\": NaN}'\n"
-    "    os.write(3, " + _FRAME + ")",
+    "half an answer, and gone": "import os\ndef solve(x):\n    os.write(3, b'[\"value\", 9]')\n"
+    "    os._exit(0)",
+    "an answer that never ends": "import os\ndef solve(x):\n"
+    "    while True: os.write(3, b'9' * 2**16)",
+    "an unknown type": "import os\ndef solve(x):\n"
+    '    data = b\'["value", {"t": "eval", "v": "1"}]\'\n    os.write(3, ' + _LINE + ")",
+    "nested too deeply": "import os\ndef solve(x):\n    data = b'[' * 10**6\n"
+    "    os.write(3, " + _LINE + ")",
+    "not a number": "import os\ndef solve(x):\n    data = b'[\"value\", NaN]'\n"
+    "    os.write(3, " + _LINE + ")",
     "a list of itself": "def solve(x):\n    l = []\n    l.append(l)\n    return l",
     "a result nested deeply": "def solve(x):\n    l = []\n    for _ in range(10**5): l = [l]\n"
     "    return l",
@@ -374,9 +380,9 @@ time.sleep(9)
     "    return l",
     "close the channel": "import os\ndef solve(x): os.closerange(0, 99)",
     "read the questions itself": "import os\ndef solve(x):\n    while os.read(3, 1): pass",
-    "wrong type of name": "import os, struct\n"
-    "data = b'{\"ready\": true}'\nos.write(3, " + _FRAME + ")\n"
-    "data = b'{\"names\": [1, 2]}'\nos.write(3, " + _FRAME + ")\nimport time\ntime.sleep(9)",
+    "an answer of the wrong shape": "import os, time\n"
+    "for data in (b'{}', b'[]', b'\"value\"', b'[\"value\"]', b'9', b'null'):\n"
+    "    os.write(3, " + _LINE + ")\ntime.sleep(9)",
     "an exception with a bad face": "class E(Exception):\n    def __str__(self): raise SystemExit\n"
     "def solve(x): raise E",
     "an exception that is no exception": "def solve(x): raise KeyboardInterrupt",

@@ -29,31 +29,47 @@ def pytest_collection_modifyitems(items):
 def project(tmp_path, monkeypatch):
     """A folder with params.yaml and the smoke models, the working directory of the test."""
     shutil.copy(REPOSITORY / "params.yaml", tmp_path)
-    shutil.copytree(REPOSITORY / "models" / "smoke", tmp_path / "models" / "smoke")
+    for folder in (REPOSITORY / "models").glob("smoke*"):
+        shutil.copytree(folder, tmp_path / "models" / folder.name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
 def smoke(project):
-    """run(mode, method) at the smoke scale, its problems prepared."""
-    from trdlib import config, tiny
+    """smoke(mode, method) -> the run of the smoke scale, its problem sets on file."""
+    from trdlib import tasks
+    from trdlib.run import get_run
 
-    tiny.prepare(config.run("smoke"))
-    return lambda mode="opd", method="trd": config.run("smoke", "math", mode, method)
+    tasks.of(get_run("smoke")).sets()
+    return lambda mode="opd", method="trd": get_run("smoke", mode, method)
+
+
+@pytest.fixture
+def task(smoke):
+    """The task of the smoke scale: what `rollout`, `refine`, `evaluate` and the rest take."""
+    from trdlib import tasks
+
+    return tasks.of(smoke())
+
+
+@pytest.fixture
+def sets(task):
+    """The problem sets of the smoke scale, by name."""
+    return task.sets()
 
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    from trdlib import tiny
+    from trdlib.tasks import modular
 
-    return tiny.build_tokenizer()
+    return modular.build_tokenizer()
 
 
 @pytest.fixture(scope="session")
 def small_model(tokenizer):
     """A Qwen3 model with random weights whose logits are far from uniform."""
-    from trdlib import tiny
+    from trdlib.tasks import pretrain
 
     shape = {
         "hidden_size": 32,
@@ -62,4 +78,4 @@ def small_model(tokenizer):
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
     }
-    return tiny.build_model(tokenizer, shape, seed=0).eval().requires_grad_(False)
+    return pretrain.build_model(tokenizer, shape, seed=0).eval().requires_grad_(False)

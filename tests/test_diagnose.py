@@ -1,108 +1,21 @@
-"""The signals against full logits and autograd; the first wrong token; means and intervals."""
+"""The signals against full logits and autograd; means and intervals."""
 
-import json
-import random
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import REPOSITORY
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from trdlib import config, diagnose, distill, divergence, evaluate, models, tiny
-
-# ------------------------------------------------------------------------- the first wrong token
-
-CHAIN = "Compute:6o-6p-0q*4"
-TRAIL = "Route#FOW"  # F turns ^ (2), O turns ^ (2), W turns < (1)
-
-
-@pytest.mark.parametrize(
-    ("problem", "text", "expected"),
-    [
-        (CHAIN, "o-6=0\np-0=0\nq*4=0\n\\boxed{0}<|im_end|>", None),
-        (CHAIN, "o-6=0\np-0=3\nq*4=5\n\\boxed{5}<|im_end|>", (10, "0")),  # value
-        (CHAIN, "o-6=0\np-0=3\nWait,p-0=0\nq*4=0\n\\boxed{0}<|im_end|>", (10, "0")),  # corrected
-        (CHAIN, "o-6=0\nHmm,o-6=0\np-0=0\nq*4=0\n\\boxed{0}<|im_end|>", None),  # checked again
-        (CHAIN, "o-6=0\np-0=0\nHmm,o-6=0\nq*4=0\n\\boxed{0}<|im_end|>", None),  # an earlier one
-        (CHAIN, "o-6=0\nHmm,o-6=1\np-0=0\nq*4=0\n\\boxed{0}<|im_end|>", (12, "0")),
-        (CHAIN, "o-6=0\nq*4=0\n\\boxed{0}<|im_end|>", (6, "p")),  # skipped
-        (CHAIN, "o+6=5\n", (1, "-")),  # operation
-        (CHAIN, "o-5=1\n", (2, "6")),  # operand
-        (CHAIN, "o-6=0\np-0", None),  # broken off, so far right
-        (CHAIN, "o-6=0\np-1", (8, "0")),  # broken off, wrong
-        (CHAIN, "o-6=0\n<|im_end|>", (6, "p")),  # ended too early
-        (CHAIN, "o-6=0\np-0=0\nq*4=0\n\\boxed{1}<|im_end|>", (20, "0")),  # answer
-        (CHAIN, "\\boxed{0}<|im_end|>", (0, "o")),
-        (CHAIN, "o-6=0\nWaito", (7, ",")),
-        (CHAIN, "", None),
-        (TRAIL, "F^2\nO^4\nW<5\n\\boxed{5}<|im_end|>", None),
-        (
-            TRAIL,
-            "F^2\nO<3\nW^5\n\\boxed{5}<|im_end|>",
-            (5, "^"),
-        ),  # turn, though the answer is right
-        (TRAIL, "F^2\nO^5\n", (6, "4")),  # sum
-        (TRAIL, "F/7\nO^9\nWait,F^2\nO^4\nW<5\n\\boxed{5}<|im_end|>", (1, "^")),  # corrected
-        (TRAIL, "F^2\nO^4\nHowever,F^2\nO^4\nW<5\n\\boxed{5}<|im_end|>", None),  # looked back
-        (TRAIL, "F^2\nA/9\n", (4, "O")),  # letter
-        (TRAIL, "F^2\nO^4\nW<5\n", None),
-    ],
-)
-def test_first_wrong_token_by_hand(tokenizer, problem, text, expected):
-    tokens = tokenizer.convert_ids_to_tokens(tokenizer.encode(text, add_special_tokens=False))
-    assert tiny.departure(problem, tokens) == expected
-    assert tiny.first_wrong_token(problem, tokens) == (expected and expected[0])
-
-
-problems = st.builds(
-    lambda seed, task, steps: tiny.draw(random.Random(seed), task, steps, "pretrain"),
-    st.integers(0, 10**6),
-    st.sampled_from(["chain", "trail"]),
-    st.integers(1, 7),
-)
-
-
-@given(problem=problems, seed=st.integers(0, 10**6))
-@settings(max_examples=200, deadline=None)
-def test_one_wrong_value_is_found_where_it_is(problem, seed):
-    tokenizer, rng = tiny.build_tokenizer(), random.Random(seed)
-    spell = lambda text: tokenizer.convert_ids_to_tokens(  # noqa: E731
-        tokenizer.encode(text, add_special_tokens=False)
-    )
-    lines = tiny.text_of(tiny.clean(problem)).splitlines(keepends=True)
-    clean = spell("".join(lines) + "<|im_end|>")
-    assert tiny.first_wrong_token(problem, clean) is None
-    assert all(tiny.first_wrong_token(problem, clean[:n]) is None for n in range(len(clean)))
-    number = rng.randrange(len(lines) - 1)
-    at = sum(map(len, lines[:number])) + len(lines[number]) - 2  # each character is a token
-    wrong = rng.choice([d for d in "0123456789" if d != clean[at]])
-    found = tiny.departure(problem, [*clean[:at], wrong, *clean[at + 1 :]])
-    assert found == (at, clean[at])
-    # whatever follows, and whether or not it is taken back
-    tail = spell("".join(rng.sample(lines, len(lines))))
-    assert tiny.first_wrong_token(problem, [*clean[:at], wrong, *tail]) == at
-
-
-@given(problem=problems, seed=st.integers(0, 10**6))
-@settings(max_examples=100, deadline=None)
-def test_no_wrong_token_means_the_right_answer(problem, seed):
-    """What the noisy writers write: right to the end of the turn is right in the box."""
-    tokenizer, rng = tiny.build_tokenizer(), random.Random(seed)
-    chain = tiny.task_of(problem) == "chain"
-    pieces = (
-        tiny.chain_write(rng, problem, slip=0.1, correct_slip=0.5, recheck=0.3)
-        if chain
-        else tiny.trail_student(rng, problem, look_back=0.2)
-    )
-    text = tiny.text_of(pieces)
-    ids = tokenizer.encode(text + "<|im_end|>", add_special_tokens=False)
-    if tiny.first_wrong_token(problem, tokenizer.convert_ids_to_tokens(ids)) is None:
-        assert text.endswith(tiny.clean(problem)[-1].text)
-
+from trdlib import distill, divergence, models, stats, tasks
+from trdlib import settings as params
+from trdlib.analysis import diagnose, signals
+from trdlib.refine import refine, training_sets
+from trdlib.rollout import rollout
+from trdlib.run import get_run
+from trdlib.tasks import language
 
 # ------------------------------------------------------------------------------ values per token
 
@@ -114,6 +27,7 @@ def reference(student_logits, teacher_logits, targets, onsets) -> dict:
     return {
         "forward_kl": kl(t, s),
         "reverse_kl": kl(s, t),
+        "student_entropy": s.entropy(),
         "teacher_entropy": t.entropy(),
         "student_logp": s.log_prob(targets),
         "teacher_logp": t.log_prob(targets),
@@ -130,7 +44,7 @@ def test_token_signals_equal_full_logits_and_autograd(monkeypatch):
     targets, rights = torch.randint(11, (7,)), torch.tensor([-1, 3, -1, 0, -1, -1, 10])
     monkeypatch.setattr(divergence, "CHUNK_ELEMENTS", 2 * 11)  # chunks of two, the last of one
     how = {"onsets": torch.tensor([2, 7]), "rights": rights}
-    found = diagnose.token_signals(hidden, heads[0], teacher, heads[1], targets, **how)
+    found = signals.token_signals(hidden, heads[0], teacher, heads[1], targets, **how)
     leaf = hidden.double().requires_grad_()
     logits = leaf @ heads[0].double().T, teacher.double() @ heads[1].double().T
     expected = reference(*logits, targets, [2, 7])
@@ -145,7 +59,8 @@ def test_token_signals_equal_full_logits_and_autograd(monkeypatch):
 
 @pytest.fixture(scope="module")
 def diagnosed(tmp_path_factory):
-    """mode -> (run, responses, tokens) at smoke; the working directory is theirs."""
+    """mode -> run, task, problems, tables, responses, tokens at smoke; the working directory is
+    theirs."""
     folder = tmp_path_factory.mktemp("diagnose")
     shutil.copy(REPOSITORY / "params.yaml", folder)
     shutil.copytree(REPOSITORY / "models" / "smoke", folder / "models" / "smoke")
@@ -153,10 +68,14 @@ def diagnosed(tmp_path_factory):
         patch.chdir(folder)
         found = {}
         for mode in ("opd", "opsd"):
-            run = config.run("smoke", "math", mode)
-            tiny.prepare(run)
-            responses = diagnose.responses(run)
-            found[mode] = run, responses, diagnose.scores(run, responses)
+            one = found[mode] = SimpleNamespace(run=get_run("smoke", mode))
+            one.task = tasks.of(one.run)
+            one.problems = one.task.sets()["train"]
+            y_o = rollout(one.run, one.task, one.problems)
+            one.tables = {"y_o": y_o, "y_r": refine(one.run, one.task, one.problems, y_o)}
+            how = one.run, one.task, one.problems, *one.tables.values()
+            one.responses = diagnose.responses(*how)
+            one.tokens = diagnose.scores(one.run, one.problems, one.responses)
         yield found
 
 
@@ -164,12 +83,14 @@ def diagnosed(tmp_path_factory):
 @pytest.mark.parametrize(("trajectory", "method"), [("y_o", "forward_kl"), ("y_r", "trd")])
 def test_scores_equal_plain_models_on_the_training_rows(diagnosed, mode, trajectory, method):
     """Every row, one at a time, from the contexts that training uses, in double precision."""
-    run, responses, tokens = diagnosed[mode]
-    seed = 1
-    rows = distill.training_set(config.run("smoke", "math", mode, method)).rows[seed]
+    one = diagnosed[mode]
+    run, responses, tokens = one.run, one.responses, one.tokens
+    seed, how = 1, (run.settings.models, run.context_length)
+    (trained,) = training_sets([run.with_(method=method)], one.problems, {mode: one.tables})
+    rows = trained.rows[seed]
     who = "teacher" if mode == "opd" else "student"
-    student = models.load(f"models/smoke/{seed}/student", run)[0].double()
-    teacher = models.load(f"models/smoke/{seed}/{who}", run)[0].double()
+    student = models.load(f"models/smoke/{seed}/student", *how)[0].double()
+    teacher = models.load(f"models/smoke/{seed}/{who}", *how)[0].double()
     tokenizer = models.load_tokenizer(f"models/smoke/{seed}/student")
     onsets = tokenizer.convert_tokens_to_ids(["Wait", "Actually", "Hmm", "However"])
     mine = responses[(responses["trajectory"] == trajectory) & (responses["seed"] == seed)]
@@ -218,18 +139,18 @@ def test_onsets_with_and_without_a_space():
 
 
 def test_onsets_of_the_tiny_language(tokenizer):
-    scales = config.load(REPOSITORY / "params.yaml").scales
-    assert scales["tiny"].onsets == scales["smoke"].onsets == tiny.ONSETS
-    found = models.onset_ids(tokenizer, tiny.ONSETS)
-    assert sorted(tokenizer.convert_ids_to_tokens(found)) == sorted(tiny.ONSETS)
+    scales = params.load(REPOSITORY / "params.yaml").scales
+    assert scales["tiny"].onsets == scales["smoke"].onsets == language.ONSETS
+    found = models.onset_ids(tokenizer, language.ONSETS)
+    assert sorted(tokenizer.convert_ids_to_tokens(found)) == sorted(language.ONSETS)
 
 
 # --------------------------------------------------------------------------- means and intervals
 
 
-def test_estimates_are_the_bootstrap_of_evaluate(project):
+def test_estimates_are_the_bootstrap_of_stats(project):
     """On a complete grid of seeds and problems, to the last bit but rounding."""
-    run, rng = config.run("smoke"), np.random.default_rng(0)
+    run, rng = get_run("smoke"), np.random.default_rng(0)
     values = rng.random((3, 17))
     table = pd.DataFrame(
         [
@@ -239,7 +160,7 @@ def test_estimates_are_the_bootstrap_of_evaluate(project):
         ]
     )
     how = run.settings.evaluation
-    expected = evaluate.bootstrap(values, resamples=how.resamples, confidence=how.confidence)
+    expected = stats.bootstrap(values, resamples=how.resamples, confidence=how.confidence)
     found = diagnose.estimates(run, table.sample(frac=1, random_state=0), ["v"], ["cell"]).iloc[0]
     assert found[["value", "low", "high"]].tolist() == pytest.approx(expected, rel=1e-12)
     assert found["problems"] == 17
@@ -247,7 +168,7 @@ def test_estimates_are_the_bootstrap_of_evaluate(project):
 
 def test_estimates_of_uneven_cells_equal_a_plain_loop(project):
     """Rows of a problem go together; NaN is left out; shares divide sums."""
-    run, rng = config.run("smoke"), np.random.default_rng(1)
+    run, rng = get_run("smoke"), np.random.default_rng(1)
     table = pd.DataFrame({"id": rng.integers(0, 20, 90), "v": rng.random(90), "w": rng.random(90)})
     table = table.assign(source="a", cell=rng.integers(0, 2, 90))
     table.loc[::7, "v"] = np.nan
@@ -284,35 +205,36 @@ def made_up():
         rewrite = {"trajectory": "y_r", "wrong": np.nan, "correct": rewritten, "kept": 0.5}
         rows.append({**shared, **rewrite, "n_tokens": 5})
     responses = pd.DataFrame(rows).assign(prompt_truncated=False)
-    tokens = pd.DataFrame(
-        [
-            {"trajectory": r["trajectory"], "row": r["row"], "position": p,
-             "forward_kl": 10.0 * r["row"] + p}
-            for r in rows
-            for p in range(r["n_tokens"])
-        ]
-    )  # fmt: skip
+    tokens = responses.loc[responses.index.repeat(responses["n_tokens"])]
+    position = tokens.groupby(level=0).cumcount()
     rest = ["reverse_kl", "teacher_entropy", "onset_mass", "own_mass", "pivot_mass", "cosine"]
-    tokens = tokens.assign(**dict.fromkeys([*rest, "right_mass"], 0.25), own_kl=0.1)
-    tokens["onset_kl"] = tokens["position"] / 2
-    return responses, tokens.assign(student_logp=-1.0, teacher_logp=-0.4)
+    tokens = tokens.assign(
+        **dict.fromkeys([*rest, "right_mass"], 0.25),
+        position=position,
+        x=position - tokens["start"],
+        forward_kl=10.0 * tokens["row"] + position,
+        onset_kl=position / 2,
+        own_kl=0.1,
+        student_logp=-1.0,
+        teacher_logp=-0.4,
+    ).reset_index(drop=True)
+    return diagnose.with_likelihoods(responses, tokens), tokens
 
 
 def test_transitions_count_every_attempt_once(diagnosed):
     responses, _ = made_up()
     counts = diagnose.transitions(responses)
     assert counts.loc["a"].to_numpy().tolist() == [[1, 1], [0, 1]]
-    for mode, (_, responses, _) in diagnosed.items():
-        counts = diagnose.transitions(responses)
-        by_source = responses.query("trajectory == 'y_o'").groupby("source")
+    for mode, one in diagnosed.items():
+        counts = diagnose.transitions(one.responses)
+        by_source = one.responses.query("trajectory == 'y_o'").groupby("source")
         assert (counts.groupby("source").sum().sum(axis=1) == by_source.size()).all(), mode
         passed = counts.xs("passed", level="y_o").sum(axis=1)
         assert (passed == by_source["correct"].sum()).all()
 
 
 def test_curves_are_aligned_at_the_first_mistake(project):
-    responses, tokens = made_up()
-    lines = diagnose.curves(config.run("smoke"), responses, tokens)
+    lines = diagnose.curves(get_run("smoke"), made_up()[1])
     after = lines[(lines["axis"] == "after") & (lines["quantity"] == "forward_kl")]
     of = after.set_index(["trajectory", "verdict", "x"])["value"]
     assert of["y_o"]["failed"].to_dict() == {-2: 0, -1: 5.5, 0: 6.5, 1: 7.5, 2: 13}
@@ -325,21 +247,18 @@ def test_curves_are_aligned_at_the_first_mistake(project):
 
 def test_summary_by_hand(project):
     responses, tokens = made_up()
-    numbers = diagnose.summary(config.run("smoke"), responses, tokens)
-    of = diagnose.as_json(numbers)["a"]
-    json.dumps(of, allow_nan=False)
-
-    def value(trajectory, verdict, quantity):
-        return of[trajectory][verdict][quantity]["value"]
+    numbers = diagnose.summary(get_run("smoke"), responses, tokens)
+    found = numbers.set_index(["trajectory", "verdict", "quantity"])["value"].to_dict()
+    value = lambda *key: found[key]  # noqa: E731
 
     # failed y_o: KL 0 1 2 3 and 10 11 12 13, mistakes at 2 and at 1: 1 + 10 before, 2 + 11 at
     shares = [value("y_o", "failed", f"kl_{p}") for p in ("before", "at", "after")]
     assert shares == pytest.approx([11 / 52, 13 / 52, 28 / 52])
     tokens = [value("y_o", "failed", f"tokens_{p}") for p in ("before", "at", "after")]
     assert tokens == [3 / 8, 2 / 8, 3 / 8]
-    assert "kl_after" not in of["y_o"]["passed"]
-    assert "right_at" in of["y_o"]["failed"]
-    assert "right_at" not in of["y_r"]["failed"]
+    assert ("y_o", "passed", "kl_after") not in found
+    assert ("y_o", "failed", "right_at") in found
+    assert ("y_r", "failed", "right_at") not in found
     assert value("y_r", "failed", "kl_after") == pytest.approx((3 + 4 + 12 + 13 + 14) / 70)
     assert value("y_o", "failed", "onset_share") == pytest.approx(6 / 52)
     assert value("y_o", "failed", "own_share") == pytest.approx(0.4)
@@ -350,26 +269,27 @@ def test_summary_by_hand(project):
     assert value("y_r", "all", "departed") == 0
     moves = [value("y_r", "all", name) for name in ("fail_to_pass", "pass_to_fail")]
     assert moves == pytest.approx([1 / 3, 0])
-    assert "fail_to_pass" not in of["y_o"]["all"]
+    assert ("y_o", "all", "fail_to_pass") not in found
 
 
 def test_where_the_mistake_is_unknown_there_are_relative_curves_alone(project):
-    responses, tokens = made_up()
-    responses, run = responses.assign(start=np.nan, wrong=np.nan), config.run("smoke")
-    lines = diagnose.curves(run, responses, tokens.assign(right_mass=np.nan))
-    assert set(lines["axis"]) == {"relative"}
-    numbers = diagnose.summary(run, responses, tokens.assign(right_mass=np.nan))
+    unknown = {"start": np.nan, "wrong": np.nan}
+    responses, tokens = (table.assign(**unknown) for table in made_up())
+    tokens = tokens.assign(right_mass=np.nan, x=np.nan)
+    run = get_run("smoke")
+    assert set(diagnose.curves(run, tokens)["axis"]) == {"relative"}
+    numbers = diagnose.summary(run, responses, tokens)
     located = {"departed", "own_at", "right_at", "own_after", "onset_after", "kl_at", "tokens_at"}
     assert not located & set(numbers["quantity"])
     assert {"forward_kl", "onset_share", "ppl_gap", "kept"} <= set(numbers["quantity"])
 
 
 def test_the_first_problems_alone(diagnosed):
-    run, responses, _ = diagnosed["opd"]
-    some = diagnose.responses(run, limit=4)
+    one, run = diagnosed["opd"], get_run("smoke diagnosis.problems=4", "opd")
+    some = diagnose.responses(run, one.task, one.problems, *one.tables.values())
     assert sorted(some["id"].unique()) == [f"train-{i:04d}" for i in range(4)]
     assert len(some) == 2 * 4 * len(run.settings.seeds)
-    both = some.merge(responses, on=["trajectory", "seed", "id"])
+    both = some.merge(one.responses, on=["trajectory", "seed", "id"])
     assert len(both) == len(some)
     pd.testing.assert_series_equal(both["kept_x"], both["kept_y"], check_names=False)
     pd.testing.assert_series_equal(both["start_x"], both["start_y"], check_names=False)
@@ -384,8 +304,10 @@ def test_kept_tokens():
 
 def test_gradients_equal_plain_autograd(diagnosed):
     """The cosine of trd's first gradient with the reference's, from full logits."""
-    run, responses, _ = diagnosed["opd"]
-    found = diagnose.reference_cosines(run, responses)
+    run, problems, responses = (vars(diagnosed["opd"])[n] for n in ("run", "problems", "responses"))
+    found = diagnose.reference_cosines(run, problems, responses)
+    runs = [run.with_(method=method) for method in ("trd", "forward_kl", "sft")]
+    sets = training_sets(runs, problems, {"opd": diagnosed["opd"].tables})
     assert set(found["trajectory"] + "/" + found["quantity"]) == {
         "y_o/gradient_forward_kl",
         "y_o/gradient_reverse_kl",
@@ -396,11 +318,12 @@ def test_gradients_equal_plain_autograd(diagnosed):
     cosines = {"trd": [], "forward_kl": []}
     for seed in run.settings.seeds:
         distiller = distill.build(run, seed).eval()
-        teacher = models.load(f"models/smoke/{seed}/teacher", run)[0]
+        how = run.settings.models, run.context_length
+        teacher = models.load(f"models/smoke/{seed}/teacher", *how)[0]
         mine = y_o[y_o["seed"] == seed]
         gradients = {}
-        for method in ("trd", "forward_kl", "sft"):
-            rows = distill.training_set(config.run("smoke", "math", "opd", method)).rows[seed]
+        for method, trained in zip(("trd", "forward_kl", "sft"), sets, strict=True):
+            rows = trained.rows[seed]
             distiller.zero_grad()
             for pair, source, wrong in zip(rows, mine["source"], mine["wrong"], strict=True):
                 if source != "chain":
@@ -435,19 +358,14 @@ def test_gradients_equal_plain_autograd(diagnosed):
 def test_what_is_written_is_the_same_each_time(diagnosed):
     import matplotlib.pyplot as plt
 
-    run, responses, tokens = diagnosed["opsd"]
-    contents = []
+    one, contents = diagnosed["opsd"], []
     for _ in range(2):
-        lines = diagnose.curves(run, responses, tokens)
-        numbers = diagnose.summary(run, responses, tokens)
-        figure, _ = plt.subplots()
-        written = diagnose.write(run, responses, numbers, lines, figure)
-        plt.close(figure)
+        found = diagnose.diagnose(one.run, one.task, one.problems, *one.tables.values())
+        written = diagnose.write(found, plt.figure())
         contents.append([path.read_bytes() for path in written])
-        tokens = diagnose.scores(run, responses)
     assert contents[0] == contents[1]
-    names = [f"diagnose_opsd_math_smoke.{end}" for end in ("csv", "md", "png")]
-    assert [path.name for path in written] == names
+    folder = one.run.results / "diagnosis" / "smoke"
+    assert written == [folder / f"opsd.{end}" for end in ("csv", "md", "png")]
     assert b"nan" not in contents[0][1]
     table = pd.read_csv(written[0])
     assert set(table["axis"]) == {"none", "relative", "after"}

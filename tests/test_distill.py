@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from trdlib import config, data, distill, models, refine, rollout
-from trdlib.distill import Pair
+from trdlib import distill, models, prompts, rollout, store
+from trdlib.ops.chain import sampled
+from trdlib.refine import Pair, refine, solve, training_sets
+from trdlib.run import get_run
 
 ROWS = [
     Pair([31, 20, 7], [31, 20, 7, 9, 9], [77, 40, 2]),
@@ -19,13 +21,26 @@ ROWS = [
 
 
 def smoke_distiller(method="trd", mode="opd", seed=0, shake=True):
-    distiller = distill.build(config.run("smoke", "math", mode, method), seed)
+    distiller = distill.build(get_run("smoke", mode, method), seed)
     if shake:  # a fresh adapter changes nothing: give it weights
         torch.manual_seed(1)
         for parameter in distiller.parameters():
             if parameter.requires_grad:
                 torch.nn.init.normal_(parameter, std=0.1)
     return distiller
+
+
+def load(name):
+    return models.load(name, get_run().settings.models, get_run().context_length)
+
+
+def rows_of_run(run, task, sets):
+    """What the run trains on: {base seed: pairs}."""
+    return training_sets([run], sets["train"], sampled([run], task, sets["train"]))[0].rows
+
+
+def distilled(run, task, sets):
+    return distill.distill([run], task, sets, sampled([run], task, sets["train"]))[0]
 
 
 # ------------------------------------------------------------------------------ training batch
@@ -41,87 +56,97 @@ def test_collate_token_for_token():
     assert batch["teacher_labels"][1].tolist() == [-100, -100, 12, 2] + [-100] * 4
 
 
-def test_pairs_are_the_sampled_tokens_in_the_generating_contexts(smoke):
+def test_pairs_are_the_sampled_tokens_in_the_generating_contexts(smoke, task, sets):
     """y_r is scored under the very prompt that generated it, on the very ids that were sampled."""
     run = smoke("opsd", "trd")
-    y_o, y_r = rollout.attempts(run), refine.rewrites(run)
+    y_o = rollout.rollout(run, task, sets["train"])
+    y_r = refine(run, task, sets["train"], y_o)
     seen = {}
-    original = rollout.generate_table
+    original = rollout.table
 
-    def spy(run, path, request, *how):
+    def spy(run, task, path, request, *how):
         seen[request.seed] = [p.ids for p in request.prompts]
-        return original(run, path, request, *how)
+        return original(run, task, path, request, *how)
 
-    shutil.rmtree(run.mode_folder)
-    rollout.generate_table = spy
+    run.rewrites("y_r").unlink()
+    rollout.table = spy
     try:
-        again = refine.rewrites(run)
+        again = refine(run, task, sets["train"], y_o)
     finally:
-        rollout.generate_table = original
+        rollout.table = original
     assert again["token_ids"].map(list).tolist() == y_r["token_ids"].map(list).tolist()
     eos = models.load_tokenizer(run.model_path("student", 0)).eos_token_id
     for seed in run.settings.seeds:
-        rows = distill.training_set(run).rows[seed]
+        rows = rows_of_run(run, task, sets)[seed]
         mine = y_r[y_r["seed"] == seed]
         assert [pair.teacher_ids for pair in rows] == seen[seed]
         assert [pair.response_ids for pair in rows] == mine["token_ids"].map(list).tolist()
         for pair, finished in zip(rows, mine["finished"], strict=True):
             assert (pair.response_ids[-1] == eos) == finished
-    problems = data.problems(run.data, "train").to_dict("records")
-    student = [p.ids for p in rollout.student_prompts(run, 0, problems)]
-    assert [pair.student_ids for pair in distill.training_set(run).rows[0]] == student
+    problems = sets["train"].to_dict("records")
+    student = [p.ids for p in prompts.student_prompts(run, 0, problems)]
+    assert [pair.student_ids for pair in rows_of_run(run, task, sets)[0]] == student
     assert len(y_o) == len(y_r)
 
 
-def test_each_trajectory_brings_its_own_text_and_context(smoke):
+def test_each_trajectory_brings_its_own_text_and_context(smoke, task, sets):
     tokenizer = models.load_tokenizer(smoke().model_path("student", 0))
-    problems = data.problems(smoke().data, "train").to_dict("records")
+    train = sets["train"]
+    problems = train.to_dict("records")
     for mode in ("opd", "opsd"):
-        vanilla = [p.ids for p in refine.teacher_prompts(smoke(mode), 0, problems)]
-        for method, table in (
-            ("forward_kl", rollout.attempts),
-            ("off_policy", refine.teacher_solutions),
-        ):
-            run = smoke(mode, method)
-            rows, expected = distill.training_set(run).rows[0], table(run)
+        vanilla = [p.ids for p in prompts.teacher_prompts(smoke(mode), 0, problems)]
+        y_o = rollout.rollout(smoke(mode), task, train)
+        tables = {
+            "forward_kl": y_o,
+            "off_policy": solve(smoke(mode), task, train),
+            "trd_plain": refine(smoke(mode), task, train, y_o),  # its context is the vanilla one
+        }
+        for method, expected in tables.items():
+            rows = rows_of_run(smoke(mode, method), task, sets)[0]
             expected = expected[expected["seed"] == 0]["token_ids"].map(list).tolist()
             assert [p.response_ids for p in rows] == expected
             assert [p.teacher_ids for p in rows] == vanilla
-    for pair, row in zip(distill.training_set(smoke("opd", "sft")).rows[0], problems, strict=True):
+    for pair, row in zip(rows_of_run(smoke("opd", "sft"), task, sets)[0], problems, strict=True):
         assert tokenizer.decode(pair.response_ids) == row["solution"] + "<|im_end|>"
         assert pair.teacher_ids == []
-    assert all(
-        p.teacher_ids == [] for p in distill.training_set(smoke("opd", "sft_refined")).rows[0]
-    )
+    refined = rows_of_run(smoke("opd", "sft_refined"), task, sets)[0]
+    assert all(pair.teacher_ids == [] for pair in refined)
 
 
-def test_subsets_select_by_the_verdicts(smoke):
-    run = smoke("opd", "trd")
-    rng = np.random.default_rng(0)
-    for make, path in (
-        (rollout.attempts, run.attempts),
-        (refine.rewrites, run.mode_folder / "y_r.parquet"),
-    ):
-        table = make(run)
+def test_what_methods_share_is_the_same_as_alone(smoke, task, sets):
+    """Contexts are rendered once for all methods of a trajectory: no method sees another's."""
+    methods = ("trd", "sft_refined", "forward_kl", "trd_failed", "trd_plain", "sft", "off_policy")
+    runs = [smoke(mode, method) for mode in ("opd", "opsd") for method in methods]
+    together = training_sets(runs, sets["train"], sampled(runs, task, sets["train"]))
+    for run, found in zip(runs, together, strict=True):
+        assert found.rows == rows_of_run(run, task, sets)
+
+
+def test_subsets_select_by_the_verdicts(smoke, task, sets):
+    run, rng = smoke("opd", "trd"), np.random.default_rng(0)
+    tables = sampled([run], task, sets["train"])["opd"]
+    for table in tables.values():
         table["correct"] = rng.random(len(table)) < 0.5
-        data.save(table, path, data.fingerprint_of(path))
-    y_o, y_r = rollout.attempts(run), refine.rewrites(run)
+    y_o, y_r = tables["y_o"], tables["y_r"]
+    y_r["y_o_correct"] = y_o["correct"]
     passed, rewritten = (t[t["seed"] == 1]["correct"].to_numpy() for t in (y_o, y_r))
-    everything = distill.training_set(run).rows[1]
+
+    def rows(subset):
+        method = run.recipe.model_copy(update={"subset": subset})
+        run.settings = run.settings.model_copy(update={"methods": {"trd": method}})
+        return training_sets([run], sets["train"], {"opd": tables})[0].rows[1]
+
+    everything = rows("all")
     for subset, keep in (
         ("failed", ~passed),
         ("passed", passed),
         ("failed_then_passed", ~passed & rewritten),
     ):
-        method = run.recipe.model_copy(update={"subset": subset})
-        run.settings = run.settings.model_copy(update={"methods": {"trd": method}})
         assert 0 < keep.sum() < len(keep)
-        expected = [pair for pair, k in zip(everything, keep, strict=True) if k]
-        assert distill.training_set(run).rows[1] == expected
-    y_o["correct"] = True
-    data.save(y_o, run.attempts, data.fingerprint_of(run.attempts))
+        assert rows(subset) == [pair for pair, k in zip(everything, keep, strict=True) if k]
+    y_r["y_o_correct"] = True
     with pytest.raises(ValueError, match="'failed_then_passed' is empty for seed 0"):
-        distill.training_set(run).rows[1]
+        rows("failed_then_passed")
 
 
 # ------------------------------------------------------------------------------------ the loss
@@ -146,7 +171,7 @@ def plain_losses(distiller, rows, teacher):
 def test_the_loss_equals_plain_logits(project, mode):
     distiller = smoke_distiller(mode=mode)
     path = "teacher" if mode == "opd" else "student"
-    teacher, _ = models.load(f"models/smoke/0/{path}", config.run())
+    teacher, _ = load(f"models/smoke/0/{path}")
     with torch.no_grad():
         expected = plain_losses(distiller.eval(), ROWS, teacher)
     found = distill.token_losses(distiller, ROWS, batch_size=3)
@@ -174,7 +199,7 @@ def test_one_batch_of_eight_equals_eight_of_one(project, method, tmp_path):
         rows = [pair._replace(teacher_ids=[]) for pair in rows]
     logs, after = [], []
     for micro in (8, 1):
-        settings = config.run().settings.training.model_copy(
+        settings = get_run().settings.training.model_copy(
             update={"batch_size": 8, "micro_batch_size": micro, "warmup": 0.0, "epochs": 2}
         )
         distiller = smoke_distiller(method)
@@ -192,12 +217,12 @@ def test_one_batch_of_eight_equals_eight_of_one(project, method, tmp_path):
 
 
 def test_dropout_is_off_for_the_self_teacher(project):
-    run = config.run("smoke", "math", "opsd", "trd")
+    run = get_run("smoke", "opsd", "trd")
     lora = run.settings.lora.model_copy(update={"dropout": 0.5})
     run.settings = run.settings.model_copy(update={"lora": lora})
     distiller = distill.build(run, 0).train()
     inputs = distill.collate(ROWS)
-    base, _ = models.load("models/smoke/0/student", run)
+    base, _ = load("models/smoke/0/student")
     with models.step0(distiller.student) as teacher:
         assert not any(module.training for module in teacher.modules())
         found = models.hidden_states(teacher, input_ids=inputs["teacher_ids"])
@@ -210,7 +235,7 @@ def test_dropout_is_off_for_the_self_teacher(project):
 
 def test_a_killed_training_ends_in_the_same_adapter_bit_for_bit(project, tmp_path):
     """Dropout on, killed mid-epoch after a checkpoint; a half-written checkpoint lies about."""
-    run = config.run("smoke", "math", "opd", "trd")
+    run = get_run("smoke", "opd", "trd")
     lora = run.settings.lora.model_copy(update={"dropout": 0.1})
     run.settings = run.settings.model_copy(update={"lora": lora})
     settings = run.settings.training.model_copy(update={"save_steps": 2, "batch_size": 2})
@@ -259,57 +284,68 @@ def test_a_killed_training_ends_in_the_same_adapter_bit_for_bit(project, tmp_pat
     assert all(torch.equal(resumed[name], weight) for name, weight in expected.items())
 
 
-def test_distill_chooses_on_validation_and_skips_what_is_finished(smoke, monkeypatch):
+def test_distill_chooses_on_validation_and_skips_what_is_finished(smoke, task, sets, monkeypatch):
     run = smoke("opd", "trd")
     calls = []
     original = distill.train
     monkeypatch.setattr(distill, "train", lambda *a, **k: calls.append(1) or original(*a, **k))
-    choice = distill.distill(run)
+    choice, adapters = distilled(run, task, sets)
     seeds, grid = run.settings.seeds, run.settings.training.learning_rates
     assert len(calls) == len(seeds) * len(grid)
     assert choice["grid"] == list(grid)
     assert set(choice["validation_by_seed"]) == {str(rate) for rate in grid}
+    assert adapters == {seed: run.adapter(seed) for seed in seeds}
     for seed in seeds:
-        about = data.read_json(run.adapter(seed) / "run.json")
+        about = store.read_json(run.adapter(seed) / "run.json")
         assert about["learning_rate"] == choice["chosen"]
         assert (run.adapter(seed) / "adapter_model.safetensors").is_file()
         assert not (run.folder(seed) / "candidates").exists()
-    base = data.read_json(run.adapter(0) / "adapter_config.json")["base_model_name_or_path"]
+    base = store.read_json(run.adapter(0) / "adapter_config.json")["base_model_name_or_path"]
     assert not Path(base).is_absolute()
-    assert distill.distill(run) == choice
+    assert distilled(run, task, sets).choice == choice
     assert len(calls) == len(seeds) * len(grid)
     # one seed is lost: it alone is trained again, with the chosen rate
     kept = (run.adapter(0) / "adapter_model.safetensors").read_bytes()
     shutil.rmtree(run.adapter(1))
     calls.clear()
-    assert distill.distill(run) == choice
+    assert distilled(run, task, sets).choice == choice
     assert len(calls) == 1
     assert (run.adapter(0) / "adapter_model.safetensors").read_bytes() == kept
     # another recipe is never taken for this one
     changed = run.settings.training.model_copy(update={"weight_decay": 0.5})
     run.settings = run.settings.model_copy(update={"training": changed})
     calls.clear()
-    assert distill.distill(run)["fingerprint"] != choice["fingerprint"]
+    assert distilled(run, task, sets).choice["fingerprint"] != choice["fingerprint"]
     assert calls
 
 
-def test_a_given_learning_rate_is_taken(smoke):
-    run = smoke("opd", "sft")
-    choice = distill.distill(run, learning_rate=0.003)
+def test_runs_of_one_pool_end_as_each_alone(smoke, task, sets):
+    runs = [smoke("opd", "trd"), smoke("opsd", "sft"), smoke("opsd", "forward_kl_failed")]
+    together = distill.distill(runs, task, sets, sampled(runs, task, sets["train"]))
+    for run, found in zip(runs, together, strict=True):
+        run.choice.unlink()
+        for seed in run.settings.seeds:
+            shutil.rmtree(run.folder(seed))
+        assert distilled(run, task, sets) == found
+
+
+def test_a_given_learning_rate_is_taken(smoke, task, sets):
+    run = get_run("smoke", "opd", "sft", learning_rate=0.003)
+    choice, adapters = distilled(run, task, sets)
     assert (choice["chosen"], choice["grid"], choice["validation_by_seed"]) == (0.003, [0.003], {})
-    assert data.read_json(run.adapter(2) / "run.json")["learning_rate"] == 0.003
+    assert store.read_json(adapters[2] / "run.json")["learning_rate"] == 0.003
 
 
-def test_a_subset_trains_with_its_own_rates_and_says_how_many_rows(smoke):
+def test_a_subset_trains_with_its_own_rates_and_says_how_many_rows(smoke, task, sets):
     run = smoke("opd", "forward_kl_failed")
-    choice = distill.distill(run)
+    choice, adapters = distilled(run, task, sets)
     assert choice["grid"] == list(run.settings.training.subset_learning_rates)
     assert choice["validation_by_seed"] == {}  # one rate: nothing to choose
-    y_o = rollout.attempts(run)
+    y_o = rollout.rollout(run, task, sets["train"])
     failed = y_o[~y_o["correct"]].groupby("seed").size()
     assert choice["rows_by_seed"] == failed.reindex(run.settings.seeds).tolist()
-    for seed in run.settings.seeds:
-        assert choice["adapters"][str(seed)] == config.weights_hash(run.adapter(seed))
+    for seed, folder in adapters.items():
+        assert choice["adapters"][str(seed)] == store.weights_hash(folder)
 
 
 def test_ties_go_to_the_smaller_rate():

@@ -1,19 +1,15 @@
 """Every engine keeps one contract; servers fail in every way, and are seen through.
 
 What needs a GPU is skipped here. vLLM's dialect and its offline interface are spoken by stand-ins
-(stand_ins.py) around a real model; `transformers serve` is the real one.
+(stand_ins.py) around a real model.
 """
 
-import ast
-import asyncio
-import contextlib
 import functools
-import importlib.util
+import random
 import shutil
 import socket
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,12 +17,14 @@ from conftest import REPOSITORY
 from safetensors.torch import load_file, save_file
 from stand_ins import Server, Weights, offline
 
-from trdlib import config, data, distill, doctor, engines, evaluate, generate, models, rollout, tiny
-from trdlib.config import Sampling
+from trdlib import distill, engines, generate, models, prompts, rollout, settings, store
+from trdlib.run import get_run
+from trdlib.settings import Sampling
+from trdlib.tasks import chain
 
 NAME = "models/smoke/0/student"
 GREEDY = {"temperature": 0, "top_p": 1.0, "top_k": 0}
-KINDS = ("transformers", "openai", "transformers serve", "vllm stand-in", "vllm", "unsloth")
+KINDS = ("transformers", "openai", "vllm stand-in", "vllm")
 
 
 @pytest.fixture(scope="session")
@@ -48,34 +46,21 @@ def server(vllm_server):
     return vllm_server
 
 
-@pytest.fixture(scope="session")
-def transformers_server():
-    """The real one, in a thread."""
-    pytest.importorskip("fastapi", reason="transformers serve needs fastapi and uvicorn: [test]")
-    from transformers.cli.serve import Serve
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with contextlib.chdir(REPOSITORY):
-        serve = Serve(force_model=NAME, host="127.0.0.1", port=port, device="cpu",
-                      log_level="error", non_blocking=True)  # fmt: skip
-    while not serve.server.started:
-        assert serve._thread.is_alive()
-        asyncio.run(asyncio.sleep(0.05))
-    yield f"http://127.0.0.1:{port}/v1"
-    serve.kill_server()
-
-
-def run_with(engine, url=None, scale="smoke", mode="opd", method="trd", **server):
+def run_with(engine, url=None, **server):
     """The smoke run, sampled by another engine."""
-    settings = config.load()
-    section = settings.scales[scale]
+    known = settings.load()
+    section = known.scales["smoke"]
     server = {"url": url, "retries": 3, "concurrency": 4, **server} if url else server
-    how = section.models.model_copy(update={"engine": engine, "server": config.Server(**server)})
+    how = section.models.model_copy(update={"engine": engine, "server": settings.Server(**server)})
     section = section.model_copy(update={"models": how})
-    settings = settings.model_copy(update={"scales": {**settings.scales, scale: section}})
-    return config.run(scale, "math", mode, method, settings=settings)
+    known = known.model_copy(update={"scales": {**known.scales, "smoke": section}})
+    return get_run("smoke", "opd", "trd", known)
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    engines.close()
 
 
 @pytest.fixture(params=KINDS)
@@ -86,31 +71,28 @@ def engine(request, project, monkeypatch):
         for name, part in (("vllm", module), ("vllm.lora", module.lora)):
             monkeypatch.setitem(sys.modules, name, part)
         monkeypatch.setitem(sys.modules, "vllm.lora.request", module.lora.request)
-        made = engines.Vllm(run_with("vllm"), NAME)
+        run = run_with("vllm")
+        made = engines.Vllm(run.settings, run.context_length, NAME)
         yield made
         assert not hasattr(made, "llm") or (made.close() or not hasattr(made, "llm"))
         return
     url = None
     if kind == "openai":
         url = request.getfixturevalue("server").url
-    if kind == "transformers serve":
-        kind, url = "openai", request.getfixturevalue("transformers_server")
     run = run_with(kind, url)
     try:
         engines.check(run.settings.models)
-    except config.SettingsError as error:
+    except settings.SettingsError as error:
         pytest.skip(str(error))
-    with engines.opened(run, NAME, exact=False) as made:
+    with engines.opened(run, NAME) as made:
         yield made
 
 
 @pytest.fixture
 def asked(tokenizer):
-    import random
-
-    problems = [tiny.chain_problem(random.Random(i), 3 + i % 2) for i in range(4)]
-    return [rollout.prompts.student_prompt({"problem": p}, tokenizer, style="tiny").ids
-            for p in problems]  # fmt: skip
+    problems = [chain.random_problem(random.Random(i), 3 + i % 2) for i in range(4)]
+    how = {"tokenizer": tokenizer, "style": "tiny"}
+    return [prompts.context("solve", problem=problem, **how).ids for problem in problems]
 
 
 def reference(weights, prompt, budget, stop_ids):
@@ -184,20 +166,20 @@ def test_a_killed_call_goes_on(engine, asked, tmp_path):
 # ------------------------------------------------------------------------------------ the server
 
 
-def test_a_file_sampled_by_a_server_is_the_one_sampled_here(smoke, server, monkeypatch):
+def test_a_file_sampled_by_a_server_is_the_one_sampled_here(smoke, task, sets, server, monkeypatch):
     """Rollout from end to end: the same columns and greedy tokens; no weights are loaded here."""
     greedy = Sampling(temperature=0, max_new_tokens=20, batch_size=8)
 
     def attempts(run):
         run.settings = run.settings.model_copy(update={"rollout": greedy, "seeds": (0,)})
-        table = rollout.attempts(run)
+        table = rollout.rollout(run, task, sets["train"])
         return table.assign(token_ids=table["token_ids"].map(list)).to_dict("list")
 
     ours = attempts(smoke())
-    stamp = data.fingerprint_of(smoke().attempts)
+    stamp = store.fingerprint_of(smoke().attempts)
     monkeypatch.setattr(models, "load", lambda *a: pytest.fail("loaded weights"))
     theirs = attempts(run_with("openai", server.url))
-    assert data.fingerprint_of(smoke().attempts) != stamp
+    assert store.fingerprint_of(smoke().attempts) != stamp
     assert theirs == ours
     written = smoke().attempts.stat().st_mtime_ns
     server.faults = [500] * 100
@@ -263,7 +245,7 @@ def test_a_dead_server_is_named(project, asked):
         ({"prefix": [1]}, "saw other prompt tokens .*cut them, or added"),
         ({"drops_stops": True}, "neither end with their first stop token nor fill the budget"),
         ({"max_model_len": 30}, "has room for 30 tokens and .* --max-model-len"),
-        ({"gives_ids": False}, "takes no generation_config"),
+        ({"gives_ids": False}, "returns text without token ids"),
     ],
 )
 def test_a_server_that_does_something_else_is_refused(
@@ -272,7 +254,7 @@ def test_a_server_that_does_something_else_is_refused(
     for name, value in fault.items():
         monkeypatch.setattr(server, name, value)
     run = run_with("openai", server.url)
-    with pytest.raises((RuntimeError, config.SettingsError), match=says):  # noqa: SIM117
+    with pytest.raises((RuntimeError, settings.SettingsError), match=says):  # noqa: SIM117
         with engines.opened(run, NAME) as engine:
             engine.stop_ids = [2, 81]
             engine.complete(asked, max_new_tokens=20, seed=0, **GREEDY)
@@ -294,34 +276,19 @@ def test_the_key_comes_from_the_environment(project, server, asked, monkeypatch)
     assert "s3cret" not in text and "SOME_KEY" not in text and server.url not in text
 
 
-def test_unsloths_functions_take_what_they_are_given():
-    """Read from its source: on a CPU it puts other classes in their place."""
-    found = {}
-    for package, file in (("unsloth", "models/loader.py"), ("unsloth_zoo", "vllm_utils.py")):
-        spec = importlib.util.find_spec(package)
-        if spec is None:
-            pytest.skip(f"the engine unsloth needs the package {package}: [gpu]")
-        tree = ast.parse((Path(spec.origin).parent / file).read_text())
-        for scope in (tree, *(node for node in tree.body if isinstance(node, ast.ClassDef))):
-            name = "" if scope is tree else f"{scope.name}."
-            for function in scope.body:
-                if isinstance(function, ast.FunctionDef):
-                    found[name + function.name] = {a.arg for a in function.args.args}
-    given = {
-        "max_seq_length", "dtype", "load_in_4bit", "fast_inference", "max_lora_rank",
-        "gpu_memory_utilization", "use_exact_model_name", "trust_remote_code",
-    }  # fmt: skip
-    assert given <= found["FastLanguageModel.from_pretrained"]
-    assert {"model", "save_directory"} <= found["load_lora"] and "llm" in found["delete_vllm"]
-
-
 # ------------------------------------------------------------------------------------- adapters
+
+
+def loaded():
+    run = get_run("smoke")
+    return models.load(NAME, run.settings.models, run.context_length)[0]
 
 
 @pytest.fixture
 def adapter(project):
-    student, _ = models.load(NAME, config.run("smoke"))
-    student = models.add_lora(student, config.Lora(r=4, alpha=8), backend="transformers", seed=0)
+    student = loaded()
+    lora = settings.Lora(r=4, alpha=8)
+    student = models.add_lora(student, lora, backend="transformers", seed=0)
     torch.manual_seed(1)
     for parameter in student.parameters():
         if parameter.requires_grad:
@@ -332,10 +299,6 @@ def adapter(project):
 
 def test_an_adapter_is_swapped_in_and_out(engine, asked, adapter):
     plain = engine.complete(asked, max_new_tokens=10, seed=0, **GREEDY)
-    if not engine.exact:
-        with pytest.raises(config.SettingsError, match="cannot apply an adapter"):
-            engine.use(adapter)
-        return
     other = shutil.copytree(adapter, adapter.with_name("other"))
     flipped = {
         name: -weight if "lora_B" in name else weight
@@ -344,8 +307,7 @@ def test_an_adapter_is_swapped_in_and_out(engine, asked, adapter):
     save_file(flipped, other / "adapter_model.safetensors")
     found = [plain]
     for folder in (adapter, other):
-        merged, _ = models.load(NAME, config.run("smoke"))
-        merged = models.with_adapter(merged, folder)
+        merged = models.with_adapter(loaded(), folder)
         found.append(generate.decode(merged, asked, max_new_tokens=10, stop_ids=[2], temperature=0))
     assert found[0] != found[1] != found[2] != found[0]
     engine.use(adapter)
@@ -357,31 +319,31 @@ def test_an_adapter_is_swapped_in_and_out(engine, asked, adapter):
         assert engine.complete(asked, max_new_tokens=10, seed=0, **GREEDY) == plain
 
 
-def test_an_engine_is_kept_for_its_model_and_closed_after(project, server, asked, adapter):
+def test_an_engine_stays_open_for_its_model_until_another_or_close(project, server, asked, adapter):
     run = run_with("openai", server.url)
-    with engines.kept():
-        with engines.opened(run, NAME, adapter) as first:
-            pass
-        with engines.opened(run, NAME, adapter) as second:
-            assert second is first
-        assert server.adapters == [f"trd-{config.weights_hash(adapter)}"]
-        assert sum(path.endswith("load_lora_adapter") for path, _, _ in server.seen) == 1
-        server.name = "models/smoke/1/student"
-        try:
-            with engines.opened(run, server.name) as other:
-                assert other is not first and server.adapters == []
-        finally:
-            server.name = NAME
-    assert engines._held["engine"] is None
+    with engines.opened(run, NAME, adapter) as first:
+        pass
+    with engines.opened(run, NAME, adapter) as second:
+        assert second is first
+    assert server.adapters == [f"trd-{store.weights_hash(adapter)}"]
+    assert sum(path.endswith("load_lora_adapter") for path, _, _ in server.seen) == 1
+    server.name = "models/smoke/1/student"
+    try:
+        with engines.opened(run, server.name) as other:
+            assert other is not first and server.adapters == []
+    finally:
+        server.name = NAME
+    engines.close()
     with engines.opened(run, NAME, adapter):
         pass
-    assert engines._held["engine"] is None and server.adapters == []
+    engines.close()
+    assert server.adapters == []
 
 
 def test_an_adapter_that_does_nothing_is_noticed(project, server, adapter):
     run = run_with("openai", server.url)
     server.apply_adapters = False
-    with pytest.raises(RuntimeError, match="changes nothing in what the engine says"):  # noqa: SIM117
+    with pytest.raises(RuntimeError, match="changes nothing"):  # noqa: SIM117
         with engines.opened(run, NAME, adapter):
             pass
     server.be_well()
@@ -392,67 +354,37 @@ def test_an_adapter_that_does_nothing_is_noticed(project, server, adapter):
             pass
 
 
-# ------------------------------------------------------------------------------------ text alone
-
-
-def test_text_is_for_evaluation_only(smoke, transformers_server, monkeypatch):
-    run = run_with("openai", transformers_server)
-    run.settings = run.settings.model_copy(update={"seeds": (0,)})
-    with pytest.raises(config.SettingsError, match=r"text without token ids.*trained on"):
-        rollout.attempts(run)
-    base = run_with("openai", transformers_server, mode="none", method="base")
-    section = base.settings.evaluation
-    section = section.model_copy(
-        update={"sampling": Sampling(temperature=1.0, max_new_tokens=12, samples=2, batch_size=8)}
-    )
-    base.settings = base.settings.model_copy(update={"seeds": (0,), "evaluation": section})
-    with pytest.warns(UserWarning, match="only their text is used"):
-        found = evaluate.evaluate([base])[0]
-    assert set(found) == {"chain", "trail"} and len(found["chain"]) == 8
-    assert (found["chain"]["n_tokens"] > 0).all()
-
-
 # ----------------------------------------------------------------------------- before it begins
 
 
-def test_what_is_missing_is_said_before_anything_loads(smoke, monkeypatch):
+def test_what_is_missing_is_said_before_anything_loads(smoke, task, sets, monkeypatch):
     monkeypatch.setattr(models, "load", lambda *a: pytest.fail("loaded a model"))
-    monkeypatch.setitem(config.ENGINES, "openai", ("no_such_package",))
+    monkeypatch.setitem(settings.ENGINES, "openai", ("no_such_package",))
     with pytest.raises(
-        config.SettingsError, match=r"needs the package no_such_package.*\[server\]"
+        settings.SettingsError, match=r"needs the package no_such_package.*\[server\]"
     ):
-        rollout.attempts(run_with("openai"))
-    monkeypatch.setitem(config.ENGINES, "vllm", ())
+        rollout.rollout(run_with("openai"), task, sets["train"])
+    monkeypatch.setitem(settings.ENGINES, "vllm", ())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(config.SettingsError, match="vllm needs a GPU and there is none"):
+    with pytest.raises(settings.SettingsError, match="vllm needs a GPU and there is none"):
         engines.check(run_with("vllm").settings.models)
 
 
-def test_the_doctor_knows_the_engines(project):
-    able = doctor.engines(gpu=False)
-    assert {"transformers", "openai"} <= set(able) and not {"vllm", "unsloth"} & set(able)
-    machine = doctor.Machine(True, 2**36, "reachable", True, (), able)
-    assert doctor.verdict("smoke", config.load(), machine) == []
-    settings = run_with("vllm").all_settings
-    says = ["the engine vllm does not run here: pip install -e '.[vllm]', on a GPU"]
-    assert doctor.verdict("smoke", settings, machine) == says
-
-
-def test_four_bits_need_a_gpu_and_bitsandbytes(smoke, monkeypatch):
+def test_four_bits_need_a_gpu_and_bitsandbytes(smoke, task, sets, monkeypatch):
     run = smoke()
     how = run.settings.models
     plain = engines.identity(how)
     four = how.model_copy(update={"load_in_4bit": True})
     assert engines.identity(four) != plain
-    assert config.content_hash(four) != config.content_hash(how)  # in a training's fingerprint
+    assert store.content_hash(four) != store.content_hash(how)  # in a training's fingerprint
     run.settings = run.settings.model_copy(update={"models": four})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(config.SettingsError, match="load_in_4bit needs a GPU"):
-        rollout.attempts(run)
+    with pytest.raises(settings.SettingsError, match="load_in_4bit needs a GPU"):
+        rollout.rollout(run, task, sets["train"])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(config.SettingsError, match="load_in_4bit needs bitsandbytes"):
-        models.load(NAME, run)
+    with pytest.raises(settings.SettingsError, match="load_in_4bit needs bitsandbytes"):
+        models.load(NAME, four, run.context_length)
 
 
 def test_only_what_shapes_samples_is_in_the_fingerprint(project):
@@ -463,7 +395,7 @@ def test_only_what_shapes_samples_is_in_the_fingerprint(project):
     )
     assert distill.fingerprint(ours, 0, []) == distill.fingerprint(theirs, 0, [])
     code = engines.identity(ours.settings.models)[-1]
-    assert code == config.code_hash(generate)  # of the decode loop alone
+    assert code == store.code_hash(*generate.CODE)  # of the decode loop alone
 
 
 @pytest.mark.parametrize(
@@ -485,5 +417,5 @@ def test_settings_are_checked(project, change, says):
     smoke["models"] = {**smoke["models"], **change.pop("models")}
     smoke |= change
     (project / "params.yaml").write_text(yaml.safe_dump(params))
-    with pytest.raises(config.SettingsError, match=says):
-        config.load()
+    with pytest.raises(settings.SettingsError, match=says):
+        settings.load()

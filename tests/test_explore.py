@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import random
 import re
 import shutil
 import socket
@@ -14,7 +13,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -24,21 +23,12 @@ from conftest import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trdlib import (
-    config,
-    data,
-    distill,
-    evaluate,
-    explore,
-    generate,
-    models,
-    refine,
-    rollout,
-    tiny,
-    widget,
-)
-
-NEVER = pytest.fail
+from trdlib import distill, models, prompts, tasks
+from trdlib.analysis import explore, widget
+from trdlib.evaluate import evaluate
+from trdlib.refine import Pair, refine, rows_of, training_sets
+from trdlib.rollout import rollout
+from trdlib.run import get_run
 
 
 def shake(student) -> None:
@@ -51,23 +41,28 @@ def shake(student) -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A project at smoke with y_o, and y_r of both modes."""
+    """A project at smoke with y_o, and y_r of both modes: its folder and what is in it."""
     folder = tmp_path_factory.mktemp("made")
     shutil.copy(REPOSITORY / "params.yaml", folder)
     shutil.copytree(REPOSITORY / "models" / "smoke", folder / "models" / "smoke")
     with contextlib.chdir(folder):
-        tiny.prepare(config.run("smoke"))
-        for mode in ("opd", "opsd"):
-            refine.rewrites(config.run("smoke", "math", mode))
-    return folder
+        run = get_run("smoke")
+        task = tasks.of(run)
+        sets = task.sets()
+        y_o = rollout(run, task, sets["train"])
+        tables = {
+            mode: {"y_o": y_o, "y_r": refine(run.with_(mode), task, sets["train"], y_o)}
+            for mode in ("opd", "opsd")
+        }
+    return SimpleNamespace(folder=folder, sets=sets, tables=tables)
 
 
 @pytest.fixture
-def after_a_run(made, tmp_path, monkeypatch):
-    """run(mode, method) in a copy of that project."""
-    shutil.copytree(made, tmp_path / "project")
+def project(made, tmp_path, monkeypatch):
+    """A copy of that project."""
+    shutil.copytree(made.folder, tmp_path / "project")
     monkeypatch.chdir(tmp_path / "project")
-    return lambda mode="opd", method="trd": config.run("smoke", "math", mode, method)
+    return tmp_path / "project"
 
 
 # ------------------------------------------------------------------------------------ the numbers
@@ -75,7 +70,8 @@ def after_a_run(made, tmp_path, monkeypatch):
 
 def in_float64(run, role, seed, prompt, response, merged=None):
     """log-softmax (n, V) at the response positions, from a model's own full logits."""
-    model, tokenizer = models.load(run.model_path(role, seed), run)
+    name = run.model_path(role, seed)
+    model, tokenizer = models.load(name, run.settings.models, run.context_length)
     model = (merged or model).double()
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([[*prompt, *response]])).logits[0]
@@ -84,20 +80,20 @@ def in_float64(run, role, seed, prompt, response, merged=None):
 
 @pytest.mark.xdist_group("explore")
 @pytest.mark.parametrize("mode", ["opd", "opsd"])
-def test_numbers_are_those_of_a_full_softmax_in_float64(after_a_run, mode):
-    run = after_a_run(mode, "reverse_kl")
-    loaded = explore._load(run, 1)
+def test_numbers_are_those_of_a_full_softmax_in_float64(project, made, mode):
+    run = get_run("smoke", mode, "reverse_kl")
+    loaded = explore.load(run, 1)._replace(trained=True)
     shake(loaded.distiller.student)
-    row = data.problems(run.data, "train").iloc[0].to_dict()
+    row = made.sets["train"].iloc[0].to_dict()
     response = [*loaded.tokenizer.encode("o-6=0\nWait,p+0=1\n\\boxed{1}"), 2]
-    x = rollout.student_prompts(run, 1, [row])[0].ids
-    context = refine.teacher_prompts(run, 1, [row], ["o-6=3\n"])[0].ids
-    pair = distill.Pair(x, context, response)
+    x = prompts.student_prompts(run, 1, [row])[0].ids
+    context = prompts.teacher_prompts(run, 1, [row], ["o-6=3\n"])[0].ids
+    pair = Pair(x, context, response)
     teacher = in_float64(run, "student" if mode == "opsd" else "teacher", 1, context, response)
     step0 = in_float64(run, "student", 1, x, response)
     found = {trained: explore.score(loaded, pair, trained=trained) for trained in (False, True)}
     after = in_float64(run, "student", 1, x, response, loaded.distiller.student.merge_and_unload())
-    onsets = [loaded.tokenizer.convert_tokens_to_ids(w) for w in tiny.ONSETS]
+    onsets = [loaded.tokenizer.convert_tokens_to_ids(w) for w in run.settings.onsets]
     index = torch.tensor(response)[:, None]
     for trained, s in ((False, step0), (True, after)):
         t, values = teacher, found[trained]["values"]
@@ -123,36 +119,29 @@ def test_numbers_are_those_of_a_full_softmax_in_float64(after_a_run, mode):
     assert found[True]["values"]["student_logp"] != found[False]["values"]["student_logp"]
 
 
-def test_candidates_in_chunks_are_those_at_once(monkeypatch):
-    torch.manual_seed(0)
-    hidden, head, targets = torch.randn(7, 8), torch.randn(40, 8), torch.arange(7)
-    whole = explore.candidates(hidden, head, targets, watch=[3, 4])
-    monkeypatch.setattr(explore.divergence, "CHUNK_ELEMENTS", 80)
-    parts = explore.candidates(hidden, head, targets, watch=[3, 4])
-    assert all(torch.allclose(whole[name], parts[name]) for name in whole)
-    assert whole["ids"].shape == (7, explore.TOP)
-
-
 @pytest.mark.xdist_group("explore")
-def test_a_view_shows_what_training_sees(after_a_run):
-    tables = explore.trajectories(after_a_run())
-    for method, name in (("trd", "y_r"), ("forward_kl_clip", "y_o"), ("sft_refined", "y_r")):
-        run = after_a_run("opd", method)
-        problems, rows = data.problems(run.data, "train"), distill.training_set(run).rows[0]
+def test_a_view_shows_what_training_sees(project, made):
+    tables, problems = made.tables["opd"], made.sets["train"]
+    for method, name in (("trd", "y_r"), ("forward_kl_clip", "y_o"), ("trd_plain", "y_r"),
+                         ("sft_refined", "y_r")):  # fmt: skip
+        run = get_run("smoke", "opd", method)
+        task = tasks.of(run)
+        rows = training_sets([run], problems, {"opd": tables})[0].rows[0]
         losses = distill.token_losses(distill.build(run, 0), rows)
         case = explore.cases(problems, tables, 0)[3:4]
-        row = refine.rows_of(problems, case)[0]
+        row = rows_of(problems, case)[0]
         loaded = explore.load(run, 0)
-        view = explore.view(loaded, tables, row)
+        view = explore.view(loaded, task, tables, row)
         text = next(t for t in view["texts"] if t["name"] == name)
         assert text["ids"] == rows[3].response_ids == list(tables[name]["token_ids"][3])
         assert text["values"]["divergence"] == pytest.approx(losses[3].tolist(), rel=1e-3, abs=1e-5)
         sees = {t["name"]: t["teacher_sees"] for t in view["texts"]}
-        attempt = tables["y_o"]["text"][3]
-        assert f"Attempt:\n{attempt}\nRewrite" in sees["y_r"] and "Attempt" not in sees["y_o"]
+        attempt = f"Attempt:\n{tables['y_o']['text'][3]}\nRewrite"
+        assert (attempt in sees["y_r"]) == (method != "trd_plain") and "Attempt" not in sees["y_o"]
         for shown in view["texts"]:
             spelled = loaded.tokenizer.convert_ids_to_tokens(shown["ids"])
-            assert shown["wrong"] == tiny.first_wrong_token(row["problem"], spelled)
+            wrong = task.first_wrong(row["problem"], spelled)
+            assert shown["wrong"] == (wrong and wrong.index)
         assert view["texts"][-1]["name"] == "y_star" and view["texts"][-1]["wrong"] is None
         table = explore.tokens(view, name)
         assert "".join(table["token"]) == loaded.tokenizer.decode(text["ids"])
@@ -191,150 +180,81 @@ def test_each_filter_keeps_what_it_says():
             "after": pd.array([True, False, False, True, None], "boolean"),
             "n_tokens": [5, 9, 7, 9, 1],
             "finished": [True, True, False, True, True],
-            "kl": [0.1, 0.3, np.nan, 0.2, 0.4],
         }
     )
-    found = {which: list(explore.select(cases, which)["id"]) for which in explore.FILTERS}
+    found = {which: list(keep(cases)["id"]) for which, keep in explore.FILTERS.items()}
     assert found == {
         "all": names,
         "failed → passed": ["fp"],
         "passed → failed": ["pf"],
         "longest": ["pf", "pp", "ff", "fp", "?"],
-        "highest KL": ["?", "pf", "pp", "fp"],
         "unfinished": ["ff"],
     }
-    with pytest.raises(ValueError, match="no filter 'best': choose from all, failed"):
-        explore.select(cases, "best")
 
 
 @pytest.mark.xdist_group("explore")
-def test_highest_kl_is_the_mean_of_the_views(after_a_run, monkeypatch):
-    run = after_a_run("opd", "trd")
-    tables, problems = explore.trajectories(run), data.problems(run.data, "train")
-    loaded, cases = explore.load(run, 2), explore.cases(problems, tables, 2)
-    enough = int(tables["y_r"][tables["y_r"]["seed"] == 2]["n_tokens"][:5].sum())
-    monkeypatch.setattr(explore, "KL_TOKENS", enough)
-    found = explore.with_kl(loaded, cases, tables, problems)
-    assert found["kl"].notna().tolist() == [True] * 5 + [False] * 7
-    row = refine.rows_of(problems, cases[4:5])[0]
-    y_r = explore.tokens(explore.view(loaded, tables, row), "y_r")
-    assert found["kl"][4] == pytest.approx(y_r["divergence"].mean(), rel=1e-3)
-
-
-# -------------------------------------------------------------------------------- what is on file
-
-
-def test_a_large_scale_is_read_or_says_what_to_run(smoke, monkeypatch):
-    run = smoke("opd", "trd")
-    monkeypatch.setattr(explore, "ON_THE_SPOT", 0)  # as if smoke were large
-    decode = generate.decode
-    monkeypatch.setattr(generate, "decode", lambda *a, **k: NEVER("sampled"))
-    for what in ("attempts", "rewrites"):
-        with pytest.raises(explore.Missing, match=rf"{what} .* run `make repro SCALE=smoke`"):
-            explore.trajectories(run)
-        monkeypatch.setattr(generate, "decode", decode)
-        rollout.attempts(run) if what == "attempts" else refine.rewrites(run)
-        monkeypatch.setattr(generate, "decode", lambda *a, **k: NEVER("sampled"))
-    assert set(explore.trajectories(run)) == {"y_o", "y_r"}
-    for seed in run.settings.seeds:  # other weights under the same names: the files are of the past
-        folder = Path("models/smoke") / str(seed)
-        shutil.copy(folder / "teacher/model.safetensors", folder / "student/model.safetensors")
-    explore._read.clear()
-    with pytest.raises(explore.Missing, match="or of other models or settings"):
-        explore.trajectories(run)
-
-
-@pytest.mark.xdist_group("explore")
-def test_answers_before_and_after_training(after_a_run):
-    run = after_a_run("opd", "trd")
-    with pytest.raises(explore.Missing, match="notebook 5_evaluate"):
-        explore.answers(run, 0, "chain")
-    student = explore._load(run, 0).distiller.student
-    shake(student)
-    student.save_pretrained(run.adapter(0))
-    data.write_json(run.adapter(0) / "run.json", {"fingerprint": "of this test"})
-    base = config.run("smoke", "math", "none", "base")
-    for one in (base, run):
-        evaluate._evaluate(one, 0, "chain")
-    tables = explore.answers(run, 0, "chain")
-    row = data.problems(run.data, "chain").iloc[1].to_dict()
-    view = explore.view(explore.load(run, 0), tables, row, 2)
+def test_answers_before_and_after_training(project, made):
+    run, base = get_run("smoke", "opd", "trd"), get_run("smoke", "none", "base")
+    task, adapters = tasks.of(run), {}
+    for seed in run.settings.seeds:
+        student = distill.build(run, seed).student
+        shake(student)
+        adapters[seed] = run.adapter(seed)
+        student.save_pretrained(adapters[seed])
+    before, after = evaluate([base, run], task, made.sets, [None, adapters])
+    tables = {"base": before["chain"], "trd": after["chain"]}
+    row = made.sets["chain"].iloc[1].to_dict()
+    view = explore.view(explore.load(run, 0, adapters[0]), task, tables, row, 2)
     looked = {t["name"]: t["student"] for t in view["texts"]}
     assert looked == {"base": "at step 0", "trd": "after training", "y_star": "at step 0"}
-    for name, one in (("base", base), ("trd", run)):
-        table = data.load(one.samples(0, "chain"))
-        mine = table[(table["id"] == row["id"]) & (table["sample"] == 2)].iloc[0]
-        assert next(t for t in view["texts"] if t["name"] == name)["ids"] == list(mine["token_ids"])
-    how = run.settings.evaluation
-    other = how.model_copy(update={"sampling": how.sampling.model_copy(update={"seed": 1})})
-    run.settings = run.settings.model_copy(update={"evaluation": other})
-    with pytest.raises(explore.Missing):
-        explore.answers(run, 0, "chain")
+    for name, table in tables.items():
+        mine = table[(table["id"] == row["id"]) & (table["sample"] == 2) & (table["seed"] == 0)]
+        text = next(t for t in view["texts"] if t["name"] == name)
+        assert text["ids"] == list(mine["token_ids"].iloc[0])
+    with pytest.raises(ValueError, match="no sample 9 of chain-0001 for seed 0"):
+        explore.view(explore.load(run, 0), task, tables, row, 9)
+    with pytest.raises(ValueError, match="no reference solution, and in mode opsd"):
+        explore.view(explore.load(run.with_("opsd"), 0), task, tables, row | {"solution": ""})
 
 
 # -------------------------------------------------------------------------- a problem of one's own
 
 
-@pytest.mark.parametrize(
-    "text, says",
-    [
-        ("What is 2+2?", "the tiny language has no 'Whatis2\\+2\\?': write a chain, like"),
-        ("Compute:9o-6", "write a chain"),
-        ("Compute:6p-6", "steps are called o, p, q, ...: write Compute:6o-6"),
-        ("Compute:6" + "o-6" * 13, "at most 12 steps, and this one 13"),
-        ("Route#ABA", "each letter once, and A stands here twice"),
-        ("Route!AB", "write a chain"),
-        ("", "write a chain"),
-    ],
-)
-def test_what_the_tiny_language_cannot_say(text, says):
-    with pytest.raises(ValueError, match=says):
-        explore.tiny_problem(text)
-
-
-def test_what_the_tiny_language_says_can_be_asked():
-    rng = random.Random(0)
-    for task, steps in (("chain", 3), ("chain", 8), ("trail", 1), ("trail", 7)):
-        problem = tiny.draw(rng, task, steps, "test" if steps > 2 else "pretrain")
-        assert explore.tiny_problem(f" {problem}\n") == problem
-        assert explore._unusual(problem) == []
-    assert explore._unusual("Route#ABC")
-
-
 @pytest.mark.xdist_group("explore")
-def test_a_live_problem_is_attempted_rewritten_and_graded(after_a_run):
-    run = after_a_run("opsd", "trd")
-    loaded = explore.load(run, 0)
-    first, again, other = (explore.live(loaded, "Route#BLQfl", draw=draw) for draw in (0, 0, 1))
+def test_a_live_problem_is_attempted_rewritten_and_graded(project):
+    run = get_run("smoke", "opsd", "trd")
+    task, loaded = tasks.of(run), explore.load(run, 0)
+    row = task.problem("Route#BLQfl")
+    first, again, other = (explore.live(loaded, task, row, draw=draw) for draw in (0, 0, 1))
     assert first == again and first["texts"] != other["texts"]
     y_o, y_r, y_star = first["texts"]
     said = loaded.tokenizer.decode(y_o["ids"], skip_special_tokens=True)
-    assert f"Reference:\n{first['problem']['solution']}\nAttempt:\n{said}" in y_r["teacher_sees"]
+    assert f"Reference:\n{row['solution']}\nAttempt:\n{said}" in y_r["teacher_sees"]
     assert y_star["correct"] and y_star["wrong"] is None
-    assert first["problem"]["answer"] == tiny.clean("Route#BLQfl")[-1].text[7:-1]
-    with pytest.raises(explore.Missing, match="not been trained: run notebook 4_distill"):
-        explore.live(loaded, "Route#BLQfl", trained=True)
+    ungraded = explore.live(loaded, task, row | {"answer": ""})
+    assert [t["correct"] for t in ungraded["texts"]] == [None, None, True]
+    with pytest.raises(ValueError, match="not been trained: run notebook 4_distill"):
+        explore.live(loaded, task, row, trained=True)
 
 
-def test_a_problem_stays_when_the_run_changes(smoke):
-    explorer = widget.Explorer(smoke("opd", "trd"), only="passed → failed")
-    assert "error" not in explorer.status and explorer.view["texts"]
-    key = explorer.menu["cases"][2]["key"]
-    explorer.answer({"only": "all", "case": ""})
-    explorer.answer({"case": key})
-    problem = explorer.view["problem"]
-    for asked in ({"method": "sft"}, {"seed": 1}, {"mode": "opsd"}):
-        explorer.answer(asked)
-        assert explorer.view["problem"] == problem and explorer.menu["state"]["case"] == key
-        assert {k: explorer.view["run"][k] for k in asked} == asked
-    explorer.answer({"problem": "Compute:1o*6p*3q+4"})
+def test_what_is_chosen_is_shown(project, made):
+    run = get_run("smoke", "opd", "trd")
+    of = tasks.of(run), made.sets, {"train": made.tables["opd"]}
+    explorer = widget.Explorer(explore.load(run, 1), *of, only="passed → failed")
+    assert explorer.only.value == "all" and len(explorer.case.options) == 12  # no other is there
+    key = explorer.case.options[2][1]
+    explorer.case.value = key
+    shown = explorer.view["problem"]["id"], explorer.view["run"]["seed"]
+    assert shown == (key[0], 1) and key[0] in explorer.page.value
+    explorer.own.value = "Compute:1o*6p*3q+4"
     first = explorer.view
-    explorer.answer({"problem": "Compute:1o*6p*3q+4"})
+    explorer.try_it()
     assert explorer.view["problem"]["problem"] == "Compute:1o*6p*3q+4" and explorer.view != first
-    explorer.answer({"problem": "1 + 1"})
-    assert explorer.status["error"].startswith("the tiny language has no '1+1'")
-    explorer.answer({"of": "chain"})
-    assert "notebook 5_evaluate" in explorer.status["error"] and explorer.view == {}
+    explorer.own.value = "1 + 1"
+    assert "the tiny language has no '1+1'" in explorer.status.value
+    assert explorer.view == {} and explorer.page.value == ""
+    explorer.only.value = "unfinished"
+    assert explorer.view["problem"]["id"] == explorer.case.value[0]
 
 
 # ----------------------------------------------------------------------------------------- the page
@@ -366,10 +286,10 @@ def a_view(words: list[str]) -> dict:
 
     ids = list(range(n))
     return {
-        "run": {"scale": text, "task": "math", "mode": "opd", "method": text, "seed": 0,
+        "run": {"scale": text, "mode": "opd", "method": text, "seed": 0,
                 "divergence": "forward_kl", "trajectory": "y_r", "clip": None, "top_k": None},
         "problem": dict.fromkeys(("id", "source", "problem", "answer", "solution"), text),
-        "notes": [text], "vocabulary": {str(i): w for i, w in enumerate(words)}, "end": n - 1,
+        "vocabulary": {str(i): w for i, w in enumerate(words)}, "end": n - 1,
         "texts": [one("y_o", ids, 1), one("y_r", [0, 0, *ids[2:]], None)],
         "matches": {"y_o/y_r": [[0, 0, 1], [2, 2, n - 2]]},
     }  # fmt: skip
@@ -492,7 +412,7 @@ def by_keyboard(browser, root) -> None:
 def test_the_export_works_from_disk(browser, tmp_path):
     page = explore.export(a_view(HOSTILE), tmp_path / "hostile.html")
     browser.get(page.as_uri())
-    root = wait(browser, lambda: find(browser, ".trd"))[0]
+    root = wait(browser, lambda: find(browser, "main"))[0]
     by_keyboard(browser, root)
     assert browser.execute_script("return window.hacked") is None
     shown = find(root, ".pane")[0]
@@ -527,21 +447,20 @@ def test_the_export_works_from_disk(browser, tmp_path):
     size = {"width": 900, "height": 800, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     try:
-        wait(browser, lambda: "dark" in root.get_attribute("class"), 5)
         page = "document.documentElement"
         fits = f"return {page}.scrollWidth <= {page}.clientWidth"
         assert browser.execute_script(fits)
-        worst = browser.execute_script(CONTRAST, root)
+        dark, worst = browser.execute_script(CONTRAST)
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
-    wait(browser, lambda: "dark" not in root.get_attribute("class"), 5)
-    assert worst >= 4.5
-    assert browser.execute_script(CONTRAST, root) >= 4.5
+    assert dark < 0.1 and worst >= 4.5
+    light, worst = browser.execute_script(CONTRAST)
+    assert light > 0.9 and worst >= 4.5
     assert errors(browser) == []
 
 
-# The lowest contrast (WCAG) of ink on a token, over all shades between none and the darkest.
+# The paper's lightness, and the lowest contrast (WCAG) of ink on it, on a token, on all shades.
 CONTRAST = """
 const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
 const light = (color) => {
@@ -550,19 +469,19 @@ const light = (color) => {
     .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
     .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
 };
-const style = getComputedStyle(arguments[0]), ink = light(style.getPropertyValue("--ink"));
-const faint = light(style.getPropertyValue("--faint"));
-const ratio = (a, b) => (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+const style = getComputedStyle(document.documentElement);
 const on = (name) => light(style.getPropertyValue(name));
-return Math.min(...["--paper", "--panel", "--high", "--low"].map(n => ratio(ink, on(n))),
-  ...["--paper", "--panel"].map(n => ratio(faint, on(n))), ratio(on("--wrong"), on("--paper")));
+const ink = on("--ink"), faint = on("--faint");
+const ratio = (a, b) => (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+return [on("--paper"), Math.min(
+  ...["--paper", "--panel", "--high", "--low"].map(n => ratio(ink, on(n))),
+  ...["--paper", "--panel"].map(n => ratio(faint, on(n))), ratio(on("--wrong"), on("--paper")))];
 """
 
 
 @pytest.fixture
-def lab(after_a_run, tmp_path):
+def lab(project):
     """A running JupyterLab in the project; its address."""
-    project = tmp_path / "project"
     shutil.copytree(REPOSITORY / "notebooks", project / "notebooks")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -607,33 +526,24 @@ def test_the_notebook_works_in_jupyterlab_by_keyboard(browser, lab):
     wait(browser, lambda: "Idle" in find(browser, "#jp-main-statusbar")[0].text)
     run[0].click()
     wait(browser, lambda: find(browser, "[data-command='runmenu:run-all']"))[0].click()
-    wait(browser, lambda: len(find(browser, ".trd .text")) == 4)  # two widgets
+    frames = wait(browser, lambda: (f := find(browser, "iframe[title='the view']"))[1:] and f)
     wait(browser, lambda: find(browser, ".jp-OutputArea-output table.dataframe"))  # the last cell
     assert not find(browser, "[data-mime-type='application/vnd.jupyter.stderr'] .ansi-red-fg")
-    first, own = find(browser, ".trd")
-    cells = browser.execute_script("return document.querySelectorAll('.jp-Cell').length")
-    by_keyboard(browser, first)
-    press(browser, "d", "d", "a", "b", "x")  # in command mode these edit the notebook
-    assert cells == browser.execute_script("return document.querySelectorAll('.jp-Cell').length")
-    assert len(find(browser, ".trd")) == 2
-
-    def choose(root, label, text):
-        box = find(root, f"select[aria-label='{label}']")[0]
-        next(o for o in find(box, "option") if o.text == text).click()
-        wait(browser, lambda: not root.get_attribute("aria-busy"))
-
-    before = find(first, ".problem code")[0].text
-    choose(first, "mode", "opsd")
-    choose(first, "method", "forward_kl")
-    assert "opsd / forward_kl: forward_kl along y_o" in find(first, ".problem")[0].text
-    assert find(first, ".problem code")[0].text == before
-    choose(first, "show", "unfinished")
-    assert "of 12 attempts" in find(first, ".status")[0].text
-    for text, says in (
-        ("hello <b>", "the tiny language has no 'hello<b>'"), ("Compute:1o*6p*3q+4", "attempted"),
-    ):  # fmt: skip
-        find(own, "input[type='text']")[0].clear()
-        find(own, "input[type='text']")[0].send_keys(text, Keys.ENTER)
-        wait(browser, lambda s=says: s in find(own, ".status")[0].text)
-    assert find(own, ".problem code")[0].text == "Compute:1o*6p*3q+4"
+    browser.execute_script("arguments[0].scrollIntoView()", frames[0])
+    browser.switch_to.frame(frames[0])
+    by_keyboard(browser, wait(browser, lambda: find(browser, "main"))[0])
+    problem = find(browser, ".problem code")[0].text
+    assert browser.execute_script("try { parent.document } catch { return 'apart' }") == "apart"
+    browser.switch_to.default_content()
+    boxes = find(browser, ".jp-OutputArea-output .widget-vbox")
+    own = find(boxes[1], "input[type='text']")[0]
+    says = lambda text: any(text in n.text for n in find(boxes[1], ".widget-label"))  # noqa: E731
+    for text, what in (("hello <b>", "no 'hello<b>'"), (problem, "now, at temperature")):
+        own.clear()
+        own.send_keys(text, Keys.ENTER)
+        wait(browser, lambda w=what: says(w))
+    frame = wait(browser, lambda: find(boxes[1], "iframe"))[0]
+    browser.switch_to.frame(frame)
+    assert wait(browser, lambda: find(browser, ".problem code"))[0].text == problem
+    browser.switch_to.default_content()
     assert errors(browser) == []

@@ -7,13 +7,16 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from trdlib import data, generate, tiny
-from trdlib.config import Sampling
+from trdlib import generate, store
+from trdlib.settings import Sampling
+from trdlib.tasks import chain
 
 
 def prompts(tokenizer, lengths):
     rng = random.Random(0)
-    return [tokenizer.encode(tiny.chain_problem(rng, n), add_special_tokens=False) for n in lengths]
+    return [
+        tokenizer.encode(chain.random_problem(rng, n), add_special_tokens=False) for n in lengths
+    ]
 
 
 def test_greedy_equals_transformers_generate(small_model, tokenizer):
@@ -134,10 +137,10 @@ def test_half_written_files_are_never_seen(tmp_path):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        data.write_whole(path, breaks)
+        store.write_whole(path, breaks)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="not JSON compliant"):
-        data.write_json(path, float("nan"))
+        store.write_json(path, float("nan"))
     assert not path.exists()
 
 

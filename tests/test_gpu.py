@@ -11,7 +11,9 @@ import torch
 from conftest import REPOSITORY
 from transformers import TrainerCallback
 
-from trdlib import config, data, distill, engines, evaluate, generate, models, refine, rollout, tiny
+from trdlib import distill, engines, evaluate, generate, models, settings, store, tasks
+from trdlib.ops.chain import sampled
+from trdlib.run import Run, get_run
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: make test-gpu")
 PROMPTS = [[31, 20, 77], [31, 20, 77], [40, 9], [12, 5, 5, 9, 30]]
@@ -22,11 +24,15 @@ ROWS = [
 ] * 8
 
 
-def changed(words: str, mode: str = "opd", method: str = "trd") -> config.Run:
-    return config.run(f"smoke {words}".strip(), "math", mode, method)
+def changed(words: str, mode: str = "opd", method: str = "trd") -> Run:
+    return get_run(f"smoke {words}".strip(), mode, method)
 
 
-def with_models(run: config.Run, **update) -> config.Run:
+def load(name: str, run: Run):
+    return models.load(name, run.settings.models, run.context_length)
+
+
+def with_models(run: Run, **update) -> Run:
     """The run with other settings of its models, its files in their usual places."""
     section = run.settings.models.model_copy(update=update)
     run.settings = run.settings.model_copy(update={"models": section})
@@ -70,7 +76,7 @@ def greedy(model) -> list:
 
 
 def test_decoding_is_that_of_transformers(project):
-    model, tokenizer = models.load("models/smoke/0/student", changed(""))
+    model, tokenizer = load("models/smoke/0/student", changed(""))
     assert model.device.type == "cuda"
     stops = models.stop_ids(model.generation_config, tokenizer)
     ours = generate.decode(model, PROMPTS, max_new_tokens=40, stop_ids=stops, temperature=0)
@@ -91,16 +97,17 @@ def test_decoding_is_that_of_transformers(project):
 BACKENDS = """
 import torch
 from pathlib import Path
-from trdlib import config, distill, generate, models
+from trdlib import distill, generate, models, settings
+from trdlib.run import get_run
 import test_gpu
 dtype, tolerance = "{dtype}", {tolerance}
 def of(backend):
-    return test_gpu.with_models(config.run("smoke"), backend=backend, dtype=dtype)
+    return test_gpu.with_models(get_run("smoke"), backend=backend, dtype=dtype)
 ids = torch.tensor([[31, 20, 77, 40, 9, 12]], device="cuda")
 stock, stock_greedy = torch.load("stock.pt", weights_only=False)
 with torch.no_grad():
-    fast, tokenizer = models.load("models/smoke/0/student", of("unsloth"))
-    plain, _ = models.load("models/smoke/0/student", of("transformers"))
+    fast, tokenizer = test_gpu.load("models/smoke/0/student", of("unsloth"))
+    plain, _ = test_gpu.load("models/smoke/0/student", of("transformers"))
     assert fast.device.type == plain.device.type == "cuda"
     assert fast.dtype == plain.dtype == getattr(torch, dtype)
     hidden = [models.hidden_states(m, input_ids=ids) for m in (fast, plain)]
@@ -115,16 +122,16 @@ how = dict(max_new_tokens=40, stop_ids=[2], temperature=1.0)
 drawn = [generate.decode(fast, test_gpu.PROMPTS, seed=seed, **how) for seed in (1, 1, 2)]
 assert drawn[0] == drawn[1] != drawn[2]
 print("decoded")
-lora = config.Lora(r=4, alpha=4, dropout=0.05)
-training = config.load().scales["smoke"].training.model_copy(
+lora = settings.Lora(r=4, alpha=4, dropout=0.05)
+training = settings.load().scales["smoke"].training.model_copy(
     update={{"epochs": 6, "bf16": dtype == "bfloat16", "gradient_checkpointing": True}})
 logs = []
 for backend in ("unsloth", "transformers"):
     base = fast if backend == "unsloth" else plain
     student = models.add_lora(base, lora, backend=backend, seed=0, checkpointing=True)
-    teacher, _ = models.load("models/smoke/0/teacher", of(backend))
+    teacher, _ = test_gpu.load("models/smoke/0/teacher", of(backend))
     for mine in (teacher, None):
-        method = config.Method(trajectory="y_r", divergence="forward_kl")
+        method = settings.Method(trajectory="y_r", divergence="forward_kl")
         one = distill.Distiller(student, mine, method, vocabulary=len(tokenizer))
         log = distill.train(one, test_gpu.ROWS, training, learning_rate=0.01, seed=0,
                             checkpoints=Path(f"{{backend}}-{{mine is None}}"))
@@ -133,7 +140,7 @@ for backend in ("unsloth", "transformers"):
             step0 = models.hidden_states(own, input_ids=ids)
         torch.testing.assert_close(step0, hidden[1], rtol=tolerance, atol=tolerance)
     student.save_pretrained(backend)
-    again, _ = models.load("models/smoke/0/student", of("transformers"))
+    again, _ = test_gpu.load("models/smoke/0/student", of("transformers"))
     with torch.no_grad():
         trained = models.hidden_states(student.eval(), input_ids=ids)
         merged = models.hidden_states(models.with_adapter(again, backend), input_ids=ids)
@@ -153,7 +160,7 @@ def test_unsloth_is_the_same_model(project, dtype, tolerance):
     """Hidden states, greedy decoding, checkpointing and dropout in training, the saved adapter."""
     where = f"import sys; sys.path[:0] = [{str(REPOSITORY)!r}, {str(REPOSITORY / 'tests')!r}]\n"
     ids = torch.tensor([[31, 20, 77, 40, 9, 12]], device="cuda")
-    model, _ = models.load("models/smoke/0/student", with_models(changed(""), dtype=dtype))
+    model, _ = load("models/smoke/0/student", with_models(changed(""), dtype=dtype))
     with torch.no_grad():
         torch.save((models.hidden_states(model, input_ids=ids), greedy(model)), "stock.pt")
     # unsloth first: it patches what is imported after it
@@ -176,7 +183,7 @@ def test_a_resumed_training_ends_like_an_uninterrupted_one(project):
         if name == "part":
             with pytest.raises(KeyboardInterrupt):
                 distill.train(distill.build(run, 0), ROWS, run.settings.training,
-                              checkpoints=where, trackers=(Kill(),), **how)  # fmt: skip
+                              checkpoints=where, callbacks=(Kill(),), **how)  # fmt: skip
             assert (where / "checkpoint-2" / "whole").exists()
         distiller = distill.build(run, 0)
         distill.train(distiller, ROWS, run.settings.training, checkpoints=where, **how)
@@ -190,25 +197,30 @@ def test_a_resumed_training_ends_like_an_uninterrupted_one(project):
 @pytest.mark.parametrize("mode", ["opd", "opsd"])
 def test_the_pipeline(project, words, mode):
     """Problems to metrics in this process; two jobs at a time would fork a process with CUDA."""
-    run = changed(f"{words} workers=2 tracker=none", mode)
-    tiny.prepare(run)
-    y_o = rollout.attempts(run)
-    y_r = refine.rewrites(run, y_o)
-    choice = distill.distill(run)
-    assert choice["chosen"] in run.rates and len(y_r) == len(y_o)
-    answers = evaluate.evaluate([run])[0]
-    assert set(answers) == set(run.settings.data.benchmarks)
+    run = changed(f"{words} workers=2", mode)
+    task = tasks.of(run)
+    sets = task.sets()
+    tables = sampled([run], task, sets["train"])
+    ((choice, adapters),) = distill.distill([run], task, sets, tables)
+    assert choice["chosen"] in run.rates
+    assert len(tables[mode]["y_r"]) == len(tables[mode]["y_o"])
+    (answers,) = evaluate.evaluate([run], task, sets, [adapters])
+    assert set(answers) == set(sets) - {"train", "validation"}
     for seed in run.settings.seeds:
-        assert data.read_json(distill.cost_file(run, seed, run.rates[0]))["peak_mib"] > 0
+        assert store.read_json(distill.cost_file(run, seed, run.rates[0]))["peak_mib"] > 0
 
 
 APART = """
-from trdlib import config, distill, rollout, tiny
-run = config.run("smoke models.device=cpu workers=2 tracker=none")
-tiny.prepare(run)
-rollout.attempts(run)
-distill.distill(config.run("smoke models.device=cpu workers=2 tracker=none", method="sft"))
-assert distill.build(run, 0).device.type == "cpu"
+from trdlib import distill, tasks
+from trdlib.ops.chain import sampled
+from trdlib.run import get_run
+run = get_run("smoke models.device=cpu workers=2", method="sft")
+task = tasks.of(run)
+sets = task.sets()
+trd = run.with_(method="trd")
+tables = sampled([run, trd], task, sets["train"])
+distill.distill([run], task, sets, tables)
+assert distill.build(trd, 0).device.type == "cpu"
 """
 
 
@@ -223,18 +235,18 @@ def test_four_bits(project):
     run = with_models(changed(""), load_in_4bit=True, **bf16)
     ids = torch.tensor([[31, 20, 77, 40, 9, 12]], device="cuda")
     with torch.no_grad():
-        whole, _ = models.load("models/smoke/0/student", with_models(changed(""), **bf16))
-        model, tokenizer = models.load("models/smoke/0/student", run)
+        whole, _ = load("models/smoke/0/student", with_models(changed(""), **bf16))
+        model, tokenizer = load("models/smoke/0/student", run)
         kinds = {type(module).__name__ for module in model.modules()}
         assert "Linear4bit" in kinds
         near = [models.hidden_states(m, input_ids=ids).float() for m in (whole, model)]
     assert torch.cosine_similarity(*near, dim=-1).min() > 0.8
     assert not torch.equal(*near)
     student = models.add_lora(
-        model, config.Lora(r=4, alpha=4), backend="transformers", seed=0, checkpointing=True
+        model, settings.Lora(r=4, alpha=4), backend="transformers", seed=0, checkpointing=True
     )
-    method = config.Method(trajectory="y_r", divergence="forward_kl")
-    teacher, _ = models.load("models/smoke/0/teacher", run)
+    method = settings.Method(trajectory="y_r", divergence="forward_kl")
+    teacher, _ = load("models/smoke/0/teacher", run)
     distiller = distill.Distiller(student, teacher, method, vocabulary=len(tokenizer))
     training = run.settings.training.model_copy(
         update={"epochs": 6, "bf16": True, "gradient_checkpointing": True}
@@ -244,7 +256,7 @@ def test_four_bits(project):
     )
     assert log[-1]["loss"] < 0.9 * log[0]["loss"]
     student.save_pretrained(project / "adapter")
-    engine = engines.Transformers(run, "models/smoke/0/student")
+    engine = engines.Transformers(run.settings, run.context_length, "models/smoke/0/student")
     before = engine.complete(PROMPTS, max_new_tokens=20, temperature=0, top_p=1, top_k=0, seed=0)
     engine.use(project / "adapter")
     after = engine.complete(PROMPTS, max_new_tokens=20, temperature=0, top_p=1, top_k=0, seed=0)

@@ -6,10 +6,12 @@ import sys
 import pytest
 import torch
 
-from trdlib import config, models, tiny
+from trdlib import models, settings
+from trdlib.run import get_run
+from trdlib.tasks import modular
 
 IDS = torch.tensor([[31, 20, 77, 40, 9, 12]])
-LORA = config.Lora(r=4, alpha=8)
+LORA = settings.Lora(r=4, alpha=8)
 
 
 def logits(model):
@@ -18,7 +20,8 @@ def logits(model):
 
 
 def fresh_student():
-    return models.load("models/smoke/0/student", config.run("smoke"))
+    run = get_run("smoke")
+    return models.load("models/smoke/0/student", run.settings.models, run.context_length)
 
 
 def shake(model):
@@ -70,14 +73,14 @@ def test_lora_is_on_the_seven_projections_and_seeded(project):
 
     one, same, other = fresh(0), fresh(0), fresh(1)
     targets = {name.split(".lora_")[0].rsplit(".", 1)[1] for name in one}
-    assert targets == set(config.Lora.model_fields["targets"].default)
+    assert targets == set(settings.Lora.model_fields["targets"].default)
     assert all("lora_" in name for name in one)
     assert all(torch.equal(one[n], same[n]) for n in one)
     assert any(not torch.equal(one[n], other[n]) for n in one)
 
 
 def test_vocabularies_of_equal_size_can_differ(tokenizer):
-    other = tiny.build_tokenizer()
+    other = modular.build_tokenizer()
     models.check_same_vocabulary(tokenizer, other)
     state = other.backend_tokenizer.to_str().replace('"Wait":', '"Weit":')
     from tokenizers import Tokenizer
@@ -99,28 +102,28 @@ def test_padded_rows_are_not_vocabulary(small_model):
 
 UNSLOTH = """
 import sys, torch
-from trdlib import config, models, generate, distill
-def of(backend):
-    run = config.run("smoke")
+from trdlib import settings, models, generate, distill
+from trdlib.run import get_run
+def load(name, backend):
+    run = get_run("smoke")
     how = run.settings.models.model_copy(update={"backend": backend})
-    run.settings = run.settings.model_copy(update={"models": how})
-    return run
+    return models.load(name, how, run.context_length)
 ids = torch.tensor([[31, 20, 77, 40, 9, 12]])
-fast, tokenizer = models.load("models/smoke/0/student", of("unsloth"))
+fast, tokenizer = load("models/smoke/0/student", "unsloth")
 assert "unsloth" in sys.modules
-plain, plain_tokenizer = models.load("models/smoke/0/student", of("transformers"))
+plain, plain_tokenizer = load("models/smoke/0/student", "transformers")
 models.check_same_vocabulary(tokenizer, plain_tokenizer)
 hidden = [models.hidden_states(m, input_ids=ids) for m in (fast, plain)]
 torch.testing.assert_close(*hidden)
 greedy = [generate.decode(m, [[31, 20, 77], [40, 9]], max_new_tokens=8, stop_ids=[2],
                           temperature=0) for m in (fast, plain)]
 assert greedy[0] == greedy[1]
-student = models.add_lora(fast, config.Lora(r=4, alpha=4), backend="unsloth", seed=0)
-method = config.Method(trajectory="y_o", divergence="forward_kl")
-teacher, _ = models.load("models/smoke/0/teacher", of("unsloth"))
+student = models.add_lora(fast, settings.Lora(r=4, alpha=4), backend="unsloth", seed=0)
+method = settings.Method(trajectory="y_o", divergence="forward_kl")
+teacher, _ = load("models/smoke/0/teacher", "unsloth")
 distiller = distill.Distiller(student, teacher, method, vocabulary=len(tokenizer))
 rows = [distill.Pair([31, 20], [31, 20], [77, 40, 2]), distill.Pair([9], [9, 9], [12, 2])] * 4
-training = config.load().scales["smoke"].training.model_copy(update={"epochs": 4})
+training = settings.load().scales["smoke"].training.model_copy(update={"epochs": 4})
 from pathlib import Path
 log = distill.train(distiller, rows, training, learning_rate=0.01, seed=0, checkpoints=Path("ck"))
 assert log[-1]["loss"] < log[0]["loss"]
@@ -149,11 +152,16 @@ def test_a_hub_model_is_named_with_its_commit(project):
     assert models.identity(f"Qwen/Qwen3-8B@{commit}").endswith(commit)
     local = models.source("models/smoke/0/student")
     assert "revision" not in local
-    settings = config.load()
+    known = settings.load()
     for name in ("Qwen/Qwen3-8B", "Qwen/Qwen3-8B@main"):
-        changed = settings.scales["qwen3-8b"].models.model_copy(update={"student": name})
-        scale = settings.scales["qwen3-8b"].model_copy(update={"models": changed})
-        other = settings.model_copy(update={"scales": {"qwen3-8b": scale}})
-        with pytest.raises(config.SettingsError, match="40 hex digits of the commit"):
-            config.run("qwen3-8b", "math", "opsd", settings=other)
-    config.run("qwen3-8b", "math", "opsd", settings=settings)
+        changed = known.scales["qwen3-8b"].models.model_copy(update={"student": name})
+        scale = known.scales["qwen3-8b"].model_copy(update={"models": changed})
+        other = known.model_copy(update={"scales": {"qwen3-8b": scale}})
+        with pytest.raises(settings.SettingsError, match="40 hex digits of the commit"):
+            get_run("qwen3-8b", "opsd", settings=other)
+    get_run("qwen3-8b", "opsd", settings=known)
+
+
+def test_a_model_that_is_not_there_is_said_in_one_sentence(project):
+    with pytest.raises(settings.SettingsError, match="models/smol/student is not there: make it"):
+        models.load_tokenizer("models/smol/student")

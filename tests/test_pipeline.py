@@ -1,6 +1,6 @@
 """The pipeline as a user runs it: dvc repro, killed at any moment, and again."""
 
-import itertools
+import json
 import os
 import re
 import shutil
@@ -14,29 +14,23 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 
-METRICS, TABLES = "results/metrics", "results/tables"
-TABLES_STAGE = "tables@smoke-math-opd"
 
-
-def checkout(folder: Path, task: str = "math") -> Path:
-    """A copy of the repository whose pipeline is one mode and one method at the smoke scale."""
+def checkout(folder: Path, scale: str = "smoke") -> Path:
+    """A copy of the repository whose pipeline is one mode and one method at a small scale."""
     for name in ("notebooks", "trdlib", ".dvc", "models"):
-        skip = shutil.ignore_patterns("__pycache__", "tmp", "cache", "config.local")
+        skip = shutil.ignore_patterns("__pycache__", "tmp", "cache", "config.local", "tiny*")
         shutil.copytree(REPOSITORY / name, folder / name, ignore=skip)
-    for name in ("dvc.yaml", "dvc.lock", ".dvcignore", ".gitignore", "params.yaml", "README.md"):
+    for name in ("dvc.yaml", ".dvcignore", ".gitignore", "params.yaml", "README.md"):
         shutil.copy(REPOSITORY / name, folder)
     shutil.copytree(REPOSITORY / "results" / "published", folder / "results" / "published")
     (folder / "runs" / "executed").mkdir(parents=True)
     params = yaml.safe_load((folder / "params.yaml").read_text())
-    params["run"] = {"scales": ["smoke"], "tasks": [task], "modes": ["opd"]}
-    params["run"]["methods"] = ["trd"]
-    params["run"]["ablation"] = {"tasks": ["math"], "modes": ["opd"], "methods": []}
+    params["run"] = {"scales": [scale], "methods": ["trd"]}
+    params["scales"][scale] |= {"modes": ["opd"], "ablation": {}}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
     who = ["-c", "user.name=t", "-c", "user.email=t@t"]
-    subprocess.run(
-        ["git", *who, "commit", "-q", "--allow-empty", "-m", "start"], cwd=folder, check=True
-    )
+    for command in (["init", "-q"], [*who, "commit", "-q", "--allow-empty", "-m", "start"]):
+        subprocess.run(["git", *command], cwd=folder, check=True)
     return folder
 
 
@@ -45,11 +39,10 @@ def environment():
     return {**os.environ, "PATH": path, "PYTHONPATH": "."}
 
 
-def trdlib(folder: Path, *arguments: str) -> str:
+def trdlib(folder: Path, *arguments: str, check: bool = True):
     command = [sys.executable, "-m", "trdlib", *arguments]
-    return subprocess.run(
-        command, cwd=folder, env=environment(), capture_output=True, text=True, check=True
-    ).stdout
+    how = {"cwd": folder, "env": environment(), "capture_output": True, "text": True}
+    return subprocess.run(command, check=check, **how)
 
 
 def repro(folder: Path, *targets: str):
@@ -68,7 +61,7 @@ def finish(folder: Path, *targets: str) -> str:
 
 def kill_when(folder: Path, pattern: str) -> None:
     """kill -9 the pipeline, with everything it started, as soon as a file of this name appears."""
-    process = repro(folder, TABLES_STAGE)
+    process = repro(folder, "tables@smoke")
     deadline = time.monotonic() + 300
     while not any(folder.glob(pattern)):
         assert process.poll() is None, f"it ended before {pattern}: {process.stdout.read()[-3000:]}"
@@ -81,57 +74,87 @@ def kill_when(folder: Path, pattern: str) -> None:
 
 
 def results(folder: Path) -> dict[str, bytes]:
-    files = [*(folder / METRICS).rglob("*.json"), *(folder / TABLES).glob("*")]
-    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
-
-
-def in_smoke(found: dict[str, bytes]) -> dict[str, bytes]:
-    return {name: content for name, content in found.items() if "smoke" in name}
+    """Metrics, tables and diagnosis of the scale: what must not depend on the way there."""
+    found = [p for kind in ("metrics", "tables", "diagnosis")
+             for p in (folder / "results" / kind).rglob("*.*") if p.suffix != ".png"]  # fmt: skip
+    found = [p for p in found if p.suffix != ".tex"]
+    return {str(p.relative_to(folder / "results")): p.read_bytes() for p in found}
 
 
 @pytest.mark.xdist_group("pipeline")
 def test_killed_three_times_it_ends_in_the_same_bytes(tmp_path):
     whole, cut = checkout(tmp_path / "whole"), checkout(tmp_path / "cut")
     finish(whole)
-    expected = in_smoke(results(whole))
-    assert {Path(name).name for name in expected} == {
-        "base.json", "base_again.json", "teacher.json", "trd.json",
-        "opd_math_smoke.md", "opd_math_smoke.csv", "opd_math_smoke.tex",
-        "coverage_opd_math_smoke.csv", "diagnose_opd_math_smoke.md", "diagnose_opd_math_smoke.csv",
+    expected = results(whole)
+    assert {name for name in expected if "smoke" in name} == {
+        "metrics/smoke/none/base.json", "metrics/smoke/none/base_again.json",
+        "metrics/smoke/none/teacher.json", "metrics/smoke/opd/trd.json", "tables/smoke/opd.md",
+        "tables/smoke/opd.csv", "tables/smoke/coverage_opd.csv", "diagnosis/smoke/opd.md",
+        "diagnosis/smoke/opd.csv",
     }  # fmt: skip
     page = (whole / "results" / "report.html").read_text()
-    cells = (whole / "results" / "tables" / "opd_math_smoke.md").read_text().splitlines()
+    cells = expected["tables/smoke/opd.md"].decode().splitlines()
     trd = next(line for line in cells if line.startswith("| trd "))
     assert all(cell.strip() in page for cell in trd.split("|")[1:-1])
-    assert "up to date" in finish(whole)  # a second run does nothing, and says so
-    said = trdlib(whole, "times")
-    for stage in ("2_rollout-smoke-math", "4_distill-smoke-math-opd-trd"):
-        assert re.search(rf"^{stage} +\d+\.\d +\d+\.\d$", said, re.M)
-    assert re.search(r"\d% is not model compute", said)
-    assert "nothing to do" in trdlib(whole, "times", "--since", str(time.time()))
+    before = {p: p.stat().st_mtime_ns for p in (whole / "runs" / "executed").iterdir()}
+    finish(whole)  # a second run executes no notebook
+    assert before == {p: p.stat().st_mtime_ns for p in (whole / "runs" / "executed").iterdir()}
+    said = trdlib(whole, "report").stdout
+    for stage in ("2_rollout-smoke", "4_distill-smoke"):
+        assert re.search(rf"^ *{stage} +\d+\.\d +\d+\.\d ", said, re.M), said
+    assert re.search(r"\d% is not", said)
+    assert "nothing to do" in trdlib(whole, "report", "--since", str(time.time())).stdout
 
-    kill_when(cut, "runs/smoke/math/y_o.parquet.seeds/*.parts/*/*.json")
-    assert not (cut / "runs/smoke/math/y_o.parquet").exists()
-    kill_when(cut, "runs/smoke/math/opd/trd/1/candidates/*")
-    assert not (cut / "runs/smoke/math/opd/trd/1/adapter").exists()
-    kill_when(cut, "results/tables/opd_math_smoke.md")
-    finish(cut, TABLES_STAGE)
-    again = in_smoke(results(cut))
-    assert again == {name: expected[name] for name in expected if "diagnose" not in name}
+    kill_when(cut, "runs/smoke/y_o.parquet.seeds/*.parts/*/*.json")
+    assert not (cut / "runs/smoke/y_o.parquet").exists()
+    kill_when(cut, "runs/smoke/distill/opd/trd/1/candidates/*")
+    assert not (cut / "runs/smoke/distill/opd/trd/1/adapter").exists()
+    kill_when(cut, "results/tables/smoke/opd.md")
+    finish(cut, "tables@smoke")
+    again = results(cut)
+    assert again == {name: expected[name] for name in again}
+    assert {name for name in expected if "smoke" in name} - set(again) == {
+        "diagnosis/smoke/opd.md", "diagnosis/smoke/opd.csv"
+    }  # fmt: skip
 
 
 def test_code_runs_from_the_problems_to_the_tables(tmp_path):
-    folder = checkout(tmp_path, "code")
-    finish(folder, "tables@smoke-code-opd")
-    found = in_smoke(results(folder))
-    assert {Path(name).name for name in found} == {
-        "base.json", "base_again.json", "teacher.json", "trd.json",
-        "opd_code_smoke.md", "opd_code_smoke.csv", "opd_code_smoke.tex",
-        "coverage_opd_code_smoke.csv",
-    }  # fmt: skip
-    table = found["results/tables/opd_code_smoke.csv"].decode().splitlines()
+    folder = checkout(tmp_path, "smoke-code")
+    finish(folder, "tables@smoke-code")
+    table = (folder / "results/tables/smoke-code/opd.csv").read_text().splitlines()
     cells = [line.split(",")[:3] for line in table if line.startswith("trd,")]
     assert cells == [["trd", "code", "True"], ["trd", "code_hard", "True"]]
+
+
+def test_a_changed_setting_and_a_changed_module_make_their_stages_stale(tmp_path):
+    """What DVC sees through runs/stamps; which notebooks a module belongs to: test_stamps.py."""
+    folder = checkout(tmp_path)
+    deps = yaml.safe_load((folder / "dvc.yaml").read_text())["stages"]
+    for name, stage in deps.items():
+        if "notebooks/" in str(stage["cmd"]):
+            (notebook,) = set(re.findall(r"notebooks/(\w+)\.ipynb", str(stage["cmd"])))
+            assert f"runs/stamps/{notebook}.json" in stage["deps"], name
+            if "matrix" in stage:
+                assert "runs/stamps/${item.scale}.json" in stage["deps"], name
+
+    def stamps() -> dict[str, bytes]:
+        trdlib(folder, "stamp")
+        return {p.stem: p.read_bytes() for p in (folder / "runs" / "stamps").iterdir()}
+
+    def changed(path: str, old: str, new: str) -> set[str]:
+        text = (folder / path).read_text()
+        assert old in text
+        (folder / path).write_text(text.replace(old, new, 1))
+        after = stamps()
+        (folder / path).write_text(text)
+        return {name for name in after if after[name] != before[name]}
+
+    before = stamps()
+    assert changed("params.yaml", "max_grad_norm: 1.0", "max_grad_norm: 0.5") == {"smoke"}
+    assert changed("params.yaml", "tracker: none", "tracker: wandb") == set()
+    notebooks = {"4_distill", "5_evaluate"}
+    assert notebooks <= changed("trdlib/distill.py", "save_total_limit=2", "save_total_limit=3")
+    assert changed("trdlib/ops/doctor.py", '"missing"', '"absent"') == set()
 
 
 def test_a_wrong_parameter_stops_before_any_model_loads(tmp_path):
@@ -151,41 +174,50 @@ def test_a_wrong_parameter_stops_before_any_model_loads(tmp_path):
 
 
 def test_make_repro_asks_dvc_what_it_understands():
-    """Each call of dvc in the recipe, read by DVC's own parser; its targets are names of stages."""
+    """Each call of dvc in the recipe, with and without another scale, read by DVC's own parser."""
     from dvc.cli.parser import get_main_parser
 
-    shown = ["make", "-n", "repro", "SCALE=tiny", "PYTHON=true"]
-    said = subprocess.run(shown, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
-    calls = re.findall(r"\bdvc [^;&|'}]*", said.replace('"$@"', "'*@*-opd-*' audit"))
-    assert len(calls) >= 4
-    stages = set(yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]) | {"*"}
-    for call in calls:
-        asked = get_main_parser().parse_args(call.replace("'", "").replace('"', "").split()[1:])
-        assert asked.wait_for_lock
-        assert {target.split("@")[0] for target in asked.targets or []} <= stages
-    lanes = re.findall(r"'([a-z*]+@[^']+)'", said.split("printf")[1].split("xargs")[0])
-    assert {target.split("@")[0] for lane in lanes for target in lane.split()} <= stages
-
-
-def test_select_runs_what_is_asked():
-    def run_of(*arguments: str) -> dict:
-        return yaml.safe_load(trdlib(REPOSITORY, "select", *arguments))["run"]
-
-    usual = yaml.safe_load((REPOSITORY / "params.yaml").read_text())["run"]
-    assert run_of("--scale", "tiny") == usual
-    code = run_of("--scale", "qwen3-8b", "--tasks", "code", "--modes", "")
-    assert (code["tasks"], code["modes"]) == (["code"], ["opsd"])
-    assert code["ablation"]["tasks"] == []  # it is of math
-    few = run_of("--scale", "smol")
-    assert (few["tasks"], few["methods"]) == (["math"], ["forward_kl", "trd"])
+    for scale, expected in ((None, "repro"), ("smoke", "run")):
+        asked = ["make", "-n", "repro", "PYTHON=true", *([f"SCALE={scale}"] if scale else [])]
+        how = {"cwd": REPOSITORY, "capture_output": True, "text": True, "check": True}
+        said = subprocess.run(asked, **how).stdout
+        (call,) = re.findall(r"^dvc .*$", said, re.M)
+        words = call.replace("'", "").split()[1:]
+        parsed = get_main_parser().parse_args(words)
+        assert expected in words
+        if scale:
+            assert parsed.set_param == [f"run.scales=[{scale}]"]
 
 
 def test_the_readme_shows_the_committed_tables():
-    """The headline tables of the README are those of the result files."""
-    from trdlib import config, tables
+    """The headline table of the README is that of the result files."""
+    from trdlib.analysis import tables
+    from trdlib.run import get_run
+    from trdlib.settings import load
 
-    settings = config.load(REPOSITORY / "params.yaml")
+    run = get_run("tiny", "opd", settings=load(REPOSITORY / "params.yaml"))
     text = (REPOSITORY / "README.md").read_text()
-    axes = itertools.product(settings.run.scales, settings.run.tasks, settings.run.modes)
-    for run in (config.run(*cell, settings=settings) for cell in axes):
-        assert tables.headline(run) in text, "run: python -m trdlib readme"
+    assert tables.headline(run) in text, "run: python -m trdlib report --update"
+
+
+def test_the_committed_results_are_those_that_the_lock_names():
+    """Each small result in git has the hash that DVC noted when it was made."""
+    import hashlib
+
+    stages = yaml.safe_load((REPOSITORY / "dvc.lock").read_text())["stages"]
+    outs = {out["path"]: out for stage in stages.values() for out in stage.get("outs", ())}
+    assert {f"results/tables/{scale}" for scale in ("tiny", "tiny-code")} <= set(outs)
+    for path, out in outs.items():
+        if not path.startswith("results/"):
+            continue
+        there = REPOSITORY / path
+        if there.is_file():
+            assert hashlib.md5(there.read_bytes()).hexdigest() == out["md5"], path
+            continue
+        listed = [
+            {"md5": hashlib.md5(p.read_bytes()).hexdigest(), "relpath": str(p.relative_to(there))}
+            for p in sorted(there.rglob("*")) if p.is_file()
+        ]  # fmt: skip
+        assert len(listed) == out["nfiles"], path
+        text = json.dumps(sorted(listed, key=lambda e: e["relpath"]))
+        assert f"{hashlib.md5(text.encode()).hexdigest()}.dir" == out["md5"], path

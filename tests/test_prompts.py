@@ -4,28 +4,36 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trdlib import prompts, tiny
+from trdlib import prompts
+from trdlib.run import get_run
+from trdlib.settings import Example
+from trdlib.tasks import chain, modular
+from trdlib.tasks.language import text_of
 
 ROW = {"problem": "Compute:6o-4p-5q-0", "solution": "o-4=2\np-5=4\nq-0=4\n\\boxed{4}"}
 ATTEMPT = "o-4=2\np-5=3\nq-0=3\n\\boxed{3}"
 HEAD, TAIL = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
 
 
-def text(prompt, tokenizer):
-    return tokenizer.decode(prompt.ids)
+def teacher_context(row, tokenizer, mode, attempt=None, **how):
+    """As prompts.teacher_prompts, for one row and any tokenizer."""
+    kind = "solve" if attempt is None else "refine"
+    kind += "_given_reference" if mode == "opsd" else ""
+    parts = {"problem": row["problem"], "reference": row["solution"], "attempt": attempt}
+    return prompts.context(kind, tokenizer, **parts, **how)
 
 
-def test_each_context_is_exactly_this(tokenizer):
+def test_each_context_is_exactly_this(project, tokenizer):
+    """Of a run: what the student and the teacher of either mode see, with and without y_o."""
+
     def teacher(mode, attempt=None):
-        p = prompts.teacher_prompt(ROW, tokenizer, mode=mode, attempt=attempt, style="tiny")
-        return text(p, tokenizer)
+        attempts = None if attempt is None else [attempt]
+        (prompt,) = prompts.teacher_prompts(get_run("smoke", mode), 0, [ROW], attempts)
+        return tokenizer.decode(prompt.ids)
 
-    x, reference, tried = (
-        ROW["problem"],
-        f"Reference:\n{ROW['solution']}\n",
-        f"\nAttempt:\n{ATTEMPT}",
-    )
-    student = text(prompts.student_prompt(ROW, tokenizer, style="tiny"), tokenizer)
+    x, reference = ROW["problem"], f"Reference:\n{ROW['solution']}\n"
+    tried = f"\nAttempt:\n{ATTEMPT}"
+    student = tokenizer.decode(prompts.student_prompts(get_run("smoke"), 0, [ROW])[0].ids)
     assert student == f"{HEAD}{x}\nSolve{TAIL}"
     assert teacher("opd") == student
     assert teacher("opsd") == f"{HEAD}{x}\n{reference}Solve{TAIL}"
@@ -48,14 +56,14 @@ def test_prompts_in_words_hold_what_the_paper_says(style, ending):
             return [messages[0]["content"]]
 
     def teacher(mode, attempt=None):
-        return prompts.teacher_prompt(row, Plain(), mode=mode, attempt=attempt, style=style).ids[0]
+        return teacher_context(row, Plain(), mode, attempt, style=style).ids[0]
 
     content = teacher("opsd", "{y}")
     for part in (row["problem"], row["solution"], "{y}", "Reference Solution", "correct"):
         assert part in content
     assert content.index("## Problem") < content.index("## Reference") < content.index("## Your")
     assert "Reference" not in teacher("opd", "{y}")
-    student = prompts.student_prompt(row, Plain(), style=style).ids[0]
+    student = prompts.context("solve", Plain(), problem=row["problem"], style=style).ids[0]
     assert student.startswith(row["problem"]) and student == teacher("opd")
     for one in (student, content, teacher("opd", "{y}"), teacher("opsd")):
         assert one.endswith(ending)
@@ -91,13 +99,13 @@ def test_without_generate_there_is_no_header(tokenizer):
 def test_a_long_prompt_is_cut_in_the_attempt_then_in_the_reference(tokenizer, room, steps, seed):
     import random
 
-    problem = tiny.chain_problem(random.Random(seed), steps)
-    solution = tiny.text_of(tiny.clean(problem))
+    problem = chain.random_problem(random.Random(seed), steps)
+    solution = text_of(modular.clean(problem))
     row = {"problem": problem, "solution": solution}
     ask = {"mode": "opsd", "attempt": solution, "style": "tiny"}
-    full = prompts.teacher_prompt(row, tokenizer, **ask)
+    full = teacher_context(row, tokenizer, **ask)
     try:
-        cut = prompts.teacher_prompt(row, tokenizer, max_tokens=room, **ask)
+        cut = teacher_context(row, tokenizer, max_tokens=room, **ask)
     except ValueError as error:
         assert "even without its attempt and reference" in str(error)
         return
@@ -117,5 +125,13 @@ def test_a_long_prompt_is_cut_in_the_attempt_then_in_the_reference(tokenizer, ro
 
 def test_what_is_missing_is_named(tokenizer):
     with pytest.raises(ValueError, match="needs the reference"):
-        prompts.teacher_prompt({"problem": "x", "solution": None}, tokenizer, mode="opsd",
-                               style="tiny")  # fmt: skip
+        teacher_context({"problem": "x", "solution": None}, tokenizer, "opsd", style="tiny")
+
+
+def test_examples_are_earlier_turns_of_the_chat(tokenizer):
+    example = Example(problem="Route#A", attempt="A<1", reference="A>4")
+    found = prompts.context(
+        "refine", tokenizer, style="tiny", problem="Route#B", attempt="B<1", examples=(example,)
+    )
+    first = f"{HEAD}Route#A\nAttempt:\nA<1\nRewrite{TAIL}A>4<|im_end|>\n"
+    assert tokenizer.decode(found.ids) == f"{first}{HEAD}Route#B\nAttempt:\nB<1\nRewrite{TAIL}"

@@ -8,21 +8,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from test_prompts import teacher_context
 from transformers import GenerationConfig
 
-from trdlib import (
-    config,
-    data,
-    distill,
-    evaluate,
-    generate,
-    grading,
-    models,
-    prompts,
-    refine,
-    rollout,
-    tiny,
-)
+from trdlib import evaluate, generate, models, prompts, rollout, settings, tasks
+from trdlib.distill import collate
+from trdlib.refine import refine, rows_of, training_sets
+from trdlib.run import get_run
+from trdlib.tasks import math, pretrain
 
 ADDED = {  # token -> special, as in Qwen's tokenizer_config.json: thinking stays in decoded text
     "<|endoftext|>": True, "<|im_start|>": True, "<|im_end|>": True, "<think>": False,
@@ -100,14 +93,14 @@ def test_instruct_never_thinks(instruct):
 
 def test_the_roles_have_their_own_switches(qwen3, monkeypatch):
     """Student without thinking, teacher with it, each through the code that makes the prompts."""
-    run = config.run("qwen3-8b", "math", "opsd", "trd")
+    run = get_run("qwen3-8b", "opsd", "trd")
     how = run.settings.models.model_copy(
         update={"student_thinking": False, "teacher_thinking": True}
     )
     run.settings = run.settings.model_copy(update={"models": how})
     monkeypatch.setattr(models, "load_tokenizer", lambda name: qwen3)
-    student = qwen3.decode(rollout.student_prompts(run, 0, [PROBLEM])[0].ids)
-    teacher = qwen3.decode(refine.teacher_prompts(run, 0, [PROBLEM], ["1+1=3"])[0].ids)
+    student = qwen3.decode(prompts.student_prompts(run, 0, [PROBLEM])[0].ids)
+    teacher = qwen3.decode(prompts.teacher_prompts(run, 0, [PROBLEM], ["1+1=3"])[0].ids)
     assert student.endswith(TURN + EMPTY) and "## Reference" not in student
     assert teacher.endswith(TURN) and "<think>" not in teacher
     for part in (PROBLEM["problem"], PROBLEM["solution"], "1+1=3"):
@@ -117,9 +110,7 @@ def test_the_roles_have_their_own_switches(qwen3, monkeypatch):
 def test_an_attempt_that_thought_is_shown_as_it_was(qwen3):
     """The template drops old thinking from assistants' turns; an attempt stands in a user's."""
     attempt = "<think>\n1+1=3?\n</think>\n\n\\boxed{3}"
-    ids = prompts.teacher_prompt(
-        PROBLEM, qwen3, mode="opd", attempt=attempt, style="math", thinking=False
-    ).ids
+    ids = teacher_context(PROBLEM, qwen3, "opd", attempt, style="math", thinking=False).ids
     assert attempt in qwen3.decode(ids)
     assert qwen3.decode(ids).endswith(TURN + EMPTY)
 
@@ -148,14 +139,13 @@ def chat(project, qwen3):
              "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip
     ends = ids_of(qwen3, "<|im_end|>", "<|endoftext|>")
     for number, role in enumerate(("student", "teacher")):
-        model = tiny.build_model(qwen3, shape, seed=number)
+        model = pretrain.build_model(qwen3, shape, seed=number)
         model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=ends[1])
         for saved in (model, qwen3):
             saved.save_pretrained(project / "models" / "smoke" / "0" / role)
-    tiny.prepare(config.run("smoke"))
-    settings = config.load()
-    section = settings.scales["smoke"]
-    hot = config.Sampling(temperature=3.0, max_new_tokens=120, batch_size=8)
+    known = settings.load()
+    section = known.scales["smoke"]
+    hot = settings.Sampling(temperature=3.0, max_new_tokens=120, batch_size=8)
     changes = {"style": "math", "student_thinking": True, "teacher_thinking": False}
 
     def run(mode, prompt=700):
@@ -163,15 +153,13 @@ def chat(project, qwen3):
             update={
                 "models": section.models.model_copy(update=changes),
                 "seeds": (0,),
-                "lengths": config.Lengths(prompt=prompt, reference=200),
+                "lengths": settings.Lengths(prompt=prompt, reference=200),
                 "rollout": hot,
                 "refinement": hot,
             }
         )
-        scales = {**settings.scales, "smoke": section_}
-        return config.run(
-            "smoke", "math", mode, "trd", settings.model_copy(update={"scales": scales})
-        )
+        scales = {**known.scales, "smoke": section_}
+        return get_run("smoke", mode, "trd", known.model_copy(update={"scales": scales}))
 
     return run
 
@@ -184,8 +172,10 @@ def test_what_is_generated_is_what_is_trained_on(chat, qwen3, monkeypatch):
         return original(complete, prompts, *how, **more)
 
     monkeypatch.setattr(generate, "sample", spy)
-    y_o = rollout.attempts(run)
-    y_r = refine.rewrites(run, y_o)
+    task = tasks.of(run)
+    train = task.sets()["train"]
+    y_o = rollout.rollout(run, task, train)
+    y_r = refine(run, task, train, y_o)
     ends = ids_of(qwen3, "<|im_end|>", "<|endoftext|>")
     for table in (y_o, y_r):
         tokens = table["token_ids"].map(list)
@@ -196,31 +186,34 @@ def test_what_is_generated_is_what_is_trained_on(chat, qwen3, monkeypatch):
     said = "".join(y_o["text"])
     assert "think>" in said and "<|im_end|>" not in said  # the grader sees the thinking
 
-    pairs = distill.training_set(run).rows[0]
+    tables = {"opsd": {"y_o": y_o, "y_r": y_r}}
+    pairs = training_sets([run], train, tables)[0].rows[0]
     assert [pair.response_ids for pair in pairs] == y_r["token_ids"].map(list).tolist()
     assert [pair.student_ids for pair in pairs] == asked[0]
     assert [pair.teacher_ids for pair in pairs] == asked[1]
     for pair in pairs:
         assert qwen3.decode(pair.teacher_ids).endswith(TURN + EMPTY)  # each has its own switch
         assert qwen3.decode(pair.student_ids).endswith(TURN)
-    batch = distill.collate(pairs)
+    batch = collate(pairs)
     for labels, pair in zip(batch["labels"], pairs, strict=True):
         assert labels[labels != -100].tolist() == pair.response_ids  # an end is in the target
 
 
 def test_cut_prompts_are_seen_and_counted(chat, qwen3):
     run = chat("opd")
-    rows = data.problems(run.data, "train").to_dict("records")
-    longest = max(len(p.ids) for p in refine.teacher_prompts(run, 0, rows, [""] * len(rows)))
+    task = tasks.of(run)
+    train = task.sets()["train"]
+    rows = train.to_dict("records")
+    longest = max(len(p.ids) for p in prompts.teacher_prompts(run, 0, rows, [""] * len(rows)))
     run = chat("opd", prompt=longest - 20)  # and 120 for the attempt, on top
-    y_r = refine.rewrites(run)
+    y_o = rollout.rollout(run, task, train)
+    y_r = refine(run, task, train, y_o)
     limit = run.teacher_prompt_limit(with_attempt=True)
-    y_o = rollout.attempts(run)
-    rows, texts = refine.rows_of(data.problems(run.data, "train"), y_o), y_o["text"].tolist()
-    whole = refine.teacher_prompts(chat("opd", prompt=10_000), 0, rows, texts)
+    rows, texts = rows_of(train, y_o), y_o["text"].tolist()
+    whole = prompts.teacher_prompts(chat("opd", prompt=10_000), 0, rows, texts)
     assert y_r["prompt_truncated"].tolist() == [len(p.ids) > limit for p in whole]
     assert set(y_r["prompt_truncated"]) == {True, False}
-    for prompt, cut in zip(refine.teacher_prompts(run, 0, rows, texts), y_r["prompt_truncated"],
+    for prompt, cut in zip(prompts.teacher_prompts(run, 0, rows, texts), y_r["prompt_truncated"],
                            strict=True):  # fmt: skip
         assert len(prompt.ids) <= limit
         assert (prompts.CUT_NOTICE in qwen3.decode(prompt.ids)) == cut
@@ -229,11 +222,11 @@ def test_cut_prompts_are_seen_and_counted(chat, qwen3):
 def test_an_evaluated_teacher_is_asked_in_its_own_way(chat, qwen3, monkeypatch):
     run, asked = chat("opd"), []
     monkeypatch.setattr(
-        rollout, "generate_table", lambda run, path, request, how: asked.append(request)
+        rollout, "table", lambda run, task, path, request, how: asked.append(request)
     )
+    problems = tasks.of(run).sets()["chain"]
     for method, tail in (("base", TURN), ("teacher", TURN + EMPTY)):
-        reference = config.Run("smoke", "math", "none", method, run.all_settings)
-        evaluate._evaluate(reference, 0, "chain")
+        evaluate._evaluate(run.with_("none", method), None, 0, "chain", problems, None)
         assert all(qwen3.decode(p.ids).endswith(tail) for p in asked[-1].prompts)
 
 
@@ -243,7 +236,7 @@ def test_an_evaluated_teacher_is_asked_in_its_own_way(chat, qwen3, monkeypatch):
 def test_answers_are_read_after_the_thinking(qwen3):
     def graded(response):
         ids = qwen3.encode(response) + ids_of(qwen3, "<|im_end|>")
-        return grading.is_correct(qwen3.decode(ids, skip_special_tokens=True), "2")
+        return math.is_correct(qwen3.decode(ids, skip_special_tokens=True), "2")
 
     assert graded("<think>\n\\boxed{3}?\n</think>\n\n\\boxed{2}")
     assert not graded("<think>\n\\boxed{2}\n</think>\n\nNo idea.")
@@ -256,12 +249,12 @@ def test_a_long_prompt_is_cut_inside_the_attempt_then_the_reference(qwen3, think
     attempt = "<think>\n" + "1+1=3, or 2? " * 20 + "\n</think>\n\n\\boxed{3}"
     row = {**PROBLEM, "solution": "One and one make two. " * 10}
     ask = {"mode": "opsd", "attempt": attempt, "style": "math", "thinking": thinking}
-    whole = prompts.teacher_prompt(row, qwen3, **ask)
+    whole = teacher_context(row, qwen3, **ask)
     tail = TURN + ("" if thinking else EMPTY)
-    bare = len(prompts.teacher_prompt({**row, "solution": ""}, qwen3, **{**ask, "attempt": ""}).ids)
+    bare = len(teacher_context({**row, "solution": ""}, qwen3, **{**ask, "attempt": ""}).ids)
     cut_notice = len(qwen3.encode(prompts.CUT_NOTICE))
     for room in (len(whole.ids), len(whole.ids) - 1, len(whole.ids) - 200, bare + cut_notice + 60):
-        found = prompts.teacher_prompt(row, qwen3, max_tokens=room, **ask)
+        found = teacher_context(row, qwen3, max_tokens=room, **ask)
         text = qwen3.decode(found.ids)
         assert len(found.ids) <= room
         assert text.startswith(f"{USER}## Problem\n{row['problem']}\n\n## Reference Solution\n")
@@ -273,13 +266,13 @@ def test_a_long_prompt_is_cut_inside_the_attempt_then_the_reference(qwen3, think
         if room > bare + 200:
             assert row["solution"] in text
     with pytest.raises(ValueError, match="even without its attempt and reference"):
-        prompts.teacher_prompt(row, qwen3, max_tokens=bare - 1, **ask)
+        teacher_context(row, qwen3, max_tokens=bare - 1, **ask)
 
 
 def test_no_letter_is_cut_in_two(qwen3):
     ask = {"mode": "opd", "attempt": "∑" * 100, "style": "math"}  # three tokens each
-    whole = len(prompts.teacher_prompt(PROBLEM, qwen3, **ask).ids)
+    whole = len(teacher_context(PROBLEM, qwen3, **ask).ids)
     for room in range(whole - 60, whole - 54):
-        found = prompts.teacher_prompt(PROBLEM, qwen3, max_tokens=room, **ask)
+        found = teacher_context(PROBLEM, qwen3, max_tokens=room, **ask)
         assert found.truncated and len(found.ids) <= room
         assert f"∑{prompts.CUT_NOTICE}" in qwen3.decode(found.ids)

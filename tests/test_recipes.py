@@ -1,4 +1,4 @@
-"""The README's recipes, word for word: what it tells people to write and to run does run."""
+"""The recipes of the README and of docs/, word for word: what they say to write and run runs."""
 
 import json
 import os
@@ -8,19 +8,23 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from conftest import REPOSITORY
 
-from trdlib import config, data, inputs, rollout, tiny
+from trdlib import store, tasks
+from trdlib.rollout import rollout
+from trdlib.run import get_run
 
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-
-
-def recipe(name: str) -> dict[str, str]:
-    """The code blocks behind the mark of a recipe, by language."""
-    found = re.search(rf"<!-- recipe: {name} -->\n((?:```\w+\n.*?^```\n)+)", README, re.S | re.M)
-    return dict(re.findall(r"^```(\w+)\n(.*?)^```$", found[1], re.S | re.M))
+PAGES = {
+    path: path.read_text(encoding="utf-8")
+    for path in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))
+}
+MARK = re.compile(r"<!-- recipe: (\w+) -->\n((?:```\w+\n.*?^```\n)+)", re.S | re.M)
+RECIPES = {
+    name: dict(re.findall(r"^```(\w+)\n(.*?)^```$", blocks, re.S | re.M))
+    for page in PAGES.values()
+    for name, blocks in MARK.findall(page)
+}
 
 
 def put_under(section: str, text: str) -> None:
@@ -44,22 +48,39 @@ def shell(text: str, library: Path = REPOSITORY) -> str:
 @pytest.fixture
 def with_notebooks(project):
     shutil.copytree(REPOSITORY / "notebooks", project / "notebooks")
+    shutil.copytree("models/smoke/0/student", "models/mine")
     return project
 
 
 def test_every_recipe_has_its_test():
     here = Path(__file__).read_text()
-    names = re.findall(r"<!-- recipe: (\w+) -->", README)
-    assert len(names) >= 5
-    for name in names:
-        assert f'recipe("{name}")' in here
+    assert sum(page.count("<!-- recipe:") for page in PAGES.values()) == len(RECIPES) >= 6
+    for name in RECIPES:
+        assert f'RECIPES["{name}"]' in here
+
+
+def anchors(page: str) -> set[str]:
+    """The headings of a page, as a link names them."""
+    titles = re.findall(r"^#+ (.*)$", page, re.M)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_links_lead_somewhere():
+    """To a page of ours and a heading of it; and every page stands in the README."""
+    for path, page in PAGES.items():
+        for target in re.findall(r"\]\((?!http)([^)#]*)(?:#([^)]+))?\)", page):
+            to = (path.parent / target[0]).resolve() if target[0] else path
+            if to.suffix == ".md" and (to.parent.name == "docs" or to.name == "README.md"):
+                assert target[1] in {"", *anchors(PAGES[to])}, f"{path.name}: {target}"
+    for path in PAGES:
+        assert path.name == "README.md" or f"(docs/{path.name})" in PAGES[REPOSITORY / "README.md"]
 
 
 def test_the_first_rollout(project, capsys):
-    exec(recipe("first")["python"], {})
-    run = config.run("smoke", mode="opd")
-    y_o, y_r = data.load(run.attempts), data.load(run.mode_folder / "y_r.parquet")
-    asked = data.problems(run.data, "train").set_index("id")["problem"]
+    exec(RECIPES["first"]["python"], {})
+    run = get_run("smoke", "opd")
+    y_o, y_r = store.load(run.attempts), store.load(run.rewrites("y_r"))
+    asked = tasks.of(run).sets()["train"].set_index("id")["problem"]
     row = y_o[~y_o["correct"]].iloc[0]
     mine = y_r[(y_r["id"] == row["id"]) & (y_r["seed"] == row["seed"])].iloc[0]
     parts = [asked[row["id"]] + "\n" + row["text"], mine["text"], f"right now: {mine['correct']}"]
@@ -67,102 +88,71 @@ def test_the_first_rollout(project, capsys):
 
 
 def test_your_own_method(with_notebooks):
-    blocks = recipe("method")
+    blocks = RECIPES["method"]
     put_under("methods", blocks["yaml"])
     shell(blocks["bash"])
-    run = config.run(method="trd_jsd")
+    run = get_run(method="trd_jsd")
     assert (run.recipe.trajectory, run.recipe.divergence) == ("y_r", "jsd")
-    assert data.read_json(run.choice)["adapters"]
+    assert store.read_json(run.choice)["adapters"]
 
 
-def test_your_own_divergence(project):
-    blocks = recipe("divergence")
-    library = project / "library"
+def test_your_own_divergence(with_notebooks):
+    blocks = RECIPES["divergence"]
+    library = with_notebooks / "library"
     shutil.copytree(REPOSITORY / "trdlib", library / "trdlib")
     with open(library / "trdlib" / "divergence.py", "a") as file:
         file.write("\n\n" + blocks["python"])
     put_under("methods", blocks["yaml"])
+    shell(blocks["bash"], library)
+    assert Path("results/training/smoke/opd/trd_tv.json").is_file()
     check = (  # that its gradient is that of its value
-        "; import torch; from trdlib import divergence as d; torch.manual_seed(0); "
+        "import torch; from trdlib import divergence as d; torch.manual_seed(0); "
         "a, b = torch.randn(2, 4, 9, dtype=float); z = a.requires_grad_(); "
         "value, gradient = d.total_variation(z.log_softmax(-1), b.log_softmax(-1), 0.5); "
         "value.sum().backward(); torch.testing.assert_close(z.grad, gradient)"
     )
-    command = blocks["bash"].rstrip()
-    assert command.endswith('"')
-    shell(f'{command[:-1]}{check}"', library)
-    assert list(project.glob("results/training/smoke/math/opd/trd_tv.json"))
+    shell(f'python -c "{check}"', library)
 
 
 def test_your_own_model_and_data(with_notebooks):
-    blocks = recipe("mine")
-    shutil.copytree("models/smoke/0/student", "models/mine")
-    sets = tiny.problem_sets(config.run("smoke").settings.data)
+    blocks, sets = RECIPES["mine"], tasks.of(get_run("smoke")).sets()
     for name, source in (("train", "train"), ("test", "chain")):
         rows = sets[source][["problem", "answer", "solution"]].to_dict("records")
-        path = data.write_text(f"mine/{name}.jsonl", "\n".join(map(json.dumps, rows)))
-        assert path.is_file()
+        store.write_text(f"mine/{name}.jsonl", "\n".join(map(json.dumps, rows)))
     put_under("scales", blocks["yaml"])
     shell(blocks["bash"])
-    run = config.run("mine", mode="opsd")
-    y_r = data.load(run.mode_folder / "y_r.parquet")
-    assert len(y_r) == 8  # 12 in the file, 4 held out
-    assert set(data.problems(run.data, "validation")["source"]) == {"mine/train.jsonl"}
-    data.write_text("mine/train.jsonl", "{}")
-    with pytest.raises(RuntimeError, match=r"^mine/train.jsonl has 1 rows, not 12"):
-        inputs.prepare(run)
+    run = get_run("mine", "opsd")
+    assert len(store.load(run.rewrites("y_r"))) == 8  # 12 in the file, 4 held out
+    assert set(tasks.of(run).sets()["validation"]["source"]) == {"mine/train.jsonl"}
 
 
 def test_your_own_task(with_notebooks):
-    blocks = recipe("task")
-    shutil.copytree("models/smoke/0/student", "models/mine")
-    data.write_text("mine/sums.py", blocks["python"])
+    """It is graded by its file, and again once the file has another grader."""
+    blocks = RECIPES["task"]
+    store.write_text("mine/sums.py", blocks["python"])
     put_under("scales", blocks["yaml"])
     shell(blocks["bash"])
-    run = config.run("sums")
-    assert len(data.load(run.attempts)) == 8
-    rows = data.problems(run.data, "longer").to_dict("records")
+    run = get_run("sums", "opsd")
+    rows = tasks.of(run).sets()["longer"].to_dict("records")
     assert all(eval(row["problem"][8:-1]) == int(row["answer"]) for row in rows)
-    said = pd.DataFrame({"text": [row["solution"] for row in rows], "finished": True})
-    assert rollout.grade(said, rows, run) == [True] * 4
-    assert rollout.grade(said, rows[1:] + rows[:1], run) != [True] * 4
-
-
-def test_your_own_task_with_its_own_grader(project):
-    """Graded by the file, and again once the file's grader has changed."""
-    put_under("scales", recipe("task")["yaml"])
-    shutil.copytree("models/smoke/0/student", "models/mine")
-    verdict = "\ndef grade(pairs):\n    return [{} for _ in pairs]\n"
-    run = config.run("sums", mode="opsd")
+    grade, said = tasks.of(run).grade, [row["solution"] for row in rows]
+    assert grade(zip(said, rows, strict=True)) == [True] * 4
+    assert grade(zip(said, rows[1:] + rows[:1], strict=True)) != [True] * 4
+    before = store.load(run.attempts)
+    assert len(before) == 8
     for right in (True, False):
-        data.write_text("mine/sums.py", recipe("task")["python"] + verdict.format(right))
-        inputs._file.cache_clear()  # as in a new process
-        inputs.prepare(run)
-        y_o = rollout.attempts(run)
+        verdict = f"\ndef grade(pairs):\n    return [{right} for _ in pairs]\n"
+        store.write_text("mine/sums.py", blocks["python"] + verdict)
+        task = tasks.of(run)
+        y_o = rollout(run, task, task.sets()["train"])
         assert y_o["correct"].tolist() == (y_o["finished"] & right).tolist()
-    for source, words in (
-        ("answer = 42", r"^mine/sums.py has no draw\(rng, steps\)"),
-        ("def draw(rng, steps):\n    return 'x', 1, 'y'", "must return three texts"),
-        ("def draw(rng, steps):\n    return 'x', '1', 'y'", "train wants 8 problems .* than 1:"),
-    ):
-        data.write_text("mine/sums.py", source)
-        inputs._file.cache_clear()
-        with pytest.raises(config.SettingsError, match=words):
-            inputs.prepare(run)
-    data.write_text("mine/sums.py", recipe("task")["python"] + "\ndef grade(pairs): return [True]")
-    inputs._file.cache_clear()
-    with pytest.raises(config.SettingsError, match=r"gave 1 verdicts for \d+ pairs"):
-        rollout.attempts(run)
-    Path("mine/sums.py").unlink()
-    inputs._file.cache_clear()
-    with pytest.raises(config.SettingsError, match=r"^the task mine/sums.py does not exist"):
-        inputs.prepare(run)
+        assert y_o["text"].equals(before["text"])
 
 
-def test_sweeps(with_notebooks):
-    said = shell(recipe("sweep")["bash"])
-    assert said.count("todo  papermill notebooks/4_distill.ipynb") == 9
-    drawn = re.findall(r"todo  papermill notebooks/5_evaluate.ipynb .*learning_rate (\S+)", said)
+def test_a_sweep(with_notebooks):
+    said = shell(RECIPES["sweep"]["bash"])
+    assert said.count("papermill notebooks/4_distill.ipynb") == 9
+    drawn = re.findall(r"papermill notebooks/5_evaluate.ipynb .*learning_rate (\S+)", said)
     assert len(drawn) == 8
     assert all(1e-3 <= float(rate) <= 3e-2 for rate in drawn)
     assert len(set(re.findall(r"-p scale '(smoke lora.r=\d+)'", said))) > 1

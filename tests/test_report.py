@@ -1,121 +1,116 @@
 """The report holds what the files hold, stands alone, and never invents a number."""
 
 import re
+import shlex
 import shutil
-from html.parser import HTMLParser
+import subprocess
+import sys
+from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
+import papermill
 import pytest
+import yaml
+from bs4 import BeautifulSoup
 from conftest import REPOSITORY
 from test_tables import fake_metrics
 
-from trdlib import config, report, tables, tiny
+from trdlib.analysis import paper, show, tables
+from trdlib.run import get_run
+from trdlib.settings import load
 
 
 @pytest.fixture
 def published(project):
     shutil.copytree(REPOSITORY / "results" / "published", project / "results" / "published")
-    text = (project / "params.yaml").read_text()
-    (project / "params.yaml").write_text(text.replace("scales: [tiny]", "scales: [smoke]"))
     return project
 
 
-class Links(HTMLParser):
-    def __init__(self):
-        super().__init__()
-        self.ids, self.links, self.sources, self.open = [], [], [], []
-
-    def handle_starttag(self, tag, attributes):
-        found = dict(attributes)
-        self.ids += [found["id"]] if "id" in found else []
-        self.links += [found["href"]] if "href" in found else []
-        self.sources += [found["src"]] if "src" in found else []
-        if tag not in ("meta", "img", "br", "hr", "link"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-
-def parse(text):
-    parser = Links()
-    parser.feed(text)
-    assert not parser.open
-    return parser
-
-
-def test_without_any_run_every_scale_is_not_run(published):
-    text = report.build(config.load())
-    parse(text)
-    assert text.count('class="missing"') >= 5
-    ours = re.findall(r"<td[^>]*>ours</td>(.*?)</tr>", text, re.S)
-    assert len(ours) > 50
-    for row in ours:
-        cells = re.findall(r"<td[^>]*>(.*?)</td>", row)
-        assert set(cells) <= {tables.MISSING}
+def page() -> BeautifulSoup:
+    """The report, made as dvc.yaml makes it."""
+    shutil.copytree(REPOSITORY / "notebooks" / "report", "notebooks/report")
+    Path("runs/executed").mkdir(parents=True)
+    notebook, executed = (
+        REPOSITORY / "notebooks" / "10_report.ipynb",
+        "runs/executed/10_report.ipynb",
+    )
+    papermill.execute_notebook(str(notebook), executed, progress_bar=False)
+    stage = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]["report"]
+    (command,) = (line for line in stage["cmd"] if "nbconvert" in line)
+    _, *words = shlex.split(command)  # jupyter, wherever it is
+    subprocess.run([sys.executable, "-m", *words], check=True)
+    return BeautifulSoup(Path("results/report.html").read_text(), "html.parser")
 
 
 def test_the_page_stands_alone_and_shows_the_tables(published):
-    rng = np.random.default_rng(0)
-    tiny.prepare(config.run("smoke"))
+    rng, run = np.random.default_rng(0), get_run("smoke", "opd")
     for mode, method, skill in (
         ("none", "base", 0.3), ("none", "base_again", 0.3), ("opd", "trd", 0.9),
         ("opd", "forward_kl", 0.5),
     ):  # fmt: skip
-        fake_metrics(config.run("smoke", "math", mode, method), rng, skill)
-    run = config.run("smoke", "math", "opd")
+        fake_metrics(run.with_(mode, method), rng, skill)
     table = tables.collect(run)
-    tables.write(run, table)
-    paths = report.write(config.load())
-    text = paths[-1].read_text()
-    page = parse(text)
-    assert page.sources
-    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
-    assert all(link.startswith("#") for link in page.links)
-    assert {link[1:] for link in page.links} == set(page.ids)
-    assert len(page.ids) == len(set(page.ids))
-    cell = tables._cell(table.set_index(["method", "benchmark"]).loc[("trd", "chain")], "avg")
-    assert cell in text
-    assert re.search(r'<tr class="trd">\s*<td[^>]*>trd</td>', text)
+    tables.write(run, table, tables.coverage(run))
+    show.save(tables.paths(run)["png"], plt.figure(figsize=(1, 1)))
+    found = page()
+    # Nothing from elsewhere: no script, no style sheet, no address but in the page itself.
+    assert not found.find_all(["script", "link", "iframe"])
+    assert not re.search(r"@import|url\(|\bhttps?://", str(found))
+    pictures = [image["src"] for image in found.find_all("img")]
+    assert pictures
+    assert all(source.startswith("data:image/png;base64,") for source in pictures)
+    ids = [tag["id"] for tag in found.find_all(id=True)]
+    assert len(ids) == len(set(ids))
+    links = [tag["href"] for tag in found.find_all("a")]
+    assert {"#smoke-opd", "#paper", "#audit"} <= set(links) <= {f"#{name}" for name in ids}
+    # The cells are those of the table; what is not there is named.
+    row = table.set_index(["method", "benchmark"]).loc[("trd", "chain")]
+    cell = show.interval(row["avg_value"], row["avg_low"], row["avg_high"])
+    assert cell in found.get_text()
+    missing = [quote.get_text().strip() for quote in found.find_all("blockquote")]
+    assert "qwen3-8b (opsd)" in missing[0]
+    assert "smoke (opd)" not in missing[0]
+    for file in ("tables/tiny/opd.md", "diagnosis/smoke/opd.md", "tables/audit.md"):
+        assert any(said.startswith(f"{file}: not run.") for said in missing)
+    ours = [row for row in found.find_all("tr") if "ours" in [td.get_text() for td in row]]
+    assert len(ours) > 50
+    assert all(td.get_text() in (show.MISSING, show.DASH, "") for row in ours
+               for td in row.find_all("td")[4:])  # fmt: skip
 
 
 def test_ours_stands_beside_the_authors_where_the_scale_has_run(published):
     """A scale with the student's name: its table's cells, by method and benchmark."""
-    settings = config.load()
+    settings = load()
     smoke = settings.scales["smoke"]
-    one = smoke.data.benchmarks["chain"]
-    data = smoke.data.model_copy(update={"benchmarks": {"amobench": one}})
-    scale = smoke.model_copy(update={"data": data})
-    scales = {**settings.scales, "qwen3-8b": scale}
+    data = {**smoke.data, "benchmarks": {"amobench": smoke.data["benchmarks"]["chain"]}}
+    scales = {**settings.scales, "qwen3-8b": smoke.model_copy(update={"data": data})}
     settings = settings.model_copy(update={"scales": scales})
-    run = config.run("qwen3-8b", "math", "opsd", settings=settings)
-    tiny.prepare(run)
-    fake_metrics(
-        config.run("qwen3-8b", "math", "opsd", "trd", settings), np.random.default_rng(2), 0.6
-    )
+    run = get_run("qwen3-8b", "opsd", "trd", settings)
+    fake_metrics(run, np.random.default_rng(2), 0.6)
     table = tables.collect(run)
-    tables.write(run, table)
-    found = report.against_paper(settings)
+    tables.write(run, table, tables.coverage(run))
+    found = paper.against_paper(settings)
+    students = found[["student", "task"]].drop_duplicates().itertuples(index=False)
+    assert {paper.scale_of(*student) for student in students} <= set(settings.scales)
     mine = found[(found["student"] == "Qwen3-8B") & (found["mode"] == "opsd")]
-    assert {report.scale_of(s) for s in found["student"]} == {
-        "qwen3-1.7b", "qwen3-4b", "qwen3-4b-instruct", "qwen3-8b",
-    }  # fmt: skip
-    trd = mine[(mine["method"] == "trd") & (mine["subset"] == "all")].set_index(
-        ["benchmark", "metric"]
-    )
-    expected = table.set_index(["method", "benchmark"]).loc[("trd", "amobench")]
-    assert trd.loc[("amobench", "avg"), "ours"] == tables._cell(expected, "avg")
+    trd = mine[(mine["method"] == "trd") & (mine["subset"] == "all")]
+    trd = trd.set_index(["benchmark", "metric"])
+    row = table.set_index(["method", "benchmark"]).loc[("trd", "amobench")]
+    ours = show.interval(row["avg_value"], row["avg_low"], row["avg_high"])
+    assert trd.loc[("amobench", "avg"), "ours"] == ours
     assert trd.loc[("amobench", "passed"), "paper"] == "61.5"
     assert trd.loc[("amobench", "passed"), "authors"].startswith("61.5 [")
-    assert trd.loc[("aime25", "avg"), "ours"] == tables.MISSING
-    assert trd.loc[("aime25", "avg"), "paper"] == report.DASH
+    assert trd.loc[("aime25", "avg"), "ours"] == show.MISSING
+    assert trd.loc[("aime25", "avg"), "paper"] == show.DASH
     code = found[(found["task"] == "code") & (found["metric"] == "avg")]
     code = code.set_index(["mode", "student", "method", "benchmark"])["authors"]
     assert code["opd", "Qwen3-1.7B", "base", "livecodebench_v6"] == "32.3"  # of unknown size
     assert re.fullmatch(
         r"62\.0 \[5\d\.\d, 6\d\.\d\], 4 samples", code["opd", "Qwen3-1.7B", "trd", "humaneval_plus"]
     )
-    assert "## OPD, code, Qwen3-1.7B: avg@16" in report.against_paper_markdown(found)
     failed = mine[(mine["method"] == "trd") & (mine["subset"] == "fail")]
-    assert set(failed["ours"]) == {tables.MISSING}
-    assert "61.5" in report.against_paper_markdown(found)
+    assert set(failed["ours"]) == {show.MISSING}
+    text = paper.markdown(found)
+    assert "## OPD, code, Qwen3-1.7B: avg@16" in text
+    assert "61.5" in text

@@ -3,16 +3,18 @@
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from trdlib import data, generate, grading, models, refine, rollout
+from trdlib import generate, models, rollout, store
+from trdlib.refine import refine, rows_of
+from trdlib.tasks import math
 
 
-def test_the_columns_are_those_of_the_design(smoke):
+def test_the_columns_are_those_of_the_design(smoke, task, sets):
     run = smoke("opsd", "trd")
-    y_o, y_r = rollout.attempts(run), refine.rewrites(run)
+    y_o = rollout.rollout(run, task, sets["train"])
+    y_r = refine(run, task, sets["train"], y_o)
     columns = ["id", "sample", "token_ids", "text", "finished", "correct", "n_tokens"]
     assert list(y_o.columns) == [*columns, "seed"]
     assert list(y_r.columns) == [*columns, "seed", "y_o_correct", "prompt_truncated"]
@@ -26,60 +28,50 @@ def test_the_columns_are_those_of_the_design(smoke):
         assert tokenizer.decode(row["token_ids"], skip_special_tokens=True) == row["text"]
 
 
-def test_other_rules_grade_again_without_sampling_again(smoke, monkeypatch):
-    run = smoke("opd", "trd")
-    y_r = refine.rewrites(run)
-    for path in (run.attempts, run.mode_folder / "y_r.parquet"):
-        table = data.load(path)
-        generation = data.fingerprint_of(path).split("/")[0]
+def test_other_rules_grade_again_without_sampling_again(smoke, task, sets, monkeypatch):
+    run, problems = smoke("opd", "trd"), sets["train"]
+    y_r = refine(run, task, problems, rollout.rollout(run, task, problems))
+    for path in (run.attempts, run.rewrites("y_r")):
+        table = store.load(path)
+        generation = store.fingerprint_of(path).split("/")[0]
         wrong = table.assign(correct=~table["correct"])
-        data.save(wrong, path, f"{generation}/graded by somebody else")
+        store.save(wrong, path, f"{generation}/graded by somebody else")
     monkeypatch.setattr(generate, "decode", lambda *a, **k: pytest.fail("sampled again"))
-    again = refine.rewrites(run)
+    again = refine(run, task, problems, rollout.rollout(run, task, problems))
     assert again["correct"].tolist() == y_r["correct"].tolist()
     assert again["y_o_correct"].tolist() == y_r["y_o_correct"].tolist()
-    assert data.load(run.attempts)["correct"].tolist() == y_r["y_o_correct"].tolist()
+    assert store.load(run.attempts)["correct"].tolist() == y_r["y_o_correct"].tolist()
 
 
-def test_an_unfinished_response_is_wrong_whatever_it_says(smoke):
-    run = smoke()
-    y_o = rollout.attempts(run)
-    rows = refine.rows_of(data.problems(run.data, "train"), y_o)
+def test_an_unfinished_response_is_wrong_whatever_it_says(smoke, task, sets):
+    y_o = rollout.rollout(smoke(), task, sets["train"])
+    rows = rows_of(sets["train"], y_o)
     y_o["text"] = [row["solution"] for row in rows]
     y_o["finished"] = np.arange(len(y_o)) % 2 == 0
-    assert rollout.grade(y_o, rows, run) == y_o["finished"].tolist()
-    assert all(grading.is_correct(row["solution"], row["answer"]) for row in rows)
+    assert rollout.grade(task, y_o, rows) == y_o["finished"].tolist()
+    assert all(math.is_correct(row["solution"], row["answer"]) for row in rows)
 
 
-def test_a_file_without_a_fingerprint_is_not_reused(smoke):
+def test_a_file_without_a_fingerprint_is_not_reused(smoke, task, sets):
     run = smoke()
-    y_o = rollout.attempts(run)
+    y_o = rollout.rollout(run, task, sets["train"])
     table = pq.read_table(run.attempts)
     pq.write_table(table.replace_schema_metadata({}), run.attempts)
-    assert rollout.attempts(run)["text"].tolist() == y_o["text"].tolist()
-    assert data.fingerprint_of(run.attempts)
+    assert rollout.rollout(run, task, sets["train"])["text"].tolist() == y_o["text"].tolist()
+    assert store.fingerprint_of(run.attempts)
 
 
-def test_a_generation_of_another_model_is_not_reused(smoke):
+def test_a_generation_of_another_model_is_not_reused(smoke, task, sets):
     run = smoke("opd", "trd")
-    first = rollout.attempts(run)
+    first = rollout.rollout(run, task, sets["train"])
     written = run.attempts.stat().st_mtime_ns
-    rollout.attempts(run)
+    rollout.rollout(run, task, sets["train"])
     assert run.attempts.stat().st_mtime_ns == written
     for seed in run.settings.seeds:  # swap student and teacher: other weights, same names
         folder = Path("models/smoke") / str(seed)
         (folder / "student").rename(folder / "x")
         (folder / "teacher").rename(folder / "student")
         (folder / "x").rename(folder / "teacher")
-    second = rollout.attempts(run)
+    second = rollout.rollout(run, task, sets["train"])
     assert run.attempts.stat().st_mtime_ns != written
     assert first["text"].tolist() != second["text"].tolist()
-
-
-def test_a_function_of_amo_bench_is_graded_at_its_points(smoke):
-    """Problem 5: equal values count, whatever the form; other problems get no points."""
-    answer = r"$a_n=\frac{n(n+1)}{2}$"
-    forms = [r"\boxed{b_n=\lceil n(n+1)/2-0.5\rceil}", r"\boxed{\frac{n^2-n}{2}}", "no box"]
-    table = pd.DataFrame({"text": forms, "finished": [True, True, True]})
-    for name, verdicts in (("AMO-Bench-5", [True, False, False]), ("train-5", [False] * 3)):
-        assert rollout.grade(table, [{"id": name, "answer": answer}] * 3, smoke()) == verdicts

@@ -15,7 +15,10 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 
-from trdlib import config, data, distill, notebooks, rollout, sweep
+from trdlib import distill, prompts, rollout, store
+from trdlib.ops import notebooks, sweep
+from trdlib.run import get_run
+from trdlib.settings import SettingsError, load
 
 # --------------------------------------------------------------------------- a scale with changes
 
@@ -28,26 +31,26 @@ from trdlib import config, data, distill, notebooks, rollout, sweep
         ("lengths.prompt=60", "data"),
         ("rollout.temperature=1.0", "data"),
         ("refinement.top_k=3", "data attempts"),
-        ("lora.r=2", "data attempts mode_folder"),
-        ("training.learning_rates=[1e-4]", "data attempts mode_folder"),
-        ("methods.trd.clip=0.1", "data attempts mode_folder"),
-        ("evaluation.sampling.temperature=0.5", "data attempts mode_folder"),  # chooses the rate
-        ("tracker=none", "data attempts mode_folder folder choice samples metrics"),
-        ("lora.r=4", "data attempts mode_folder folder choice samples metrics"),  # as it is
+        ("lora.r=2", "data attempts rewrites"),
+        ("training.learning_rates=[1e-4]", "data attempts rewrites"),
+        ("methods.trd.clip=0.1", "data attempts rewrites"),
+        ("evaluation.sampling.temperature=0.5", "data attempts rewrites"),  # chooses the rate
+        ("tracker=tensorboard", "data attempts rewrites folder choice samples metrics"),
+        ("lora.r=4", "data attempts rewrites folder choice samples metrics"),  # as it is
     ],
 )
 def test_a_change_has_files_of_its_own_and_shares_the_rest(project, change, shared):
     def places(run):
         return {
-            "data": run.data, "attempts": run.attempts, "mode_folder": run.mode_folder,
+            "data": run.data, "attempts": run.attempts, "rewrites": run.rewrites("y_r"),
             "folder": run.folder(0), "choice": run.choice, "samples": run.samples(0, "chain"),
             "metrics": run.metrics,
         }  # fmt: skip
 
-    usual, changed = places(config.run("smoke")), places(config.run(f"smoke {change}"))
+    usual, changed = places(get_run("smoke")), places(get_run(f"smoke {change}"))
     assert {name for name in usual if usual[name] == changed[name]} == set(shared.split())
     only_one = "training.learning_rates=[1e-4]"
-    one, other = (config.run(f"smoke {w}") for w in (only_one, f"{only_one} {change}"))
+    one, other = (get_run(f"smoke {w}") for w in (only_one, f"{only_one} {change}"))
     if change.startswith("evaluation"):  # with one rate nothing is chosen: the adapter is the same
         assert one.folder(0) == other.folder(0)
         assert one.samples(0, "chain") != other.samples(0, "chain")
@@ -62,17 +65,17 @@ def leaves(section, path=""):
             yield here, value
 
 
-def test_whatever_changes_a_fingerprint_changes_the_place(smoke):
+def test_whatever_changes_a_fingerprint_changes_the_place(smoke, task):
     """Every number of the settings, turned: else a changed run would replace the usual files."""
-    usual, tried, settings = smoke(), 0, config.load()
-    rows = data.problems(usual.data, "train").to_dict("records")[:1]
+    usual, tried, settings = smoke(), 0, load()
+    rows = task.sets()["train"].to_dict("records")[:1]
 
     def stamps(run):
-        request = rollout.Request("student", 0, rows, rollout.student_prompts(run, 0, rows))
+        request = rollout.Request("student", 0, rows, prompts.student_prompts(run, 0, rows))
         stamp = rollout.fingerprint
         return {
             "attempts": (stamp(run, request, run.settings.rollout), run.attempts),
-            "rewrites": (stamp(run, request, run.settings.refinement), run.mode_folder),
+            "rewrites": (stamp(run, request, run.settings.refinement), run.rewrites("y_r")),
             "adapter": (distill.fingerprint(run, 0, []), run.folder(0)),
             "samples": (stamp(run, request, run.settings.evaluation.sampling),
                         run.samples(0, "chain")),
@@ -83,8 +86,8 @@ def test_whatever_changes_a_fingerprint_changes_the_place(smoke):
     for path, value in leaves(raw):
         for other in (value * 2, value + 1, value / 2):
             try:
-                run = config.run(f"smoke {path}={other}", settings=settings)
-            except config.SettingsError:  # a value that the setting does not take
+                run = get_run(f"smoke {path}={other}", settings=settings)
+            except SettingsError:  # a value that the setting does not take
                 continue
             tried += 1
             for name, (stamp, place) in stamps(run).items():
@@ -94,35 +97,29 @@ def test_whatever_changes_a_fingerprint_changes_the_place(smoke):
     assert tried > 40
 
 
-def test_a_changed_run_leaves_the_usual_one_as_it_was(smoke, project):
-    usual = smoke("opd", "trd")
-    rollout.attempts(usual)
+def test_a_changed_run_leaves_the_usual_one_as_it_was(smoke, task, project):
+    usual, sets = smoke("opd", "trd"), task.sets()
+    rollout.rollout(usual, task, sets["train"])
     before = usual.attempts.read_bytes()
-    other = config.run("smoke rollout.temperature=1.5", mode="opd")
-    table = rollout.attempts(other)
+    other = get_run("smoke rollout.temperature=1.5", mode="opd")
+    table = rollout.rollout(other, task, sets["train"])
     assert usual.attempts.read_bytes() == before
-    assert list(table["text"]) != list(rollout.attempts(usual)["text"])
+    again = rollout.rollout(usual, task, sets["train"])
+    assert list(table["text"]) != list(again["text"])
 
-    run = config.run("smoke", "math", "opd", "sft", learning_rate=1e-3, seed=1, tracker="dvclive")
-    choice = distill.distill(run)
-    assert choice["chosen"] == 1e-3
-    assert list(choice["adapters"]) == ["1"]
+    run = get_run("smoke", "opd", "sft", learning_rate=1e-3, seed=1)
+    (trained,) = distill.distill([run], task, sets, {"opd": {}})
+    assert trained.choice["chosen"] == 1e-3
+    assert list(trained.adapters) == [1]
     assert not (project / "results").exists()
-    logged = pd.read_csv(
-        run.folder(1) / "dvclive" / "0.001" / "plots" / "metrics" / "loss.tsv", sep="\t"
-    )
-    log = data.read_json(run.adapter(1) / "training_log.json")
-    assert logged["loss"].tolist() == pytest.approx([entry["loss"] for entry in log])
-    quiet = config.run("smoke", "math", "opd", "sft", learning_rate=1e-3, seed=1, tracker="none")
-    assert distill.distill(quiet) == choice  # the tracker is no part of the fingerprint
 
 
 def test_a_changed_scale_is_named_by_what_differs(project):
-    one = config.run("smoke training.batch_size=2 lora.r=2")
+    one = get_run("smoke training.batch_size=2 lora.r=2")
     assert one.is_changed
-    assert one.scale == config.run("smoke lora.r=2 training.batch_size=2.0").scale
-    by_word = config.run("smoke training.learning_rates=[0.5] training.subset_learning_rates=[]")
-    assert by_word.scale == config.run("smoke", learning_rate=0.5).scale
+    assert one.scale == get_run("smoke lora.r=2 training.batch_size=2.0").scale
+    by_word = get_run("smoke training.learning_rates=[0.5] training.subset_learning_rates=[]")
+    assert by_word.scale == get_run("smoke", learning_rate=0.5).scale
     for scale, words in (
         ("smoke lora", "'lora' changes nothing"),
         ("smoke lora.x=1", "lora.x: unknown key"),
@@ -133,8 +130,8 @@ def test_a_changed_scale_is_named_by_what_differs(project):
         ("smoke pretraining.student.steps=1", "cannot be changed for one run"),
         ("smok lora.r=2", "no scale 'smok'"),
     ):
-        with pytest.raises(config.SettingsError, match=words):
-            config.run(scale)
+        with pytest.raises(SettingsError, match=words):
+            get_run(scale)
 
 
 # ------------------------------------------------------------------------------------ the points
@@ -146,9 +143,8 @@ def test_values_and_ranges():
     assert sweep.axis("method=trd,sft") == ("method", ["trd", "sft"])
     assert sweep.axis("seeds=[0, 1],[2]") == ("seeds", [[0, 1], [2]])
     assert sweep.axis("clip=None,0.1") == ("clip", [None, 0.1])
-    assert sweep.axis("x=log:1e-6:1e-4") == ("x", sweep.Drawn("log", 1e-6, 1e-4))
     for text in ("seed", "seed=", "seed=3..1", "x=log:0:1", "x=uniform:2:1", "x=log:a:b"):
-        with pytest.raises(config.SettingsError, match=f"-p {text}"):
+        with pytest.raises(SettingsError, match=f"-p {text}"):
             sweep.axis(text)
 
 
@@ -159,69 +155,58 @@ def test_a_grid_is_whole_and_a_sample_is_drawn():
     assert some == sweep.points(axes, 4, seed=1) != sweep.points(axes, 4, seed=2)
     assert [p["seed"] for p in some] == [0, 1] * 4  # every point has all seeds
     assert len({(p["a"], p["b"]) for p in some}) == 4
-    with pytest.raises(config.SettingsError, match="only 6 points"):
+    with pytest.raises(SettingsError, match="no more than 6 points"):
         sweep.points(axes, 6)
-    drawn = dict(map(sweep.axis, ("rate=log:1e-6:1e-2", "r=2,4")))
-    with pytest.raises(config.SettingsError, match="say --sample"):
-        sweep.points(drawn, None)
-    rates = np.array([p["rate"] for p in sweep.points(drawn, 400)])
-    assert (rates >= 1e-6).all() and (rates <= 1e-2).all()
-    below = (rates < 1e-4).mean()  # half of the decades
-    assert 0.4 < below < 0.6
+    for kind, middle in (("log", 1e-4), ("uniform", 0.005)):
+        drawn = dict(map(sweep.axis, (f"rate={kind}:1e-6:1e-2", "r=2,4")))
+        with pytest.raises(SettingsError, match="say --sample"):
+            sweep.points(drawn, None)
+        rates = np.array([p["rate"] for p in sweep.points(drawn, 400)])
+        assert (rates >= 1e-6).all() and (rates <= 1e-2).all()
+        assert 0.4 < (rates < middle).mean() < 0.6  # half of the decades, or of the width
 
 
 # -------------------------------------------------------------------------------------- the best
 
 
-def point(values, skill, rng, k=4, seeds=(0, 1, 2)):
-    draws = rng.binomial(k, skill, size=(len(seeds), len(skill))) / k
-    return sweep.Point(values, draws, "same", seeds)
+def done(skills, rng, k=4, seeds=3, problems=None):
+    """A sweep over "rate" whose points have these skills, (problems,)."""
+    rows = []
+    for rate, skill in skills.items():
+        correct = rng.binomial(k, np.clip(skill, 0, 1), size=(seeds, len(skill)))
+        asked = (problems or {}).get(rate, "same")
+        found = {"correct": correct.tolist(), "k": k, "problems": asked}
+        rows.append({"rate": rate, "validation": found, "error": ""})
+    return pd.DataFrame(rows, dtype=object)
 
 
 def test_the_best_of_equals_is_not_told_apart():
     """The same model at every point: in at most 5 of 100 sweeps is the best marked against any."""
     rng, fired = np.random.default_rng(0), 0
     for _ in range(100):
-        skill = rng.beta(1, 1, size=64)
-        found = [point({"a": i}, skill, rng) for i in range(8)]
-        fired += bool(sweep.rank(found, resamples=500)["separate"].any())
+        found = done(dict.fromkeys(range(8), rng.beta(1, 1, size=64)), rng)
+        ranked = sweep.rank(found, ["rate"], "validation", resamples=500)
+        fired += bool(ranked["separate"].any())
     assert fired <= 5
 
 
 def test_a_clear_best_is_named_and_what_is_near_it_too():
     rng, skill = np.random.default_rng(0), np.full(96, 0.5)
-    found = [point({"rate": rate}, skill + gain, rng)
-             for rate, gain in ((1e-3, -0.3), (2e-3, 0.3), (4e-3, 0.29))]  # fmt: skip
-    ranked = sweep.rank(found)
-    first, second = ranked["rate"].iloc[:2]
-    assert {first, second} == {2e-3, 4e-3}
+    skills = {1e-3: skill - 0.3, 2e-3: skill + 0.3, 4e-3: skill + 0.29}
+    found = done(skills, rng)
+    ranked = sweep.rank(found, ["rate"], "validation")
+    assert {*ranked["rate"][:2]} == {2e-3, 4e-3}
     assert ranked["separate"].tolist() == [False, False, True]
     assert ranked["chance"].sum() == pytest.approx(1)
-    text = sweep.verdict(found, ranked, "validation")
-    assert f"rate {first:g}, {100 * ranked['value'].iloc[0]:.1f} %" in text
-    assert f"cannot be told from 1 other, the next being rate {second:g}" in text
-    alone = sweep.verdict(found[:2], sweep.rank(found[:2]), "validation")
-    assert "It can be told from every other point." in alone
-    found[0] = found[0]._replace(problems="others")
-    assert sweep.rank(found)["behind"].isna().sum() == 1
-    assert "1 points have other problems" in sweep.verdict(found, sweep.rank(found), "validation")
-
-
-def test_figures_show_the_values():
-    rng, skill = np.random.default_rng(0), np.full(16, 0.5)
-    grid = [point({"a": a, "b": b}, skill, rng) for a in (1, 2) for b in ("x", "y")]
-    ranked = sweep.rank(grid, resamples=100)
-    texts = [t.get_text() for t in sweep.figure(grid, ranked, "validation").axes[0].texts]
-    assert sorted(t.split("\n")[0] for t in texts) == sorted(
-        f"{100 * p.rates.mean():.1f}" for p in grid
-    )
-    for some in (
-        grid[:3],  # no grid any more
-        [point({"a": a}, skill, rng) for a in (1e-6, 1e-4)],
-        [point({"a": a, "b": "x", "c": a}, skill, rng) for a in (1, 2, 3)],
-        [point({}, skill, rng)],
-    ):
-        assert sweep.figure(some, sweep.rank(some, resamples=100), "validation").axes
+    assert ranked["seeds"].tolist() == [3, 3, 3]
+    best, last = (np.array(found["validation"][found["rate"] == rate].iloc[0]["correct"]) / 4
+                  for rate in (ranked["rate"][0], 1e-3))  # fmt: skip
+    assert ranked["behind"][2] == pytest.approx((best - last).mean())
+    others = sweep.rank(done(skills, rng, problems={1e-3: "others"}), ["rate"], "validation")
+    assert others["behind"].isna().tolist() == [False, False, True]
+    assert others["chance"][:2].sum() == pytest.approx(1)
+    with pytest.raises(ValueError, match="no accuracy that every job recorded 'loss'"):
+        sweep.rank(found, ["rate"], "loss")
 
 
 # -------------------------------------------------------------------------------------- the work
@@ -232,11 +217,12 @@ rate: float = 1.0  # how right it is, in tenths
 again: bool = False  # no use
 
 # %%
-from trdlib import notebooks
+from trdlib.ops import notebooks
 
 if rate > 10:
     raise ValueError("more than right\\nand a second line")
-notebooks.record(validation=notebooks.counts([[int(rate)] * 5], 10, "five"), loss=rate / 2)
+measured = {"correct": [[int(rate)] * 5], "k": 10, "problems": "five"}
+notebooks.record(validation=measured, loss=rate / 2)
 """
 
 
@@ -254,8 +240,8 @@ def toy(project):
 def test_killed_it_goes_on_and_what_failed_is_said(toy, project, capsys):
     given = ["rate=3,7,13"]
     command = [sys.executable, "-m", "trdlib", "sweep", "toy", "-p", *given, "--name", "s"]
-    process = subprocess.Popen([*command, "--jobs", "1"], env={**os.environ, "PYTHONPATH": str(
-        REPOSITORY)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     folder, deadline = project / "runs" / "sweeps" / "s", time.monotonic() + 120
     while not (finished := list(folder.glob("rate=3*.ipynb"))):
         assert process.poll() is None and time.monotonic() < deadline
@@ -272,13 +258,15 @@ def test_killed_it_goes_on_and_what_failed_is_said(toy, project, capsys):
     assert "failed: rate=13-" in said
     assert said.count("ValueError: more than right") == 1
     assert "second line" not in said
-    assert "Best of 2 by validation: rate 7, 70.0 %" in said
+    assert "validation, from best to worst" in said
     assert finished[0].stat().st_mtime_ns == first  # what was done was not done again
     table = pd.read_csv(folder / "table.csv").sort_values("rate")
     assert table["validation"].fillna(-1).tolist() == [0.3, 0.7, -1]
     assert table["loss"].fillna(-1).tolist() == [1.5, 3.5, -1]
     assert table["error"].fillna("").tolist() == ["", "", "ValueError: more than right"]
     assert not [*folder.glob(".*.ipynb")]
+    ranked = sweep.rank(*sweep.read("s"), "validation")
+    assert ranked["rate"].tolist() == [7, 3]
 
     node, axes = nbformat.read(toy, as_version=4), dict(map(sweep.axis, given))
     done = [sweep.is_done(folder, job) for job in sweep.plan(toy, axes, None, 0)]
@@ -290,19 +278,20 @@ def test_killed_it_goes_on_and_what_failed_is_said(toy, project, capsys):
     nbformat.write(node, toy)  # other code: every job runs again
     assert not any(sweep.is_done(folder, job) for job in sweep.plan(toy, axes, None, 0))
 
-    with pytest.raises(config.SettingsError, match="is of toy over rate: choose another --name"):
+    with pytest.raises(SettingsError, match="is of toy over rate: choose another --name"):
         sweep.command("toy", ["again=True"], **how)
-    for wrong, words in (
-        (["rat=3"], "no parameter 'rat': did you mean rate"),
-        (["rate=high"], "rate takes a float"),
-        (["rate=1", "rate=2"], "stands twice"),
-        (["lora.r=2"], "toy has no scale"),
+    for notebook, wrong, words in (
+        ("toys", ["rate=3"], "no notebook 'toys': choose from toy"),
+        ("toy", ["rat=3"], "no parameter 'rat': did you mean rate"),
+        ("toy", ["rate=high"], "rate takes a float"),
+        ("toy", ["rate=1", "rate=2"], "stands twice"),
+        ("toy", ["lora.r=2"], "toy has no scale"),
     ):
-        with pytest.raises(config.SettingsError, match=words):
-            sweep.command("toy", wrong, **how | {"name": None})
+        with pytest.raises(SettingsError, match=words):
+            sweep.command(notebook, wrong, **how | {"name": None})
 
 
-def test_settings_go_into_the_scale(project):
+def test_settings_go_into_the_scale(project, capsys):
     axes = dict(map(sweep.axis, ("lora.r=2,4", "scale=smoke", "rollout.top_k=3", "seed=0..1")))
     jobs = sweep.plan(REPOSITORY / "notebooks" / "4_distill.ipynb", axes, None, 0)
     assert [job.given["scale"] for job in jobs] == [
@@ -313,39 +302,28 @@ def test_settings_go_into_the_scale(project):
 
 
 def test_a_file_of_ones_own_is_part_of_a_job(project):
-    """That of the task that is swept: when it changes, what was done is done again."""
+    """That of the scale that is swept: when it changes, what was done is done again."""
     params = yaml.safe_load(Path("params.yaml").read_text())
-    part = {"task": "mine/own.py", "problems": 4, "steps": [2]}
-    section = {"train": [part], "validation": [part], "benchmarks": {"own": part}}
-    params["scales"]["smoke"]["tasks"]["code"]["data"] = section
+    part = {"problems": 4, "steps": [2]}
+    params["scales"]["smoke-code"] |= {
+        "task": "mine/own.py", "pretraining": None,
+        "data": {"train": [part], "validation": [part], "benchmarks": {"own": part}},
+    }  # fmt: skip
     Path("params.yaml").write_text(yaml.safe_dump(params))
     notebook, stamps = REPOSITORY / "notebooks" / "2_rollout.ipynb", []
-    for source in ("one = 1", "two = 2"):
-        data.write_text("mine/own.py", source)
-        plans = [sweep.plan(notebook, {"task": [task]}, None, 0) for task in ("code", "math")]
+    for source in ("def draw(rng, steps): return 1", "def draw(rng, steps): return 2"):
+        store.write_text("mine/own.py", source)
+        scales = [["smoke-code"], ["smoke"]]
+        plans = [sweep.plan(notebook, {"scale": scale}, None, 0) for scale in scales]
         stamps.append([job.stamp for jobs in plans for job in jobs])
-    (code, math), (other, same) = stamps
-    assert code != other and math == same
+    (own, usual), (other, same) = stamps
+    assert own != other and usual == same
 
 
-def test_each_job_has_a_gpu_of_its_own(project, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-ab")
-    names = sweep.gpus()
-    with sweep._one_of(names):
-        assert os.environ["CUDA_VISIBLE_DEVICES"] == "4"
-        with sweep._one_of(names):
-            assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-ab"
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,GPU-ab"
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert sweep.gpus() == []
-
-
-def test_what_a_notebook_records_is_read_from_its_output(project):
-    node = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("")])
-    counts = notebooks.counts(np.array([[1, 2]]), np.int64(2), "p")
-    output = nbformat.v4.new_output("display_data", {notebooks.MIME: {"a": counts, "b": 1.5}})
+def test_what_a_notebook_records_is_read_from_its_output():
+    node = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("") for _ in range(2)])
+    assert notebooks.recorded(node) == {}
+    found = {"a": {"correct": [[1, 2]], "k": 2, "problems": "p"}, "b": 1.5}
+    output = nbformat.v4.new_output("display_data", {notebooks.MIME: found})
     node.cells[0].outputs.append(output)
-    nbformat.write(node, "done.ipynb")
-    assert notebooks.recorded(project / "done.ipynb") == {
-        "a": {"correct": [[1, 2]], "k": 2, "problems": "p"}, "b": 1.5,
-    }  # fmt: skip
+    assert notebooks.recorded(node) == found

@@ -4,9 +4,8 @@ Paper sections 1 and 2: forward KL(T||S), reverse KL(S||T), generalised JSD; tea
 cross-entropy of the SFT rows. [tokens, vocabulary] is never built for a whole sequence: the rows
 go through the output heads in chunks, and because each gradient with respect to the student's
 logits is closed-form and the head is frozen under LoRA, the gradient of the hidden state is formed
-right there, in the forward pass. Three projections (student, teacher, gradient) instead of the
-five that recomputing the logits in backward would take, and memory that does not depend on the
-number of tokens.
+right there, in the forward pass: three projections (student, teacher, gradient) instead of the five
+that recomputing the logits would take, and memory that does not depend on the number of tokens.
 
 With z the student's logits over the temperature tau, s = softmax(z), t the teacher's distribution:
 
@@ -48,7 +47,6 @@ def token_divergence(
     same vocabulary, without padded rows. kind: a name of DIVERGENCES. top_k: keep the teacher's k
     most probable tokens and renormalise both sides on them. Returns (N,) in float32 (float64 for
     float64 input); the gradient flows to student_hidden alone.
-
     Raises ValueError on an unknown kind, top_k < 2, beta outside (0, 1), shapes that do not agree,
     or a student head that wants a gradient (there is none for it: freeze it).
     """
@@ -110,6 +108,15 @@ def _logits(hidden: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
+def logits_in_chunks(hidden: torch.Tensor, head: torch.Tensor):
+    """(rows, logits) of hidden states (N, H) and head (V, H), a few rows at a time, float32 at
+    least: rows is a slice of the N positions, logits (len(rows), V)."""
+    size = max(1, CHUNK_ELEMENTS // len(head))
+    for start in range(0, len(hidden), size):
+        rows = slice(start, start + size)
+        yield rows, _logits(hidden[rows], head)
+
+
 DIVERGENCES = {}
 
 
@@ -157,10 +164,8 @@ class _Chunked(torch.autograd.Function):
         precise = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         values = hidden.new_empty(len(hidden), dtype=precise)
         grads = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        size = max(1, CHUNK_ELEMENTS // len(head))
-        for start in range(0, len(hidden), size):
-            rows = slice(start, start + size)
-            value, grad = block(rows)(_logits(hidden[rows], head))
+        for rows, logits in logits_in_chunks(hidden, head):
+            value, grad = block(rows)(logits)
             values[rows] = value
             if grads is not None:
                 grads[rows] = (grad.to(head.dtype) @ head).to(grads.dtype)

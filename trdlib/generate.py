@@ -1,17 +1,10 @@
 """`sample`: prompts in, sampled token ids out; one interface for every engine, resumable.
 
-The engine here (the others: engines.py) is a decode loop of our own around the stock `forward` of a
-transformers model. It differs from `model.generate` in three ways that make small models on a CPU
-two to three times faster: prompts of one length share a batch, so no padding and no mask, and
-samples of one prompt share its prefill; the key-value cache is one buffer of fixed size; finished
-rows leave the batch.
-
-A result file is written in parts that carry the fingerprint of everything that shaped them, so a
-killed run goes on with the next part and a stale part is never read (design: "Every generation
-file carries a fingerprint").
+`decode` is a loop of our own around the stock `forward` of a transformers model. It differs from
+`model.generate` in three ways that make small models on a CPU two to three times faster: prompts of
+one length share a batch, so no padding and no mask, and samples of one prompt share its prefill;
+the key-value cache is one buffer of fixed size; finished rows leave the batch.
 """
-
-from __future__ import annotations
 
 import json
 import random
@@ -20,8 +13,8 @@ from typing import NamedTuple
 
 import torch
 
-from trdlib import data, parallel
-from trdlib.config import Sampling
+from trdlib import jobs, store
+from trdlib.settings import Sampling
 
 
 class Completion(NamedTuple):
@@ -77,20 +70,15 @@ def fixed_cache(config, capacity: int):
 
 def warpers(temperature: float, top_p: float = 1.0, top_k: int = 0):
     """The sampling filters of transformers, in its own order: temperature, top-k, top-p."""
-    from transformers import (
-        LogitsProcessorList,
-        TemperatureLogitsWarper,
-        TopKLogitsWarper,
-        TopPLogitsWarper,
-    )
+    import transformers as t
 
-    chain = LogitsProcessorList()
+    chain = t.LogitsProcessorList()
     if temperature != 1.0:
-        chain.append(TemperatureLogitsWarper(temperature))
+        chain.append(t.TemperatureLogitsWarper(temperature))
     if top_k:
-        chain.append(TopKLogitsWarper(top_k))
+        chain.append(t.TopKLogitsWarper(top_k))
     if top_p < 1.0:
-        chain.append(TopPLogitsWarper(top_p))
+        chain.append(t.TopPLogitsWarper(top_p))
     return chain
 
 
@@ -110,7 +98,6 @@ def decode(
 
     Prompts of different lengths are padded on the left, with mask and positions to match. The
     result depends on the whole batch (one stream of random numbers serves it), not on timing.
-
     On a GPU, a model that has Unsloth's forward is decoded by `model.generate`: that forward keeps
     its keys and values elsewhere, and replays its steps as CUDA graphs.
     """
@@ -141,18 +128,10 @@ def decode(
     active = torch.arange(len(prompts), device=device)
 
     for step in range(max_new_tokens):
-        logits = (
-            model(
-                input_ids=ids,
-                attention_mask=None if mask is None else mask[:, : longest + step],
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            .logits[:, -1]
-            .float()
-        )
+        seen = None if mask is None else mask[:, : longest + step]
+        how = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+        asked = {"input_ids": ids, "attention_mask": seen, "position_ids": positions}
+        logits = model(**asked, **how).logits[:, -1].float()
         if step == 0:
             logits = logits[row_of]
             mask, positions = (None, None) if not padded else (mask[row_of], positions[row_of])
@@ -182,10 +161,8 @@ def decode(
                 layer.select(alive)
 
     tokens = out.tolist()
-    return [
-        Completion(row[:n], end)
-        for row, n, end in zip(tokens, length.tolist(), finished.tolist(), strict=True)
-    ]
+    rows = zip(tokens, length.tolist(), finished.tolist(), strict=True)
+    return [Completion(row[:n], end) for row, n, end in rows]
 
 
 def _generate(
@@ -249,21 +226,19 @@ def sample(
 
     complete(prompts, *, max_new_tokens, temperature, top_p, top_k, seed): the engine; a Completion
     for each prompt of a batch.
-
-    Each batch is written to the folder `parts` as soon as it is there, under a name that the
-    caller has made unique by a fingerprint; a batch that is already there is read, not sampled.
-    So a killed call goes on where it was, with the same result. The caller removes the folder
-    when it has put the result into its own file.
+    Each batch is written to the folder `parts` as soon as it is there, and read if it is there
+    already, so that a killed call goes on where it was, with the same result. The caller names the
+    folder by a fingerprint, and removes it when it has put the result into its own file.
     """
     rows = [prompt for prompt in prompts for _ in range(sampling.samples)]
     results: list[Completion | None] = [None] * len(rows)
     todo = batches(rows, sampling.batch_size)
-    for number, indices in enumerate(parallel.progress(label, todo)):
+    for number, indices in enumerate(jobs.progress(label, todo)):
         path = parts / f"{number:05d}.json"
         if path.exists():
-            done = [Completion(*pair) for pair in data.read_json(path)]
+            done = [Completion(*pair) for pair in store.read_json(path)]
         else:
-            with parallel.model_compute():
+            with jobs.model_compute():
                 done = complete(
                     [rows[i] for i in indices],
                     max_new_tokens=sampling.max_new_tokens,
@@ -272,8 +247,12 @@ def sample(
                     top_k=sampling.top_k,
                     seed=random.Random(f"{sampling.seed}/{seed}/{number}").getrandbits(63),
                 )
-            data.write_text(path, json.dumps(done))
+            store.write_text(path, json.dumps(done))
         for i, completion in zip(indices, done, strict=True):
             results[i] = completion
     k = sampling.samples
     return [results[i : i + k] for i in range(0, len(results), k)]
+
+
+# What shapes samples here: their fingerprints name this code.
+CODE = (fixed_cache, warpers, decode, _generate, batches, sample)

@@ -1,17 +1,14 @@
 """Load a policy through one of two backends, and tell its parts apart.
 
 `unsloth` (FastLanguageModel, single GPU; it also runs on a CPU) or plain `transformers` + `peft`:
-the same model classes come back, so the rest of the library does not know which it was.
-
-With LoRA the self-teacher of OPSD costs no second model: with the adapter off, the student is its
-own step-0 weights (paper section 1).
-
-Weights come from safetensors only, and remote code is never trusted.
+the same model classes come back, so the rest of the library does not know which it was. Weights
+come from safetensors only, and remote code is never trusted. The self-teacher of OPSD costs no
+second model: with the adapter off, the student is its own step-0 weights (paper section 1).
 """
 
-from __future__ import annotations
-
 import contextlib
+import functools
+import gc
 import importlib.util
 import os
 import warnings
@@ -19,10 +16,11 @@ from pathlib import Path
 
 import torch
 
-from trdlib import config
+from trdlib import store
+from trdlib.settings import Lora, Models, SettingsError, root
 
 
-def device(settings: config.Models) -> str:
+def device(settings: Models) -> str:
     """Where models run: "cuda" or "cpu"."""
     return "cuda" if settings.device == "auto" and torch.cuda.is_available() else "cpu"
 
@@ -30,20 +28,25 @@ def device(settings: config.Models) -> str:
 def source(name: str) -> dict:
     """Where `from_pretrained` finds the model: a folder of the project if there is one of that
     name, else the hub's repo at the commit behind the @ (`Qwen/Qwen3-8B@b968...`)."""
-    local = config.root() / name
+    local = root() / name
     if local.is_dir():
         return {"pretrained_model_name_or_path": str(local)}
     repo, _, commit = name.partition("@")
+    if not commit:
+        raise SettingsError(
+            f"the model {name} is not there: make it with `python -m trdlib models --scale SCALE`, "
+            "or put a folder with safetensors in its place"
+        )
     return {"pretrained_model_name_or_path": repo, "revision": commit}
 
 
 def identity(name: str) -> str:
     """What the model is: the hash of its weights if it lies in a folder, else repo and commit."""
-    local = config.root() / name
-    return config.weights_hash(local) if local.is_dir() else name
+    local = root() / name
+    return store.weights_hash(local) if local.is_dir() else name
 
 
-def prepare_process(settings: config.Models) -> None:
+def prepare_process(settings: Models) -> None:
     """Threads as the settings say, and no progress bars for models that load in milliseconds."""
     from transformers.utils import logging
 
@@ -52,37 +55,48 @@ def prepare_process(settings: config.Models) -> None:
         torch.set_num_threads(settings.threads)
 
 
-def load_tokenizer(name: str):
-    """The tokenizer alone, padding on the left (generation); collators pad training batches."""
+@functools.lru_cache(maxsize=8)
+def _tokenizer(**where: str):
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(**source(name), trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
     tokenizer.padding_side = "left"
     return tokenizer
 
 
-def check_4bit(settings: config.Models) -> None:
+def load_tokenizer(name: str):
+    """The tokenizer alone, padding on the left (generation); collators pad training batches."""
+    return _tokenizer(**source(name))
+
+
+def free_gpu() -> None:
+    """Give back what models that are gone have left of the GPU's memory."""
+    if torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def check_4bit(settings: Models) -> None:
     """SettingsError if 4-bit weights are asked for and cannot be had here."""
-    if not settings.load_in_4bit:
-        return
-    if not torch.cuda.is_available():
-        raise config.SettingsError(
-            "models.load_in_4bit needs a GPU and there is none: leave it out"
-        )
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise config.SettingsError(
+    if settings.load_in_4bit and not torch.cuda.is_available():
+        raise SettingsError("models.load_in_4bit needs a GPU and there is none: leave it out")
+    if settings.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
+        raise SettingsError(
             "models.load_in_4bit needs bitsandbytes: pip install -e '.[gpu]', or leave it out"
         )
 
 
-def load(name: str, run: config.Run):
-    """-> (model, tokenizer), on the GPU if there is one, in evaluation mode, weights frozen."""
-    settings = run.settings.models
+def load(name: str, settings: Models, context_length: int):
+    """-> (model, tokenizer), on the GPU if there is one, in evaluation mode, weights frozen.
+
+    context_length: the longest sequence it will see, in tokens (Run.context_length).
+    """
     check_4bit(settings)
+    free_gpu()
     where, dtype, place = source(name), getattr(torch, settings.dtype), device(settings)
     if settings.backend == "unsloth":
         if place == "cpu" and torch.cuda.is_available():
-            raise config.SettingsError(
+            raise SettingsError(
                 "the backend unsloth takes the GPU where there is one: set models.device to auto, "
                 "or models.backend to transformers"
             )
@@ -96,7 +110,7 @@ def load(name: str, run: config.Run):
         model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
             where["pretrained_model_name_or_path"],
             revision=where.get("revision"),
-            max_seq_length=run.context_length,
+            max_seq_length=context_length,
             dtype=dtype,
             load_in_4bit=settings.load_in_4bit,
             use_exact_model_name=True,  # else a copy of its own, and not at our commit
@@ -120,18 +134,7 @@ def load(name: str, run: config.Run):
     return model.eval(), tokenizer
 
 
-def preload(run: config.Run, *, training: bool = False) -> None:
-    """Import what jobs will need before they are forked: once, instead of once in each worker."""
-    if run.settings.workers > 1 and (training or run.settings.models.engine == "transformers"):
-        import peft  # noqa: F401
-
-        if training:
-            from transformers import Trainer  # noqa: F401
-
-        load(run.model_path("student", run.settings.seeds[0]), run)
-
-
-def add_lora(model, settings: config.Lora, *, backend: str, seed: int, checkpointing: bool = False):
+def add_lora(model, settings: Lora, *, backend: str, seed: int, checkpointing: bool = False):
     """A fresh LoRA adapter on the model; its initialisation depends on the seed alone."""
     torch.manual_seed(seed)
     if backend == "unsloth":
@@ -151,13 +154,9 @@ def add_lora(model, settings: config.Lora, *, backend: str, seed: int, checkpoin
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
-    lora = peft.LoraConfig(
-        r=settings.r,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=list(settings.targets),
-        task_type="CAUSAL_LM",
-    )
+    how = {"r": settings.r, "lora_alpha": settings.alpha, "lora_dropout": settings.dropout}
+    targets = list(settings.targets)
+    lora = peft.LoraConfig(target_modules=targets, task_type="CAUSAL_LM", **how)
     return peft.get_peft_model(model, lora)
 
 
@@ -241,3 +240,7 @@ def check_same_vocabulary(student_tokenizer, teacher_tokenizer) -> None:
             f"student and teacher disagree on {len(differ)} tokens, {differ[0]!r} among them: "
             "token-level distillation needs one vocabulary, choose a teacher of the same family"
         )
+
+
+# What shapes training here: its fingerprints name this code.
+CODE = (load, add_lora, step0, hidden_states, head, onset_ids)

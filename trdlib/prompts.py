@@ -1,7 +1,7 @@
 """Every prompt of the project, and `render`, the only place where messages become token ids.
 
-Paper: section 3 (student, refine and vanilla contexts of both modes). The wording is ours; the
-content follows the authors' code. Deviations from that code, on purpose:
+Paper: section 3 (student, refine and vanilla contexts of both modes). The wording stands in
+prompts.yaml; the content follows the authors' code. Deviations from that code, on purpose:
 
 1. Rollouts, training, scoring and evaluation all go through the chat template. (The reference
    code trains on raw text without it.)
@@ -10,96 +10,18 @@ content follows the authors' code. Deviations from that code, on purpose:
    with a visible notice; problem and instructions are never cut. The cut is made on token ids.
 """
 
-from __future__ import annotations
-
+from pathlib import Path
 from typing import NamedTuple
+
+import yaml
+
+from trdlib.run import Run
+from trdlib.settings import Scale
 
 CUT_NOTICE = "\n[... cut to fit ...]"
 
-_BOXED = "Reason step by step and put the final answer in \\boxed{{}}."
-_PROGRAM = "Reason step by step, then give the complete program in one ```python block."
-
-
-def _in_words(ending: str) -> dict[str, str]:
-    return {
-        "solve": "{problem}\n\n" + ending,
-        "solve_given_reference": (
-            "## Problem\n{problem}\n\n## Reference Solution\n{reference}\n\n## Instructions\n"
-            "The reference solution above is correct. Understand it, then solve the problem in "
-            "your own way, without mentioning the reference. " + ending
-        ),
-        "refine": (
-            "## Problem\n{problem}\n\n## Your Initial Solution\n{attempt}\n\n## Instructions\n"
-            "Rewrite your initial solution. Keep its structure and line of reasoning, keep every "
-            "step that is correct, and find and fix the errors. Output only the rewritten "
-            "solution, without comments on the changes. " + ending
-        ),
-        "refine_given_reference": (
-            "## Problem\n{problem}\n\n## Reference Solution\n{reference}\n\n"
-            "## Your Initial Solution\n{attempt}\n\n## Instructions\n"
-            "Rewrite your initial solution so that it agrees with the reference solution. Keep "
-            "the useful parts of your structure and style, keep every step that is correct, and "
-            "fix the errors. Output only the rewritten solution, without mentioning the "
-            "reference or the changes. " + ending
-        ),
-    }
-
-
-# style -> what is asked -> template. "tiny" is the terse language of the procedural tasks, whose
-# tokenizer has no words for more; "math" and "code" are for pretrained models; "story" for those
-# too small to follow instructions, which are shown EXAMPLES instead.
-TEMPLATES = {
-    "tiny": {
-        "solve": "{problem}\nSolve",
-        "solve_given_reference": "{problem}\nReference:\n{reference}\nSolve",
-        "refine": "{problem}\nAttempt:\n{attempt}\nRewrite",
-        "refine_given_reference": (
-            "{problem}\nReference:\n{reference}\nAttempt:\n{attempt}\nRewrite"
-        ),
-    },
-    "math": _in_words(_BOXED),
-    "code": _in_words(_PROGRAM),
-    "story": {
-        "solve": "{problem}",
-        "solve_given_reference": "{problem}\n\nSolution: {reference}",
-        "refine": "{problem}\n\nAttempt: {attempt}",
-        "refine_given_reference": "{problem}\n\nAttempt: {attempt}\n\nSolution: {reference}",
-    },
-}
-
-# style -> earlier turns of the same chat: asked by the same template, answered by the reference.
-EXAMPLES = {
-    "story": (
-        {
-            "problem": (
-                "Kim has 7 shells. Kim finds 5 shells. Then Kim loses 3 shells. How many shells "
-                "does Kim have now?"
-            ),
-            "attempt": (
-                "Kim finds 5, so 7 - 5 = 2. Then Kim loses 3, so 2 + 3 = 5. The answer is "
-                "\\boxed{5}."
-            ),
-            "reference": (
-                "Kim finds 5, so 7 + 5 = 12. Then Kim loses 3, so 12 - 3 = 9. The answer is "
-                "\\boxed{9}."
-            ),
-        },
-        {
-            "problem": (
-                "Leo has 11 keys. Leo sells 6 keys. Then Leo gets 4 keys. How many keys does Leo "
-                "have now?"
-            ),
-            "attempt": (
-                "Leo sells 6, so 11 - 6 = 5. Then Leo gets 4, so 5 + 4 = 8. The answer is "
-                "\\boxed{8}."
-            ),
-            "reference": (
-                "Leo sells 6, so 11 - 6 = 5. Then Leo gets 4, so 5 + 4 = 9. The answer is "
-                "\\boxed{9}."
-            ),
-        },
-    )
-}
+# style -> what is asked -> template
+TEMPLATES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 
 class Prompt(NamedTuple):
@@ -109,9 +31,7 @@ class Prompt(NamedTuple):
     truncated: bool
 
 
-def render(
-    messages, tokenizer, *, thinking: bool | None = None, generate: bool = True
-) -> list[int]:
+def render(messages, tokenizer, *, thinking: bool | None = None, generate=True) -> list[int]:
     """Chat messages -> token ids, through the tokenizer's own chat template.
 
     messages: [{"role": ..., "content": ...}, ...]; thinking: the template's `enable_thinking`
@@ -126,47 +46,35 @@ def render(
             "models.student_thinking or models.teacher_thinking out"
         )
     switch = {} if thinking is None else {"enable_thinking": thinking}
-    return list(
-        tokenizer.apply_chat_template(
-            messages, tokenize=True, return_dict=False, add_generation_prompt=generate, **switch
-        )
-    )
+    how = {"tokenize": True, "return_dict": False, "add_generation_prompt": generate}
+    return list(tokenizer.apply_chat_template(messages, **how, **switch))
 
 
 def context(
-    kind: str,
-    tokenizer,
-    *,
-    style: str,
-    problem: str,
-    reference: str | None = None,
-    attempt: str | None = None,
-    thinking: bool | None = None,
-    max_tokens: int | None = None,
+    kind: str, tokenizer, *, style: str, thinking=None, max_tokens=None, examples=(), **parts: str
 ) -> Prompt:
     """The prompt of one kind (a key of TEMPLATES[style]) for one problem, at most max_tokens long.
 
+    parts: problem, reference and attempt, those that the template needs; others may be None.
+    thinking: as in `render`. examples: earlier turns of the same chat (settings.Example), asked by
+    the same template and answered by the reference.
     Raises ValueError where a needed part is missing, and where cutting attempt and reference away
     would still not make the prompt fit.
     """
     template = TEMPLATES[style][kind]
-    parts = {"problem": problem, "reference": reference, "attempt": attempt}
-    missing = [name for name, text in parts.items() if text is None and f"{{{name}}}" in template]
-    if missing:
-        raise ValueError(f"a {kind!r} prompt needs the {missing[0]}, and this problem has none")
+    for name in ("problem", "reference", "attempt"):
+        if parts.get(name) is None and f"{{{name}}}" in template:
+            raise ValueError(f"a {kind!r} prompt needs the {name}, and this problem has none")
 
-    shown = [
-        {"role": role, "content": text}
-        for example in EXAMPLES.get(style, ())
-        for role, text in (
-            ("user", template.format(**example)),
-            ("assistant", example["reference"]),
-        )
-    ]
+    def asked(parts: dict) -> dict:
+        return {"role": "user", "content": template.format(**parts)}
+
+    shown = []
+    for example in examples:
+        shown += [asked(dict(example)), {"role": "assistant", "content": example.reference}]
 
     def rendered() -> list[int]:
-        asked = {"role": "user", "content": template.format(**parts)}
-        return render([*shown, asked], tokenizer, thinking=thinking)
+        return render([*shown, asked(parts)], tokenizer, thinking=thinking)
 
     ids, truncated = rendered(), False
     for name in ("attempt", "reference"):
@@ -187,19 +95,43 @@ def context(
     return Prompt(ids, truncated)
 
 
-def student_prompt(row: dict, tokenizer, **how) -> Prompt:
-    """What the student sees, in training and in evaluation: the problem x alone."""
-    return context("solve", tokenizer, problem=row["problem"], **how)
+def _common(settings: Scale, role: str, weights: str, max_tokens: int) -> dict:
+    """Arguments of `context`: those that are the same for all problems of a set."""
+    from trdlib import models  # it brings torch along, and tasks use this module without
+
+    return {
+        "tokenizer": models.load_tokenizer(weights),
+        "style": settings.models.style,
+        "thinking": getattr(settings.models, f"{role}_thinking"),
+        "max_tokens": max_tokens,
+        "examples": settings.examples,
+    }
 
 
-def teacher_prompt(row: dict, tokenizer, *, mode: str, attempt: str | None = None, **how) -> Prompt:
-    """What the teacher sees: its vanilla context without an attempt, its refine context with one.
+def student_prompts(run: Run, seed: int, rows: list[dict], role="student") -> list[Prompt]:
+    """What the student is asked, in rollout, training and evaluation alike: x alone.
 
-    mode "opd": x, or (x, y_o). mode "opsd": the reference solution y* as well.
+    rows: of a problem set. role: the teacher, when it is evaluated, is asked the same with its own
+    template and thinking switch. ValueError for a prompt longer than lengths.prompt.
     """
-    kind = "solve" if attempt is None else "refine"
-    kind += "_given_reference" if mode == "opsd" else ""
-    reference = row["solution"] if mode == "opsd" else None
-    return context(
-        kind, tokenizer, problem=row["problem"], reference=reference, attempt=attempt, **how
-    )
+    how = _common(run.settings, role, run.model_path(role, seed), run.settings.lengths.prompt)
+    return [context("solve", problem=row["problem"], **how) for row in rows]
+
+
+def teacher_prompts(run: Run, seed: int, rows: list[dict], attempts=None) -> list[Prompt]:
+    """The teacher's refine context of each attempt (a text), or without attempts its vanilla one.
+
+    mode "opd": x, or (x, y_o). mode "opsd": the reference solution y* as well. This is the only
+    place that says what the teacher sees, so the prompt that generates a rewrite is, token for
+    token, the one under which it is scored.
+    """
+    kind = "solve" if attempts is None else "refine"
+    kind += "_given_reference" if run.mode == "opsd" else ""
+    limit = run.teacher_prompt_limit(with_attempt=attempts is not None)
+    how = _common(run.settings, "teacher", run.model_name("teacher", seed), limit)
+    references = [row["solution"] if run.mode == "opsd" else None for row in rows]
+    parts = zip(rows, references, attempts or [None] * len(rows), strict=True)
+    return [
+        context(kind, problem=row["problem"], reference=reference, attempt=attempt, **how)
+        for row, reference, attempt in parts
+    ]

@@ -1,33 +1,19 @@
-"""y_r: the teacher's rewrite of every attempt (paper section 1), and y_t, its own fresh solution.
+"""y_r: the teacher's rewrite of every attempt (paper section 1), and the other trajectories.
 
-`teacher_prompts` is the only place that says what the teacher sees, so the refine prompt that
-generates a rewrite is, token for token, the one under which the rewrite is scored.
+`refine` is the step that TRD adds. What the teacher sees is said in prompts.teacher_prompts.
+`trajectory` says which text a method trains on: y_o, y_r, y_t, y_star, or y_o cut by an oracle;
+`pairs` puts it into the contexts of student and teacher.
 """
 
-from __future__ import annotations
+from itertools import compress
+from typing import NamedTuple
 
 import pandas as pd
 
-from trdlib import config, data, models, prompts, rollout
-
-
-def teacher_prompts(
-    run: config.Run, seed: int, rows: list[dict], attempts: list[str] | None = None
-) -> list[prompts.Prompt]:
-    """The teacher's refine context of each attempt, or its vanilla context without attempts."""
-    tokenizer = models.load_tokenizer(rollout.model_name(run, "teacher", seed))
-    return [
-        prompts.teacher_prompt(
-            row,
-            tokenizer,
-            mode=run.mode,
-            attempt=attempt,
-            style=run.settings.models.style,
-            thinking=run.settings.models.teacher_thinking,
-            max_tokens=run.teacher_prompt_limit(with_attempt=attempt is not None),
-        )
-        for row, attempt in zip(rows, attempts or [None] * len(rows), strict=True)
-    ]
+from trdlib import models, prompts
+from trdlib.rollout import Request, tables_of_seeds
+from trdlib.run import Run
+from trdlib.settings import Method
 
 
 def rows_of(problems: pd.DataFrame, table: pd.DataFrame) -> list[dict]:
@@ -35,37 +21,125 @@ def rows_of(problems: pd.DataFrame, table: pd.DataFrame) -> list[dict]:
     return problems.set_index("id", drop=False).loc[table["id"]].to_dict("records")
 
 
-def rewrites(run: config.Run, y_o: pd.DataFrame | None = None) -> pd.DataFrame:
+def refine(run: Run, task, problems: pd.DataFrame, y_o: pd.DataFrame) -> pd.DataFrame:
     """y_r for every attempt, right or wrong, of every base seed; read if it is there.
 
-    The rows and columns of y_o, plus y_o_correct and prompt_truncated. y_o: the attempts, if they
-    are at hand.
+    problems: the train set. The rows and columns of y_o, plus y_o_correct and prompt_truncated.
     """
-    problems = data.problems(run.data, "train")
-    y_o = rollout.attempts(run) if y_o is None else y_o
     requests = []
     for seed in run.settings.seeds:
         mine = y_o[y_o["seed"] == seed]
         rows = rows_of(problems, mine)
-        contexts = teacher_prompts(run, seed, rows, mine["text"].tolist())
-        requests.append(rollout.Request("teacher", seed, rows, contexts))
-    return rollout.generate_for_seeds(
-        run,
-        run.mode_folder / "y_r.parquet",
-        requests,
-        run.settings.refinement,
-        sample=y_o["sample"].tolist(),
-        y_o_correct=y_o["correct"].tolist(),
-        prompt_truncated=[p.truncated for r in requests for p in r.prompts],
-    )
+        contexts = prompts.teacher_prompts(run, seed, rows, mine["text"].tolist())
+        requests.append(Request("teacher", seed, rows, contexts))
+    columns = {"sample": y_o["sample"].tolist(), "y_o_correct": y_o["correct"].tolist()}
+    columns["prompt_truncated"] = [p.truncated for r in requests for p in r.prompts]
+    path, sampling = run.rewrites("y_r"), run.settings.refinement
+    return tables_of_seeds(run, task, path, requests, sampling, **columns)
 
 
-def teacher_solutions(run: config.Run) -> pd.DataFrame:
+def solve(run: Run, task, problems: pd.DataFrame) -> pd.DataFrame:
     """y_t: the teacher's own solution from its vanilla context, no attempt in sight (control)."""
-    rows = data.problems(run.data, "train").to_dict("records")
-    requests = [
-        rollout.Request("teacher", seed, rows, teacher_prompts(run, seed, rows))
-        for seed in run.settings.seeds
-    ]
-    path = run.mode_folder / "y_t.parquet"
-    return rollout.generate_for_seeds(run, path, requests, run.settings.refinement)
+    rows, prompts_of = problems.to_dict("records"), prompts.teacher_prompts
+    requests = [Request("teacher", s, rows, prompts_of(run, s, rows)) for s in run.settings.seeds]
+    return tables_of_seeds(run, task, run.rewrites("y_t"), requests, run.settings.refinement)
+
+
+def trajectory(run: Run, problems: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """The text that the run's method trains on, for every base seed.
+
+    tables: the one of the trajectory's name, and of y_r that of y_o too. Columns: id, seed,
+    token_ids, text, correct; y_o_correct where there are attempts; attempt (the text of y_o) where
+    the teacher is to score y_r in its refine context.
+    """
+    name, settings = run.recipe.trajectory, run.settings
+    if name == "y_star":
+        students = {seed: run.model_path("student", seed) for seed in settings.seeds}
+        return _references(problems, students, settings.lengths.reference)
+    if (found := tables.get(name)) is None:
+        raise ValueError(f"{run} trains on {name}: give its table")
+    if name == "y_o":
+        return found.assign(y_o_correct=found["correct"])
+    refined = name == "y_r" and run.recipe.context == "refine"
+    return found.assign(attempt=tables["y_o"]["text"]) if refined else found
+
+
+def _references(problems: pd.DataFrame, students: dict[int, str], limit: int) -> pd.DataFrame:
+    """The reference solutions as if they were responses: a cut one has no end token to learn."""
+    found, same = [], {"id": problems["id"], "text": problems["solution"], "correct": True}
+    for seed, student in students.items():
+        tokenizer = models.load_tokenizer(student)
+        encoded = tokenizer(problems["solution"].tolist(), add_special_tokens=False)["input_ids"]
+        ids = [[*ids, tokenizer.eos_token_id][:limit] for ids in encoded]
+        found.append(pd.DataFrame({**same, "seed": seed, "token_ids": ids}))
+    return pd.concat(found, ignore_index=True)
+
+
+class Pair(NamedTuple):
+    """One training row: what the student sees, what the teacher sees, what both predict."""
+
+    student_ids: list[int]  # prompt
+    teacher_ids: list[int]  # prompt; empty where the method has no teacher
+    response_ids: list[int]
+
+
+def pairs(run: Run, seed: int, responses, problems, *, teacher: bool = True) -> list[Pair]:
+    """A base seed's table of responses (id, token_ids) in the contexts of student and teacher.
+
+    A column `attempt` (the y_o behind each y_r) means the teacher's refine context, else it is the
+    vanilla one. teacher: False leaves the teacher out.
+    """
+    asked = rows_of(problems, responses)
+    student = [p.ids for p in prompts.student_prompts(run, seed, asked)]
+    theirs = [[] for _ in asked]
+    if teacher:
+        attempts = responses["attempt"].tolist() if "attempt" in responses else None
+        theirs = [p.ids for p in prompts.teacher_prompts(run, seed, asked, attempts)]
+    tokens = [list(map(int, ids)) for ids in responses["token_ids"]]
+    return [Pair(*row) for row in zip(student, theirs, tokens, strict=True)]
+
+
+class TrainingSet(NamedTuple):
+    """What a method trains on, and how good its trajectory is."""
+
+    rows: dict[int, list[Pair]]  # of each base seed
+    accuracy: float  # share of right responses
+    like_reference: float  # share of responses that are the reference solution, word for word
+
+
+def training_sets(runs: list[Run], problems: pd.DataFrame, tables: dict) -> list[TrainingSet]:
+    """For each run its trajectory in its contexts, for every base seed.
+
+    problems: the train set; tables: {mode: {"y_o": ..., "y_r": ..., "y_t": ...}}, of which the
+    runs' trajectories are needed. Raises ValueError if a subset leaves a seed nothing to train on.
+    """
+    found, whole = [], {}  # what methods share is rendered once
+    for run in runs:
+        recipe, teacher = run.recipe, run.recipe.divergence != "cross_entropy"
+        key = (run.mode, recipe.trajectory, recipe.context, teacher)
+        if key not in whole:
+            responses = trajectory(run, problems, tables.get(run.mode, {}))
+            by_seed = responses.groupby("seed")
+            rows = {s: pairs(run, s, mine, problems, teacher=teacher) for s, mine in by_seed}
+            whole[key] = responses, rows
+        responses, rows = whole[key]
+        kept = _subset(responses, recipe)
+        chosen = {}
+        for seed in run.settings.seeds:
+            chosen[seed] = list(compress(rows[seed], kept[responses["seed"] == seed]))
+            if not chosen[seed]:
+                raise ValueError(f"{run}: the subset {recipe.subset!r} is empty for seed {seed}")
+        responses = responses[kept]
+        solutions = [row["solution"] for row in rows_of(problems, responses)]
+        same = float((responses["text"] == solutions).mean())
+        found.append(TrainingSet(chosen, float(responses["correct"].mean()), same))
+    return found
+
+
+def _subset(responses: pd.DataFrame, recipe: Method) -> pd.Series:
+    """Which rows the recipe trains on."""
+    if recipe.subset == "all":
+        return pd.Series(True, index=responses.index)
+    passed = responses["y_o_correct"].astype(bool)
+    mended = ~passed & responses["correct"]
+    return {"passed": passed, "failed": ~passed, "failed_then_passed": mended}[recipe.subset]

@@ -1,18 +1,19 @@
 """y_o: the student's own attempts at the training problems (paper section 1), graded.
 
-Also the one way in which prompts become a graded table of sampled token ids, `generate_table`:
-rollout, refinement and evaluation all use it.
+Also the one way in which prompts become a graded table of sampled token ids, `table`, which the
+steps behind this one use too: refine.py, distill.py (validation) and evaluate.py.
 """
 
-from __future__ import annotations
-
+import importlib
 import shutil
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import pandas as pd
 
-from trdlib import config, data, engines, generate, grading, inputs, models, parallel, prompts
+from trdlib import engines, generate, jobs, models, prompts, store
+from trdlib.run import Run
+from trdlib.settings import Sampling
 
 
 class Request(NamedTuple):
@@ -26,29 +27,11 @@ class Request(NamedTuple):
     stream: int = 0  # another stream of random numbers: the same model, sampled again
 
 
-def model_name(run: config.Run, role: str, seed: int) -> str:
-    """Whose weights play the role: the OPSD teacher is the student's own step-0 model."""
-    return run.model_path("student" if run.mode == "opsd" else role, seed)
-
-
-def student_prompts(
-    run: config.Run, seed: int, rows: list[dict], role: Literal["student", "teacher"] = "student"
-) -> list[prompts.Prompt]:
-    """What the student is asked, in rollout, training and evaluation alike: x alone.
-
-    The teacher, when it is evaluated, is asked the same with its own template and thinking switch.
-    """
-    tokenizer, models_ = models.load_tokenizer(run.model_path(role, seed)), run.settings.models
-    how = {"style": models_.style, "thinking": getattr(models_, f"{role}_thinking")}
-    limit = run.settings.lengths.prompt
-    return [prompts.student_prompt(row, tokenizer, max_tokens=limit, **how) for row in rows]
-
-
-def fingerprint(run: config.Run, request: Request, sampling: config.Sampling) -> str:
+def fingerprint(run: Run, request: Request, sampling: Sampling) -> str:
     """Hash of all that shapes a generation: weights, adapter, prompts, sampling, random numbers."""
-    return config.content_hash(
-        models.identity(model_name(run, request.role, request.seed)),
-        config.weights_hash(request.adapter) if request.adapter else None,
+    return store.content_hash(
+        models.identity(run.model_name(request.role, request.seed)),
+        store.weights_hash(request.adapter) if request.adapter else None,
         [p.ids for p in request.prompts],
         engines.identity(run.settings.models),
         sampling,
@@ -56,83 +39,76 @@ def fingerprint(run: config.Run, request: Request, sampling: config.Sampling) ->
     )
 
 
-def _verdicts_hash(run: config.Run, rows: list[dict], *more) -> str:
-    """Hash of what shapes the column `correct`: the grader, the problems' ids and answers."""
-    code = inputs.grader(run)[1]
-    return config.content_hash(code, [(row["id"], row["answer"]) for row in rows], more)
-
-
-def grade(table: pd.DataFrame, rows: list[dict], run: config.Run) -> list[bool]:
+def grade(task, table: pd.DataFrame, rows: list[dict]) -> list[bool]:
     """One verdict per row of the table; an unfinished response is wrong, whatever it says."""
-    asked = [
-        (text, row)
-        for text, row, done in zip(table["text"], rows, table["finished"], strict=True)
-        if done
-    ]
-    verdicts = inputs.grader(run)[0]([(text, row["answer"]) for text, row in asked])
-    for i, (text, row) in enumerate(asked):
-        if run.task == "math" and (points := grading.points_of(row["id"])):
-            verdicts[i] = grading.is_correct(text, row["answer"], points)
-    found = iter(verdicts)
-    return [bool(done and next(found)) for done in table["finished"]]
+    pairs = zip(table["text"], rows, table["finished"], strict=True)
+    found = iter(task.grade([(text, row) for text, row, finished in pairs if finished]))
+    return [bool(finished and next(found)) for finished in table["finished"]]
 
 
-def _reuse(path: Path, stamps: tuple[str, str], rows: list[dict], run: config.Run, **columns):
+def _verdicts_hash(task, rows: list[dict], *more) -> str:
+    """Hash of what shapes the column `correct`: the grader, the problems' ids and answers."""
+    return store.content_hash(task.grader, [(row["id"], row["answer"]) for row in rows], more)
+
+
+def _reuse(path: Path, stamps: tuple[str, str], rows: list[dict], task, **columns):
     """The table of this generation, or None. Graded by other rules, it is graded again."""
-    if not path.is_file() or data.fingerprint_of(path).split("/")[0] != stamps[0]:
+    if not path.is_file() or store.fingerprint_of(path).split("/")[0] != stamps[0]:
         return None
-    table = data.load(path)
-    if data.fingerprint_of(path) != "/".join(stamps):
-        table = table.assign(correct=grade(table, rows, run), **columns)
-        data.save(table, path, "/".join(stamps))
+    table = store.load(path)
+    if store.fingerprint_of(path) != "/".join(stamps):
+        table = table.assign(correct=grade(task, table, rows), **columns)
+        store.save(table, path, "/".join(stamps))
     return table
 
 
-def generate_table(
-    run: config.Run,
-    path: Path,
-    request: Request,
-    sampling: config.Sampling,
-    trained_on: bool = False,
-) -> pd.DataFrame:
+def table(run: Run, task, path: Path, request: Request, sampling: Sampling) -> pd.DataFrame:
     """Sample, grade, store and return; a file with the same fingerprint is read instead.
 
-    One row per (problem, sample): id, sample, token_ids, text, finished, correct, n_tokens.
-    trained_on: an engine that cannot give the sampled token ids is refused.
+    One row per (problem, sample): id, sample, token_ids, text, finished, correct, n_tokens. Of the
+    task (trdlib/tasks) only `grade` and `grader` are used.
     """
     rows = [row for row in request.rows for _ in range(sampling.samples)]
-    stamps = fingerprint(run, request, sampling), _verdicts_hash(run, rows)
-    table = _reuse(path, stamps, rows, run)
-    if table is not None:
-        return table
+    stamps = fingerprint(run, request, sampling), _verdicts_hash(task, rows)
+    if (found := _reuse(path, stamps, rows, task)) is not None:
+        return found
     parts = path.with_name(f"{path.name}.parts")
-    name = model_name(run, request.role, request.seed)
-    with engines.opened(run, name, request.adapter, exact=trained_on) as engine:
+    name = run.model_name(request.role, request.seed)
+    asked = [prompt.ids for prompt in request.prompts]
+    how = {"parts": parts / stamps[0], "seed": (request.seed, request.stream)}
+    how["label"] = f"{request.seed}/{path.stem}"
+    with engines.opened(run, name, request.adapter) as engine:
         tokenizer = engine.tokenizer
-        groups = generate.sample(
-            engine.complete,
-            [p.ids for p in request.prompts],
-            sampling,
-            parts=parts / stamps[0],
-            seed=(request.seed, request.stream),
-            label=f"{request.seed}/{path.stem}",
-        )
+        groups = generate.sample(engine.complete, asked, sampling, **how)
     done = [completion for group in groups for completion in group]
-    table = pd.DataFrame(
+    token_ids = [completion.token_ids for completion in done]
+    found = pd.DataFrame(
         {
             "id": [row["id"] for row in rows],
             "sample": [number for group in groups for number in range(len(group))],
-            "token_ids": [c.token_ids for c in done],
-            "text": tokenizer.batch_decode([c.token_ids for c in done], skip_special_tokens=True),
-            "finished": [c.finished for c in done],
+            "token_ids": token_ids,
+            "text": tokenizer.batch_decode(token_ids, skip_special_tokens=True),
+            "finished": [completion.finished for completion in done],
             "correct": False,
-            "n_tokens": [len(c.token_ids) for c in done],
+            "n_tokens": [len(ids) for ids in token_ids],
         }
     )
-    table["correct"] = grade(table, rows, run)
-    data.save(table, path, "/".join(stamps))
+    found["correct"] = grade(task, found, rows)
+    store.save(found, path, "/".join(stamps))
     shutil.rmtree(parts, ignore_errors=True)
-    return table
+    return found
+
+
+def answers(
+    run: Run, task, problems, path: Path, sampling: Sampling, *, seed: int, role="student", **more
+) -> pd.DataFrame:
+    """`table` of what a base seed's model answers to x alone: for validation and evaluation.
+
+    problems: any problem set; more: adapter and stream, as in Request.
+    """
+    rows = problems.to_dict("records")
+    asked = prompts.student_prompts(run, seed, rows, role)
+    return table(run, task, path, Request(role, seed, rows, asked, **more), sampling)
 
 
 def cost_file(path: Path) -> Path:
@@ -140,42 +116,46 @@ def cost_file(path: Path) -> Path:
     return path.with_suffix(".cost.json")
 
 
-def generate_for_seeds(
-    run: config.Run, path: Path, requests: list[Request], sampling: config.Sampling, **columns: list
+def tables_of_seeds(
+    run: Run, task, path: Path, requests: list[Request], sampling: Sampling, **columns: list
 ) -> pd.DataFrame:
-    """One file for all base seeds, with a column `seed` and more columns (one value a row)."""
-    with data.locked(path):
-        return _generate_for_seeds(run, path, requests, sampling, **columns)
-
-
-def _generate_for_seeds(
-    run: config.Run, path: Path, requests: list[Request], sampling: config.Sampling, **columns: list
-) -> pd.DataFrame:
+    """`table` for all base seeds in one file, with `seed` and more columns (one value a row)."""
     rows = [row for r in requests for row in r.rows for _ in range(sampling.samples)]
-    generation = config.content_hash([fingerprint(run, r, sampling) for r in requests])
-    stamps = generation, _verdicts_hash(run, rows, columns)
-    table = _reuse(path, stamps, rows, run, **columns)
-    if table is not None:
-        return table
-    folder = path.with_name(f"{path.name}.seeds")
-    jobs = [(run, folder / f"{r.seed}.parquet", r, sampling, True) for r in requests]
-    workers = run.settings.workers
-    models.preload(run)
-    with parallel.metered() as cost, engines.kept():
-        tables = parallel.run_jobs(generate_table, jobs, workers=workers, label=path.stem)
-    frames = [t.assign(seed=r.seed) for r, t in zip(requests, tables, strict=True)]
-    table = pd.concat(frames, ignore_index=True).assign(**columns)
-    data.write_json(cost_file(path), cost)
-    data.save(table, path, "/".join(stamps))
-    shutil.rmtree(folder, ignore_errors=True)
-    return table
+    with store.locked(path):
+        generation = store.content_hash([fingerprint(run, r, sampling) for r in requests])
+        stamps = generation, _verdicts_hash(task, rows, columns)
+        if (found := _reuse(path, stamps, rows, task, **columns)) is not None:
+            return found
+        folder = path.with_name(f"{path.name}.seeds")
+        todo = [(run, task, folder / f"{r.seed}.parquet", r, sampling) for r in requests]
+        with jobs.metered() as cost:
+            tables = pool(run, table, todo, path.stem)
+        frames = [t.assign(seed=r.seed) for r, t in zip(requests, tables, strict=True)]
+        found = pd.concat(frames, ignore_index=True).assign(**columns)
+        store.write_json(cost_file(path), cost)
+        store.save(found, path, "/".join(stamps))
+        shutil.rmtree(folder, ignore_errors=True)
+        return found
 
 
-def attempts(run: config.Run) -> pd.DataFrame:
-    """y_o of every base seed of the run's scale: read if it is there, sampled if not."""
-    rows = data.problems(run.data, "train").to_dict("records")
-    requests = [
-        Request("student", seed, rows, student_prompts(run, seed, rows))
-        for seed in run.settings.seeds
-    ]
-    return generate_for_seeds(run, run.attempts, requests, run.settings.rollout)
+def pool(run: Run, function, todo: list[tuple], label: str, *, training: bool = False) -> list:
+    """`jobs.run_jobs` with the workers of the run's scale.
+
+    Before they are forked, the imports and a first load are made, once instead of in each worker.
+    """
+    settings, how = run.settings, run.settings.models
+    if todo and settings.workers > 1 and (training or how.engine == "transformers"):
+        for module in ("peft", "transformers.trainer") if training else ("peft",):
+            importlib.import_module(module)
+        models.load(run.model_path("student", settings.seeds[0]), how, run.context_length)
+    return jobs.run_jobs(function, todo, workers=settings.workers, label=label)
+
+
+def rollout(run: Run, task, problems: pd.DataFrame) -> pd.DataFrame:
+    """y_o of every base seed: read if it is there, sampled if not.
+
+    problems: the train set. One row per attempt, with the columns of `table` and seed.
+    """
+    rows, prompts_of = problems.to_dict("records"), prompts.student_prompts
+    requests = [Request("student", s, rows, prompts_of(run, s, rows)) for s in run.settings.seeds]
+    return tables_of_seeds(run, task, run.attempts, requests, run.settings.rollout)

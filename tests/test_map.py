@@ -1,0 +1,148 @@
+"""The map: one knob at a time, gaps by hand, oracles, and nothing done twice."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import REPOSITORY
+
+from trdlib import distill, models, settings, tasks
+from trdlib.analysis import map as the_map
+from trdlib.analysis import oracle
+from trdlib.refine import training_sets
+from trdlib.rollout import rollout
+from trdlib.run import get_run
+
+
+def test_each_cell_turns_one_knob(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    cells = the_map.cells(get_run("tiny", "opd"))
+    rest = cells[0].run.settings.model_dump()
+    assert cells[0].run.scale == "tiny/map/rest"
+    assert len({cell.run.attempts for cell in cells}) == len(cells)
+    touched = {
+        "locality": "data", "prompts": "data", "rollout_temperature": "rollout",
+        "refinement_temperature": "refinement", "teacher_temperature": "models",
+        "student_strength": "models",
+    }  # fmt: skip
+    for cell in cells[1:]:
+        here = cell.run.settings.model_dump()
+        assert [key for key in rest if here[key] != rest[key]] == [touched[cell.knob]]
+        assert set(cell.methods) >= {"trd", "off_policy"}
+    local = {c.value: c.run.settings.data for c in cells if c.knob == "locality"}
+    for share, data in local.items():
+        assert data["benchmarks"]["trail"]["options"] == {"local_share": share}
+        assert data["train"][0]["options"] == {"local_share": share}
+    assert set(local) == {0.5, 1.0}
+
+
+def test_changed_models_are_what_their_knob_says(project):
+    run = get_run("smoke")
+    the_map._make(run, 0, "teacher", 2.0)
+    the_map._make(run, 0, "student", 0.25)
+
+    def load(name):
+        return models.load(name, run.settings.models, run.context_length)[0]
+
+    student, teacher = (load(run.model_path(role, 0)) for role in ("student", "teacher"))
+    fuzzy, mixed = (
+        load(f"runs/smoke/map/models/{name}/0") for name in ("teacher-2", "student-0.25")
+    )
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        assert torch.allclose(fuzzy(ids).logits, teacher(ids).logits / 2, atol=1e-5)
+    for name, weight in mixed.state_dict().items():
+        a, b = student.state_dict()[name], teacher.state_dict()[name]
+        assert torch.allclose(weight, 0.75 * a + 0.25 * b, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (None, "smoke has no map"),
+        ({"knob": 1}, r"scales.smoke.map.knob: unknown key"),
+        ({"methods": ["trd"]}, "compares trd, off_policy and sft_refined"),
+        ({"knobs": {"prompts": [8]}}, "locality, rollout_temperature, .*: each knob needs"),
+    ],
+)
+def test_a_wrong_map_is_one_sentence(project, change, message):
+    loaded = settings.load()
+    scale = loaded.scales["smoke"]
+    section = None if change is None else scale.map | change
+    scales = loaded.scales | {"smoke": scale.model_copy(update={"map": section})}
+    run = get_run("smoke", settings=loaded.model_copy(update={"scales": scales}))
+    with pytest.raises(settings.SettingsError, match=message):
+        the_map.cells(run)
+
+
+def test_survey_measures_every_cell_once(project, monkeypatch):
+    run = get_run("smoke")
+    table = the_map.survey(run)
+    assert table["knob"].tolist() == ["rest", "teacher_temperature"]
+    cell = the_map.cells(run)[1]
+    counts = {}
+    for method in ("trd", "off_policy", "forward_kl"):
+        here = cell.run.with_(method=method)
+        frames = [pd.read_parquet(here.samples(seed, "trail")) for seed in run.settings.seeds]
+        counts[method] = np.array([f["correct"].mean() for f in frames])
+    row = table.iloc[1]
+    assert row["to_best_value"] == pytest.approx((counts["trd"] - counts["forward_kl"]).mean())
+    assert row["to_off_policy_by_seed"] == pytest.approx(counts["trd"] - counts["off_policy"])
+    y_o = pd.read_parquet(cell.run.attempts)
+    assert row["y_o_accuracy"] == y_o["correct"].mean()
+    assert len(y_o) == 8 * len(run.settings.seeds)  # the knob `prompts` rests at 8
+    assert "forward_kl_cut" in the_map.page(run, table)
+    monkeypatch.setattr(distill, "train_adapter", None)  # a second time nothing is trained
+    assert the_map.survey(run).equals(table)
+
+
+def test_the_cut_attempt_ends_with_its_first_wrong_token(smoke):
+    run = smoke("opd", "forward_kl_cut")
+    task = tasks.of(run)
+    train = task.sets()["train"]
+    y_o, seen = rollout(run, task, train), 0
+    runs = [smoke("opd", "forward_kl"), run]
+    tables = {"opd": {"y_o": y_o, "y_o_cut": oracle.cut(run, task, train, y_o)}}
+    plain, cut = training_sets(runs, train, tables)
+    problems = train.set_index("id")["problem"]
+    for seed in run.settings.seeds:
+        spell = models.load_tokenizer(run.model_path("student", seed)).convert_ids_to_tokens
+        ids = y_o[y_o["seed"] == seed]["id"]
+        for name, whole, part in zip(ids, plain.rows[seed], cut.rows[seed], strict=True):
+            wrong = task.first_wrong(problems[name], spell(whole.response_ids))
+            end = None if wrong is None else wrong.index + 1
+            assert part.response_ids == whole.response_ids[:end]
+            assert part.student_ids == whole.student_ids
+            seen += wrong is not None
+    assert seen
+
+
+def test_without_onsets_both_sides_are_renormalised_on_the_rest(smoke):
+    run, plain = smoke("opd", "forward_kl_no_onsets"), smoke("opd", "forward_kl")
+    task = tasks.of(run)
+    train = task.sets()["train"]
+    tables = {"opd": {"y_o": rollout(run, task, train)}}
+    rows = training_sets([run], train, tables)[0].rows[0][:3]
+    distiller = distill.build(run, 0)
+    found = torch.cat(distill.token_losses(distiller, rows))
+    tokenizer = models.load_tokenizer(run.model_path("student", 0))
+    onsets = tokenizer.convert_tokens_to_ids(list(run.settings.onsets))
+    assert sorted(set(range(len(tokenizer))) - set(distiller.vocabulary.tolist())) == sorted(onsets)
+    expected = []
+    how = (run.settings.models, run.context_length)
+    teacher = models.load(run.model_path("teacher", 0), *how)[0]
+    for pair in rows:
+        logits = []
+        for model, prompt in ((distiller.student, pair.student_ids), (teacher, pair.teacher_ids)):
+            ids = torch.tensor([[*prompt, *pair.response_ids]])
+            with torch.no_grad():
+                whole = model(input_ids=ids).logits[0, len(prompt) - 1 : -1].double()
+            whole[:, onsets] = -torch.inf
+            whole[:, len(tokenizer) :] = -torch.inf
+            logits.append(whole.log_softmax(-1))
+        student, target = logits
+        terms = target.exp() * (target - student)
+        expected.append(terms.nan_to_num(0).sum(-1))
+    assert torch.allclose(found.double(), torch.cat(expected), atol=1e-5)
+    usual = torch.cat(distill.token_losses(distill.build(plain, 0), rows))
+    assert not torch.allclose(found, usual, atol=1e-4)

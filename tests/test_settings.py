@@ -1,0 +1,196 @@
+"""params.yaml and runs: what is wrong is said in one sentence, before any model loads."""
+
+import copy
+import re
+import tomllib
+
+import pytest
+import yaml
+from conftest import REPOSITORY
+
+from trdlib import settings, store, tasks
+from trdlib.analysis import map as the_map
+from trdlib.run import Run, get_run, get_runs
+
+
+@pytest.fixture
+def raw():
+    return yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+
+
+def load(raw, tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    known = settings.load(path)
+    for name, scale in known.scales.items():  # as `python -m trdlib check`
+        tasks.check(name, scale)
+        if scale.map:
+            the_map.section(get_run(name, settings=known))
+    return known
+
+
+def test_the_shipped_file_is_valid(raw, tmp_path):
+    known = load(raw, tmp_path)
+    assert {"smoke", "tiny", "tiny-code"} <= set(known.scales)
+    assert known.scales["tiny"].methods["reverse_kl_topk"].top_k == 4  # a scale overrides
+    assert known.scales["tiny"].training.betas == (0.9, 0.95)  # a default stays
+    assert known.scales["tiny-code"].lora == known.scales["tiny"].lora  # what anchors share
+
+
+CODE_SET = {"kind": "code", "problems": 1, "steps": [3]}
+CHAIN_SET = {"kind": "chain", "problems": 1, "steps": [3]}
+
+
+def at(raw, path, value):
+    raw = copy.deepcopy(raw)
+    *parents, last = path.split("/")
+    section = raw
+    for part in parents:
+        section = section[int(part) if part.isdigit() else part]
+    section[last] = value
+    return raw
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("defaults/training/learning_rat", 1, "learning_rat: unknown key"),
+        ("methods/trd/divergence", "wasserstein", "no divergence 'wasserstein': choose"),
+        ("methods/reverse_kl_topk/top_k", 1, "top_k must be at least 2"),
+        ("scales/tiny/methods/reverse_kl_topk", {"top_k": 1}, "top_k must be at least 2"),
+        ("methods/sft/clip", 0.1, "drop top_k, clip and skip_onsets"),
+        ("methods/sft/skip_onsets", True, "drop top_k, clip and skip_onsets"),
+        ("scales/tiny/onsets", [], "onsets.*at least 1 item"),
+        ("scales/tiny/map/knobs", {"locality": [0, 1]}, "needs at least its usual value"),
+        ("scales/tiny/map/methods", ["trd"], "compares trd, off_policy and sft_refined"),
+        ("methods/sft/divergence", "forward_kl", "y_star is trained with cross_entropy"),
+        ("methods/off_policy/subset", "failed", "y_o and y_r"),
+        ("methods/forward_kl/subset", "failed_then_passed", "defined by y_r"),
+        ("scales/tiny/models/teacher", None, "opd needs models.teacher"),
+        ("scales/smoke/training/micro_batch_size", 3, "multiple of micro_batch_size 3"),
+        ("scales/tiny/onsets", [], "onsets.*at least 1 item"),
+        ("scales/tiny/rollout/temperature", -1, "temperature.*not -1"),
+        ("scales/tiny/refinement/samples", 2, "refinement.samples must be 1"),
+        ("run/scales", ["huge"], "no scale 'huge': choose from .*smoke.*smol, tiny"),
+        ("run/methods", ["dpo"], "no method 'dpo'"),
+        ("scales/tiny/modes", ["opd"], "no mode of the scale 'opsd'"),
+        ("scales/tiny/ablation/opsd", ["trd"], "trains on all rows"),
+        ("scales/tiny/ablation/opsd", ["trd_lost"], "no method 'trd_lost'"),
+        ("scales/smol/only", ["dpo"], "no method 'dpo'"),
+        ("methods/forward_kl/context", "plain", "context is of the trajectory y_r"),
+        ("scales/tiny/task", "poetry", "there is no task 'poetry': choose from modular"),
+        ("scales/tiny-code/lora", {"rank": 8}, "tiny-code.lora.rank: unknown key"),
+        (
+            "scales/tiny/data/validation",
+            [CODE_SET],
+            "validation.0.kind: .* no kind of problem 'code'",
+        ),
+        (
+            "scales/tiny-code/data/train",
+            [CHAIN_SET],
+            "no kind of problem 'chain': choose from code",
+        ),
+        ("scales/tiny-code/data/train/0/options", {"unknown": 0.1}, "no such option 'unknown'"),
+        ("scales/tiny/data/tren", [CHAIN_SET], "data.tren: unknown key"),
+        ("scales/tiny/pretraining/tokens", 1, "pretraining.tokens: unknown key"),
+    ],
+)
+def test_one_sentence_for_each_fault(raw, tmp_path, path, value, words):
+    with pytest.raises(settings.SettingsError) as error:
+        load(at(raw, path, value), tmp_path)
+    assert re.search(words, str(error.value)), str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_unreadable_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(settings.SettingsError, match=r"no params.yaml"):
+        settings.load()
+    (tmp_path / "params.yaml").write_text("a: [1")
+    with pytest.raises(settings.SettingsError, match="not valid YAML"):
+        settings.load()
+    (tmp_path / "params.yaml").write_text("a: 1")
+    with pytest.raises(settings.SettingsError, match="needs the sections"):
+        settings.load()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"scale": "huge"}, "no scale 'huge'"),
+        ({"mode": "oracle"}, "no mode"),
+        ({"method": "dpo"}, "no method 'dpo'"),
+        ({"mode": "none", "method": "trd"}, "no reference row"),
+    ],
+)
+def test_a_notebooks_parameters_are_checked(project, arguments, words):
+    with pytest.raises(settings.SettingsError, match=words):
+        get_run(**arguments)
+
+
+def test_paths_follow_the_design(project):
+    run = get_run("smoke", "opsd", "trd")
+    places = [run.data, run.attempts, run.rewrites("y_r"), run.adapter(1), run.samples(1, "chain")]
+    places += [run.choice, run.metrics]
+    assert [str(p.relative_to(project)) for p in places] == [
+        "data/smoke",
+        "runs/smoke/y_o.parquet",
+        "runs/smoke/refine/opsd/y_r.parquet",
+        "runs/smoke/distill/opsd/trd/1/adapter",
+        "runs/smoke/evaluate/opsd/trd/1/chain.parquet",
+        "results/training/smoke/opsd/trd.json",
+        "results/metrics/smoke/opsd/trd.json",
+    ]
+
+
+def test_all_means_what_dvc_runs(project):
+    names = [str(run) for run in get_runs("smoke", "all", "all")]
+    known = settings.load()
+    ablation = known.scales["smoke"].ablation["opsd"]
+    assert names == [
+        *(f"smoke/opd/{method}" for method in known.run.methods),
+        *(f"smoke/opsd/{method}" for method in (*known.run.methods, *ablation)),
+    ]
+    assert [str(r) for r in get_runs("smoke", "opsd", "trd")] == ["smoke/opsd/trd"]
+    rows = [run.method for run in get_runs("smol", "none", "all")]
+    assert rows == ["base", "base_again"]  # it has no teacher
+    assert [str(r) for r in get_runs("smol", "all", "all")] == [
+        "smol/opsd/forward_kl",
+        "smol/opsd/trd",
+    ]
+
+
+def test_the_refine_prompt_has_the_papers_room():
+    """Paper section 3: 18,432 tokens for OPD, 22,528 for OPSD."""
+    raw = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    lengths, response = raw["defaults"]["lengths"], raw["defaults"]["rollout"]["max_new_tokens"]
+    known = settings.load(REPOSITORY / "params.yaml")
+    scale = known.scales["tiny"]
+    rollout = scale.rollout.model_copy(update={"max_new_tokens": response})
+    changes = {"lengths": settings.Lengths(**lengths), "rollout": rollout}
+    known = known.model_copy(update={"scales": {"tiny": scale.model_copy(update=changes)}})
+    for mode, room in (("opd", 18_432), ("opsd", 22_528)):
+        run = Run("tiny", mode, "trd", known)
+        assert run.teacher_prompt_limit(with_attempt=True) == room
+
+
+def test_hashes_tell_content_apart(tmp_path):
+    assert store.content_hash({"a": 1, "b": 2}) == store.content_hash({"b": 2, "a": 1})
+    assert store.content_hash([1, 2]) != store.content_hash([2, 1])
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"one")
+    first = store.weights_hash(tmp_path)
+    file.write_bytes(b"other")
+    assert store.weights_hash(tmp_path) != first
+    file.unlink()
+    with pytest.raises(FileNotFoundError):
+        store.weights_hash(tmp_path)
+
+
+def test_environment_yml_has_the_pins_of_pyproject():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    conda = yaml.safe_load((REPOSITORY / "environment.yml").read_text())
+    pip = next(d["pip"] for d in conda["dependencies"] if isinstance(d, dict))
+    expected = project["dependencies"] + project["optional-dependencies"]["test"]
+    assert pip == [*expected, "-e ."]
+    assert f"python={project['requires-python'].split(',')[0][2:]}" in conda["dependencies"]

@@ -1,0 +1,1 @@
+"""Looking at results: tables, figures, diagnosis, map, audit, explorer, the paper's numbers."""

@@ -1,0 +1,367 @@
+"""Prefix-failure signals: what the teacher says along y_o and along y_r, before any training.
+
+Paper section 1: after a wrong step the teacher is a mixture of going on and turning back, and
+since the frozen prefix never turns back, it proposes the same correction over and over; the mass
+on epistemic onset tokens is the signature. Section 4: trajectory analysis. Everything is measured
+at step 0, on the very tokens and contexts that training would see (y_o: the teacher's vanilla
+context, y_r: its refine context), in nats, at temperature 1. What is ours:
+
+1. The list of onset words (params.yaml, `onsets`): the paper's 16 are unknown.
+2. Where the first mistake lies, some tasks know (`Task.first_wrong`). There the curves are aligned
+   at it, and y_r at the same token of the y_o that it rewrites; elsewhere they run along the
+   relative position only.
+3. Intervals from resampling problems; a problem's tokens, samples and base seeds go together.
+"""
+
+import difflib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+
+from trdlib import distill, jobs, models, rollout, stats, store
+from trdlib.analysis import show
+from trdlib.analysis.signals import hidden_at, token_signals
+from trdlib.refine import pairs, rows_of
+from trdlib.run import Run
+from trdlib.settings import Method
+
+BINS, BEFORE, AFTER = 10, 8, 20  # of the relative position; tokens around the first mistake
+_CURVES = ["forward_kl", "reverse_kl", "teacher_entropy", "onset_mass", "own_mass", "pivot_mass"]
+_CURVES += ["cosine"]
+
+
+class Diagnosis(NamedTuple):
+    """What was found of one mode (the method of its run does not matter)."""
+
+    run: Run
+    responses: pd.DataFrame  # of `responses`, with their mean log-likelihoods
+    curves: pd.DataFrame
+    numbers: pd.DataFrame  # of `summary`, and `reference_cosines` where it takes seconds
+
+
+def diagnose(run: Run, task, problems: pd.DataFrame, y_o, y_r) -> Diagnosis:
+    """All of it. problems: the train set; y_o, y_r: of `rollout` and of the mode's `refine`."""
+    found = responses(run, task, problems, y_o, y_r)
+    tokens = scores(run, problems, found)
+    found = with_likelihoods(found, tokens)
+    numbers = summary(run, found, tokens)
+    if run.settings.pretraining:
+        cosines = reference_cosines(run, problems, found)
+        numbers = pd.concat([numbers, cosines], ignore_index=True)
+    return Diagnosis(run, found, curves(run, tokens), numbers)
+
+
+def responses(run: Run, task, problems: pd.DataFrame, y_o, y_r) -> pd.DataFrame:
+    """y_o and y_r of the first diagnosis.problems problems, one row per response.
+
+    trajectory and row (the same for an attempt and its rewrite) name a response. Besides the
+    columns of a generation file: source, verdict (was the *attempt* "passed" or "failed"?); of y_r
+    prompt_truncated, attempt (the y_o) and kept (share of the attempt's tokens that survive, in
+    order); where the task knows it, wrong (index of the first wrong token of this text), right (id
+    of the token that would have been right there, else -1), start (`wrong` of its attempt).
+    """
+    wanted = y_o["id"].isin(problems["id"][: run.settings.diagnosis.problems])
+    y_o, y_r = y_o[wanted].reset_index(drop=True), y_r[wanted].reset_index(drop=True)
+    y_r = y_r.drop(columns="y_o_correct").assign(attempt=y_o["text"])
+    y_r["kept"] = [kept(*pair) for pair in zip(y_o["token_ids"], y_r["token_ids"], strict=True)]
+    both = pd.concat([y_o, y_r], keys=["y_o", "y_r"], names=["trajectory", "row"]).reset_index()
+    both["verdict"] = both["row"].map(y_o["correct"]).map({True: "passed", False: "failed"})
+    asked, found = rows_of(problems, both), [None] * len(both)
+    both["source"] = [row["source"] for row in asked]
+    tokenizer = models.load_tokenizer(run.model_path("student", run.settings.seeds[0]))
+    if task.first_wrong:
+        spelled = [tokenizer.convert_ids_to_tokens(list(map(int, t))) for t in both["token_ids"]]
+        found = [task.first_wrong(r["problem"], t) for r, t in zip(asked, spelled, strict=True)]
+    both["wrong"] = [np.nan if f is None else f.index for f in found]
+    both["right"] = [-1 if f is None else tokenizer.convert_tokens_to_ids(f.right) for f in found]
+    both["start"] = both["row"].map(both.loc[both["trajectory"] == "y_o", "wrong"])
+    return both
+
+
+def kept(attempt, rewrite) -> float:
+    """Share of the attempt's tokens that stand in the rewrite, in order (difflib's matching)."""
+    match = difflib.SequenceMatcher(None, list(attempt), list(rewrite), autojunk=False)
+    return sum(block.size for block in match.get_matching_blocks()) / len(attempt)
+
+
+# -------------------------------------------------------------------------------------- per token
+
+
+def batches(run: Run, seed: int, problems, table: pd.DataFrame, device):
+    """(rows of the table, batch), as training makes them; of the responses of one trajectory."""
+    plain, size = table["trajectory"].iloc[0] == "y_o", run.settings.training.micro_batch_size
+    table = table.drop(columns="attempt") if plain else table
+    rows = pairs(run, seed, table, problems)
+    for start in range(0, len(rows), size):
+        part = slice(start, start + size)
+        yield part, {name: t.to(device) for name, t in distill.collate(rows[part]).items()}
+
+
+def _score(run: Run, seed: int, problems: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    how = run.settings.models, run.context_length
+    student, tokenizer = models.load(run.model_path("student", seed), *how)
+    teacher, same = student, tokenizer
+    if run.mode == "opd":
+        teacher, same = models.load(run.model_path("teacher", seed), *how)
+    models.check_same_vocabulary(tokenizer, same)
+    heads = [models.head(model, len(tokenizer)) for model in (student, teacher)]
+    onsets = torch.tensor(models.onset_ids(tokenizer, run.settings.onsets), device=student.device)
+    table, parts = table.sort_values("n_tokens", kind="stable"), []  # little padding
+    known = ["trajectory", "row", "seed", "id", "source", "verdict", "n_tokens", "wrong", "right"]
+    with torch.no_grad(), jobs.model_compute():
+        for rows, batch in batches(run, seed, problems, table, student.device):
+            part, labels = table.iloc[rows], batch["labels"]
+            each = part.loc[part.index.repeat(part["n_tokens"]), [*known, "start"]]
+            each["position"] = each.groupby(level=0).cumcount()
+            right = each["right"].where(each["position"] == each["wrong"], -1).to_numpy()
+            theirs = batch["teacher_ids"], batch["teacher_labels"]
+            hidden = hidden_at(student, batch["input_ids"], labels), hidden_at(teacher, *theirs)
+            how = {"onsets": onsets, "rights": torch.tensor(right, device=student.device)}
+            targets = labels[labels != -100]
+            found = token_signals(hidden[0], heads[0], hidden[1], heads[1], targets, **how)
+            step = found.pop("gradient")
+            found["cosine"] = torch.cosine_similarity(step, step.roll(1, 0))
+            parts.append(each.assign(**{name: t.cpu().numpy() for name, t in found.items()}))
+    return pd.concat(parts)
+
+
+def scores(run: Run, problems: pd.DataFrame, responses: pd.DataFrame) -> pd.DataFrame:
+    """One row per response token: its response's columns, position, x, and the signals on it.
+
+    x: tokens after the first mistake of the attempt. The signals of `token_signals`; own_mass (the
+    teacher's probability of the token that is there); right_mass only at the first wrong token;
+    pivot_mass (right_mass there, onset_mass elsewhere); cosine (of the gradients of this position
+    and the one before it) instead of gradient.
+    """
+    groups = responses.groupby(["trajectory", "seed"], sort=True)
+    todo = [(run, int(seed), problems, table) for (_, seed), table in groups]
+    parts = rollout.pool(run, _score, todo, "score")
+    tokens = pd.concat(parts).sort_values(["trajectory", "row", "position"], ignore_index=True)
+    return tokens.assign(
+        x=tokens["position"] - tokens["start"],
+        own_mass=np.exp(tokens["teacher_logp"]),
+        pivot_mass=tokens["right_mass"].fillna(tokens["onset_mass"]),
+        cosine=tokens["cosine"].where(tokens["position"] > 0),
+    )
+
+
+def with_likelihoods(responses: pd.DataFrame, tokens: pd.DataFrame) -> pd.DataFrame:
+    """The responses with student_nll and teacher_nll (mean of a token, in nats), and ppl_gap.
+
+    ppl_gap, the student's minus the teacher's, is the log of the ratio of their perplexities.
+    """
+    nll = tokens.groupby(["trajectory", "row"])[["student_logp", "teacher_logp"]].mean().mul(-1)
+    nll = nll.set_axis(["student_nll", "teacher_nll"], axis=1).reset_index()
+    nll["ppl_gap"] = nll["student_nll"] - nll["teacher_nll"]
+    return responses.merge(nll, on=["trajectory", "row"])
+
+
+# --------------------------------------------------------------------------- means with intervals
+
+
+def estimates(run: Run, table, quantities: list[str], by: list[str], over="") -> pd.DataFrame:
+    """Mean of each quantity in each cell (source and `by`), with an interval over problems.
+
+    table: one row per token or response, with id and source; NaN is left out. over: a column to
+    divide the sum by, instead of the number of rows. One resampling of a source's problems serves
+    all its cells, so cells are comparable. -> source, *by, quantity, value, low, high, problems.
+    """
+    how, found = run.settings.evaluation, []
+    tail = (1 - how.confidence) / 2
+    for source, mine in table.groupby("source", sort=True):
+        ids = np.sort(mine["id"].unique())
+        # How often each problem is drawn, in whole numbers: sums of counts stay exact.
+        drawn = np.rint(stats.weights(len(ids), how.resamples) * len(ids)).T
+        for quantity in quantities:
+            cells = mine.dropna(subset=[quantity]).groupby([*by, "id"], sort=True)
+            if not cells.ngroups:
+                continue
+            both = cells[quantity].sum(), cells[over].sum() if over else cells.size()
+            sums, counts = (s.unstack("id").reindex(columns=ids).fillna(0) for s in both)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                means = (sums.to_numpy(float) @ drawn) / (counts.to_numpy(float) @ drawn)
+                value = sums.sum(axis=1) / counts.sum(axis=1)
+            low, high = np.nanquantile(means, [tail, 1 - tail], axis=1)
+            one = pd.DataFrame({"value": value, "low": low, "high": high}).reset_index()
+            one["problems"] = (counts > 0).sum(axis=1).to_numpy()
+            found.append(one.assign(source=source, quantity=quantity))
+    order = ["source", *by, "quantity", "value", "low", "high", "problems"]
+    return pd.concat(found, ignore_index=True)[order] if found else pd.DataFrame(columns=order)
+
+
+def curves(run: Run, tokens: pd.DataFrame) -> pd.DataFrame:
+    """The signals along the response: axis "relative" (0 to 1), and "after" the first mistake.
+
+    Cells with less than a tenth of the problems of their curve are left out.
+    -> axis, source, trajectory, verdict, x, quantity, value, low, high, problems.
+    """
+    bins = np.floor((tokens["position"] + 0.5) / tokens["n_tokens"] * BINS)
+    axes = {"relative": tokens.assign(x=(bins + 0.5) / BINS)}
+    axes["after"] = tokens[tokens["x"].between(-BEFORE, AFTER)]
+    by = ["trajectory", "verdict", "x"]
+    found = [estimates(run, part, _CURVES, by).assign(axis=axis) for axis, part in axes.items()]
+    found = pd.concat([part for part in found if len(part)], ignore_index=True)
+    curve = found.groupby(["axis", "source", "trajectory", "verdict", "quantity"])
+    return found[found["problems"] >= 0.1 * curve["problems"].transform("max")]
+
+
+def summary(run: Run, responses: pd.DataFrame, tokens: pd.DataFrame) -> pd.DataFrame:
+    """The numbers: one row per (source, trajectory, verdict, quantity), with their intervals.
+
+    verdict: of the attempt, "failed", "passed" or "all". Quantities, per response: correct,
+    fail_to_pass and pass_to_fail (shares of all attempts), unfinished, n_tokens, kept,
+    prompt_truncated, departed (it has a wrong token), and those of `with_likelihoods`. Per token:
+    forward_kl, reverse_kl, teacher_entropy, onset_mass, cosine; onset_share (of the forward KL,
+    due to onset words) and own_share (of the reverse KL, due to the token that is there). Where
+    the first mistake is known: kl_before, kl_at, kl_after and tokens_before ... (shares of the
+    forward KL and of the tokens, over the attempts with a mistake; y_r is cut at the same token),
+    own_at and right_at (the teacher's mass on the wrong token and on the right one), own_after and
+    onset_after (its mean mass on the token that is there and on onset words, after the mistake).
+    """
+    failed, rewrite = responses["verdict"] == "failed", responses["trajectory"] == "y_r"
+    rows = responses.assign(
+        unfinished=~responses["finished"],
+        departed=responses["wrong"].notna() if responses["start"].notna().any() else np.nan,
+        fail_to_pass=(failed & responses["correct"]).where(rewrite),
+        pass_to_fail=(~failed & ~responses["correct"]).where(rewrite),
+    )
+    of_rows = ["correct", "fail_to_pass", "pass_to_fail", "unfinished", "n_tokens", "kept"]
+    of_rows += ["prompt_truncated", "departed", "student_nll", "teacher_nll", "ppl_gap"]
+    x = tokens["x"]
+    here = {"before": x < 0, "at": x == 0, "after": x > 0}
+    tokens = tokens.assign(
+        own_at=tokens["own_mass"].where(x == 0),
+        right_at=tokens["right_mass"].where(tokens["trajectory"] == "y_o"),
+        own_after=tokens["own_mass"].where(x > 0),
+        onset_after=tokens["onset_mass"].where(x > 0),
+        onset_share=tokens["onset_kl"],
+        own_share=tokens["own_kl"],
+        **{f"kl_{place}": tokens["forward_kl"] * there for place, there in here.items()},
+        **{f"tokens_{place}": there for place, there in here.items()},
+    )
+    of_tokens = ["forward_kl", "reverse_kl", "teacher_entropy", "onset_mass", "cosine"]
+    of_tokens += ["own_at", "right_at", "own_after", "onset_after"]
+    departed, found = tokens[tokens["start"].notna()], []
+    todo = [(rows, of_rows, ""), (tokens, of_tokens, "")]
+    todo += [(tokens, ["onset_share"], "forward_kl"), (tokens, ["own_share"], "reverse_kl")]
+    todo += [(departed, [f"kl_{place}" for place in here], "forward_kl")]
+    todo += [(departed, [f"tokens_{place}" for place in here], "")]
+    for table, names, over in todo:
+        table = table.astype(dict.fromkeys(names, float))
+        table = pd.concat([table.assign(verdict="all"), table])
+        found.append(estimates(run, table, names, ["trajectory", "verdict"], over))
+    return pd.concat([part for part in found if len(part)], ignore_index=True)
+
+
+# ----------------------------------------------------------------------- the first step's gradient
+
+
+def _cosines(run: Run, seed: int, problems, responses: pd.DataFrame) -> list[tuple]:
+    """(source, trajectory, objective, cosine with the reference's gradient) of one base seed."""
+    distiller, found = distill.build(run, seed), []
+    distiller.train(run.settings.training.gradient_checkpointing)  # which needs it
+    for module in distiller.modules():
+        if isinstance(module, torch.nn.Dropout):  # a gradient at step 0 has no noise
+            module.eval()
+
+    def gradient(table: pd.DataFrame, kind: str) -> torch.Tensor:
+        """Of the summed loss, by the fresh adapter (of which B alone has a gradient)."""
+        distiller.recipe = Method(trajectory="y_o", divergence=kind)
+        distiller.zero_grad()
+        with jobs.model_compute():
+            for _, batch in batches(run, seed, problems, table, distiller.device):
+                distiller.token_losses(**batch).sum().backward()
+        gradients = [p.grad for p in distiller.parameters() if p.grad is not None]
+        return torch.cat([g.flatten().float() for g in gradients])
+
+    tokenizer = models.load_tokenizer(run.model_path("student", seed))
+    solutions, limit = problems.set_index("id")["solution"], run.settings.lengths.reference
+    for source, mine in responses.groupby("source", sort=True):
+        few = mine["id"].unique()[: run.settings.diagnosis.gradient_problems]
+        mine = mine[mine["id"].isin(few)]
+        y_o, y_r = (mine[mine["trajectory"] == name] for name in ("y_o", "y_r"))
+        texts = tokenizer(solutions[y_o["id"]].tolist(), add_special_tokens=False)["input_ids"]
+        references = [[*ids, tokenizer.eos_token_id][:limit] for ids in texts]
+        target = gradient(y_o.assign(token_ids=references), "cross_entropy")
+        tables = {("y_o", "forward_kl"): y_o, ("y_o", "reverse_kl"): y_o}
+        tables["y_r", "forward_kl"] = y_r
+        if y_o["start"].notna().any():
+            ends = [None if np.isnan(start) else int(start) + 1 for start in y_o["start"]]
+            cut = [ids[:end] for ids, end in zip(y_o["token_ids"], ends, strict=True)]
+            tables["y_o", "forward_kl_cut"] = y_o.assign(token_ids=cut)
+        for (trajectory, name), table in tables.items():
+            own = gradient(table, name.removesuffix("_cut"))
+            found.append((source, trajectory, name, float(torch.cosine_similarity(own, target, 0))))
+    return found
+
+
+def reference_cosines(run: Run, problems: pd.DataFrame, responses: pd.DataFrame) -> pd.DataFrame:
+    """Does a method's first gradient point where the reference solutions point?
+
+    Cosine of its summed gradient with that of the cross-entropy of the reference solutions, with
+    respect to the LoRA weights at step 0: mean of the base seeds; low and high are the lowest and
+    the highest of them. forward_kl_cut: on y_o up to its first wrong token, where the task knows
+    it. The first diagnosis.gradient_problems of each source. In the form of `summary`, quantity
+    "gradient_<objective>".
+    """
+    groups = responses.groupby("seed", sort=True)
+    todo = [(run, int(seed), problems, table) for seed, table in groups]
+    found = rollout.pool(run, _cosines, todo, "gradients", training=True)
+    by = ["source", "trajectory", "quantity"]
+    table = pd.DataFrame([row for rows in found for row in rows], columns=[*by, "cosine"])
+    table["quantity"] = "gradient_" + table["quantity"]
+    table = table.groupby(by)["cosine"].agg(value="mean", low="min", high="max").reset_index()
+    counts = responses.groupby("source")["id"].nunique()
+    counts = counts.clip(upper=run.settings.diagnosis.gradient_problems)
+    return table.assign(verdict="all", problems=table["source"].map(counts))
+
+
+# --------------------------------------------------------------------------------------- writing
+
+
+def transitions(responses: pd.DataFrame) -> pd.DataFrame:
+    """Counts of attempts by the verdicts on y_o (rows, by source) and on its y_r (columns)."""
+    y_r, names = responses[responses["trajectory"] == "y_r"], ["failed", "passed"]
+    after = pd.Categorical(y_r["correct"].map({True: "passed", False: "failed"}), names)
+    before = pd.Categorical(y_r["verdict"], names)
+    counts = pd.crosstab([y_r["source"], before], after, dropna=False)
+    return counts.rename_axis(index=["source", "y_o"], columns="y_r")
+
+
+def markdown(found: Diagnosis) -> str:
+    """The numbers as Markdown: a table per source, a column per trajectory and verdict."""
+    run, numbers = found.run, found.numbers
+    values = numbers[["value", "low", "high"]].itertuples(index=False)
+    text = [show.interval(*of, scale=1, form=".3g") for of in values]
+    column = [
+        t if v == "all" else f"{t} {v}" if t == "y_o" else f"{t} of {v}"
+        for t, v in zip(numbers["trajectory"], numbers["verdict"], strict=True)
+    ]
+    parts = [
+        f"# Prefix-failure signals: {run.mode.upper()}, scale {run.scale}",
+        f"Step 0, {len(run.settings.seeds)} base seeds, [{run.settings.evaluation.confidence:.0%} "
+        "interval from resampling problems; for gradient_*, the range of the base seeds]. What "
+        "each quantity is: `summary` in trdlib/analysis/diagnose.py. Onset words, a list of ours "
+        f"(the paper's is unknown): {', '.join(run.settings.onsets)}.",
+        "## Attempts by the verdicts on y_o and y_r",
+        transitions(found.responses).reset_index().to_markdown(index=False),
+    ]
+    for source, mine in numbers.assign(text=text, column=column).groupby("source", sort=True):
+        grid = mine.pivot(index="quantity", columns="column", values="text")
+        grid = grid.loc[mine["quantity"].unique(), mine["column"].unique()].fillna(show.DASH)
+        parts += [f"## {source}", grid.rename_axis(columns=None).to_markdown()]
+    return "\n\n".join(parts) + "\n"
+
+
+def write(found: Diagnosis, figure) -> list[Path]:
+    """Numbers and curves as one tidy csv, the numbers as md, the figure as png."""
+    place = found.run.results / "diagnosis" / found.run.scale
+    csv, md, png = (place / f"{found.run.mode}.{end}" for end in ("csv", "md", "png"))
+    table = pd.concat([found.numbers.assign(axis="none"), found.curves], ignore_index=True)
+    order = ["axis", "source", "trajectory", "verdict", "quantity", "x"]
+    order += ["value", "low", "high", "problems"]
+    store.write_text(csv, table[order].to_csv(index=False, float_format="%.5g"))
+    return [csv, store.write_text(md, markdown(found)), show.save(png, figure)]

@@ -1,0 +1,316 @@
+"""Look inside trajectories: one problem at a time, token by token, under student and teacher.
+
+What training sees, made visible: the sampled token ids (never re-encoded text), in the contexts
+that are trained on, with the loss of `distill.Distiller`. `view` and `live` return a view, plain
+JSON (numbers in nats); `export` writes one as a page that needs no network. The page is
+explore.html, which widget.py shows in Jupyter.
+
+Paper: section 1 (what the teacher says after a mistake), section 4 (trajectory analysis). The
+method's divergence is at the training temperature, all other numbers are at temperature 1.
+"""
+
+import base64
+import contextlib
+import difflib
+import functools
+import hashlib
+import html
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+
+from trdlib import distill, generate, jobs, models, prompts, store
+from trdlib.analysis.signals import hidden_at, token_signals
+from trdlib.divergence import logits_in_chunks
+from trdlib.refine import Pair, pairs
+from trdlib.rollout import grade
+from trdlib.run import Run
+from trdlib.settings import Sampling, SettingsError
+
+TOP = 8  # candidates of student and teacher that are shown at each position
+SHOWN = ("divergence", "forward_kl", "reverse_kl", "student_logp", "teacher_logp")
+SHOWN += ("student_entropy", "teacher_entropy", "onset_mass")
+LABELS = {
+    "y_o": "y_o, the student's attempt",
+    "y_r": "y_r, the teacher's rewrite of it",
+    "y_t": "y_t, the teacher's own solution",
+    "y_star": "y*, the reference solution",
+    "base": "answer at step 0",
+}
+
+# ------------------------------------------------------------------------------------ which attempt
+
+FILTERS = {
+    "all": lambda c: c,
+    "failed → passed": lambda c: c[~c["before"] & c["after"]],
+    "passed → failed": lambda c: c[c["before"] & ~c["after"]],
+    "longest": lambda c: c.sort_values("n_tokens", ascending=False, kind="stable"),
+    "unfinished": lambda c: c[~c["finished"]],
+}
+
+
+def cases(problems: pd.DataFrame, tables: dict[str, pd.DataFrame], seed: int) -> pd.DataFrame:
+    """One row per attempt of the base seed, in the order of the file, for FILTERS to choose from.
+
+    -> id, sample, problem, source, before and after (verdicts on the first two tables; NA where
+    there is one only), n_tokens (of the longer one), finished (all of them).
+    """
+    # y_t is the teacher's own solution, not a second look at the attempt: it has rows of its own.
+    first = [table for name, table in tables.items() if name != "y_t"][:2]
+    first = [table[table["seed"] == seed].set_index(["id", "sample"]) for table in first]
+    found = first[0][["correct"]].assign(
+        after=first[1]["correct"] if len(first) > 1 else pd.NA,
+        n_tokens=pd.concat([t["n_tokens"] for t in first], axis=1).max(axis=1),
+        finished=pd.concat([t["finished"] for t in first], axis=1).all(axis=1),
+    )
+    found = found.rename(columns={"correct": "before"}).reset_index()
+    found = found.astype({"before": "boolean", "after": "boolean"})
+    return found.merge(problems[["id", "problem", "source"]], on="id", how="left")
+
+
+# ------------------------------------------------------------------------------- models and scores
+
+
+class Loaded(NamedTuple):
+    """Student (with its adapter, if there is one) and teacher of one run and base seed."""
+
+    run: Run
+    seed: int
+    distiller: distill.Distiller
+    teacher: torch.nn.Module | None  # None: the student's own step-0 weights
+    tokenizer: object
+    trained: bool  # is there an adapter?
+
+
+def load(run: Run, seed: int, adapter: Path | None = None) -> Loaded:
+    """Both models; adapter: what was trained (`distill`), for a look at the student after it."""
+    distiller = distill.build(run, seed)
+    if adapter:
+        distiller.student = models.with_adapter(distiller.student.unload(), adapter, merge=False)
+    teacher = distiller._teacher[0]
+    if run.mode == "opd" and teacher is None:  # cross-entropy trains without one
+        name = run.model_path("teacher", seed)
+        teacher, _ = models.load(name, run.settings.models, run.context_length)
+    tokenizer = models.load_tokenizer(run.model_path("student", seed))
+    return Loaded(run, seed, distiller.eval(), teacher, tokenizer, adapter is not None)
+
+
+def _student(loaded: Loaded, trained: bool):
+    """A context in which the student is the one after training, or that of step 0."""
+    if trained and not loaded.trained:
+        raise SettingsError(f"{loaded.run} has not been trained: run notebook 4_distill")
+    student = loaded.distiller.student
+    return contextlib.nullcontext(student) if trained else models.step0(student)
+
+
+def _teacher(loaded: Loaded):
+    return contextlib.nullcontext(loaded.teacher) if loaded.teacher else _student(loaded, False)
+
+
+def _digits(values: torch.Tensor) -> list[float]:
+    """Five digits are enough to look at, and keep a page of 16,000 tokens at a few megabytes."""
+    return [float(f"{x:.5g}") for x in values.float().tolist()]
+
+
+@torch.no_grad()
+def score(loaded: Loaded, pair: Pair, *, trained: bool = False) -> dict:
+    """Every response token of the pair under student and teacher.
+
+    -> values: {name of SHOWN: [n floats]}, of which divergence is the method's; top: {"student" or
+    "teacher": {"ids": n lists, "p": n lists}}, the most probable tokens.
+    """
+    device, size = loaded.distiller.device, len(loaded.tokenizer)
+    batch = {name: tensor.to(device) for name, tensor in distill.collate([pair]).items()}
+    targets = torch.tensor(pair.response_ids, device=device)
+    said, top = [], {}
+    sides = (batch["input_ids"], batch["labels"]), (batch["teacher_ids"], batch["teacher_labels"])
+    contexts = {"student": _student(loaded, trained), "teacher": _teacher(loaded)}
+    for (role, context), side in zip(contexts.items(), sides, strict=True):
+        with context as model:
+            hidden, head = hidden_at(model, *side), models.head(model, size)
+        said += [hidden, head]
+        best = [z.softmax(-1).topk(min(TOP, size)) for _, z in logits_in_chunks(hidden, head)]
+        p, ids = (torch.cat(of) for of in zip(*best, strict=True))
+        top[role] = {"ids": ids.tolist(), "p": [_digits(row) for row in p]}
+    onsets = models.onset_ids(loaded.tokenizer, loaded.run.settings.onsets)
+    unknown = torch.full_like(targets, -1)
+    values = token_signals(*said, targets, onsets=onsets, rights=unknown)
+    with _student(loaded, trained):
+        values["divergence"] = distill.token_losses(loaded.distiller, [pair])[0]
+    return {"values": {name: _digits(values[name]) for name in SHOWN}, "top": top}
+
+
+def matches(a: list[int], b: list[int], breaks: set[int] = frozenset()) -> list[list[int]]:
+    """Runs of tokens that two texts share, in order: [[start in a, start in b, length], ...].
+
+    Whole lines first (a token of `breaks` ends one), then tokens between them: the tokens of two
+    long texts at once would take minutes.
+    """
+    match = functools.partial(difflib.SequenceMatcher, None, autojunk=False)
+
+    def lines(ids):
+        ends = [i + 1 for i, token in enumerate(ids) if token in breaks and i + 1 < len(ids)]
+        edges = [0, *ends, len(ids)]
+        return [tuple(ids[s:e]) for s, e in itertools.pairwise(edges)], edges
+
+    (in_a, at_a), (in_b, at_b) = lines(a), lines(b)
+    found = [[0, 0, 0]]
+    for tag, i1, i2, j1, j2 in match(in_a, in_b).get_opcodes():
+        (s_a, e_a), (s_b, e_b) = (at_a[i1], at_a[i2]), (at_b[j1], at_b[j2])
+        runs = [(0, 0, e_a - s_a)]
+        if tag != "equal":
+            runs = match(a[s_a:e_a], b[s_b:e_b]).get_matching_blocks()
+        for i, j, n in runs:
+            last_a, last_b, length = found[-1]
+            if (s_a + i, s_b + j) == (last_a + length, last_b + length):
+                found[-1][2] += n
+            else:
+                found.append([s_a + i, s_b + j, n])
+    return [run for run in found if run[2]]
+
+
+# ------------------------------------------------------------------------------------------- views
+
+
+def view(
+    loaded: Loaded, task, tables: dict, row: dict, sample: int = 0, *, trained: bool = False
+) -> dict:
+    """One problem with all its texts and its reference solution, scored: what the page shows.
+
+    tables: {"y_o": ..., "y_r": ..., "y_t": ...}, as far as they are wanted, or what was answered in
+    evaluation, {"base": ..., method: ...}; row: of the problem set. trained: under the student
+    after training (an answer of the method always is, one of base never). Raises ValueError if no
+    table has this sample of the problem, SettingsError if there is nothing to teach it with.
+    """
+    run, recipe, tokenizer = loaded.run, loaded.run.recipe, loaded.tokenizer
+    if run.mode == "opsd" and not row["solution"]:
+        raise SettingsError(
+            f"{row['id']} has no reference solution, and in mode opsd there is nothing else to "
+            "teach with: look at it in mode opd"
+        )
+    key, index = (row["id"], sample, loaded.seed), ["id", "sample", "seed"]
+    found = {name: table.set_index(index) for name, table in tables.items()}
+    found = {name: t.loc[key].to_dict() for name, t in found.items() if key in t.index}
+    if not found:
+        raise ValueError(f"there is no sample {sample} of {row['id']} for seed {loaded.seed}")
+    if row["solution"]:  # as a target of training: a cut one has no end
+        ids = tokenizer.encode(row["solution"], add_special_tokens=False)
+        ids, limit = [*ids, tokenizer.eos_token_id], run.settings.lengths.reference
+        found["y_star"] = {"token_ids": ids[:limit], "correct": True, "finished": len(ids) <= limit}
+    if "y_r" in found and "y_o" in found and recipe.context == "refine":
+        found["y_r"]["attempt"] = found["y_o"]["text"]
+    shown = [_shown(loaded, task, row, name, one, trained) for name, one in found.items()]
+    used = {i for t in shown for i in t["ids"]} | {t["right"] for t in shown if "right" in t}
+    used |= {i for t in shown for top in t["top"].values() for ids in top["ids"] for i in ids}
+    spelled = {i: tokenizer.decode([i]) for i in sorted(used)}
+    for i in (i for i, text in spelled.items() if "\ufffd" in text):  # bytes, no text of their own
+        spelled[i] = str(tokenizer.convert_ids_to_tokens(i))
+    breaks = {i for i, text in spelled.items() if "\n" in text}
+    return {
+        "run": {"scale": run.scale, "mode": run.mode, "method": run.method, "seed": loaded.seed}
+        | {"divergence": recipe.divergence, "trajectory": recipe.trajectory}
+        | {"clip": recipe.clip, "top_k": recipe.top_k},
+        "problem": {k: row[k] or "" for k in ("id", "source", "problem", "answer", "solution")},
+        "vocabulary": {str(i): text for i, text in spelled.items()},
+        "end": tokenizer.eos_token_id,
+        "texts": shown,
+        "matches": {
+            f"{a['name']}/{b['name']}": matches(a["ids"], b["ids"], breaks)
+            for a, b in itertools.combinations(shown, 2)
+        },
+    }
+
+
+def _shown(loaded: Loaded, task, row: dict, name: str, response: dict, trained: bool) -> dict:
+    """One text as the page has it. response: token_ids, correct, finished; attempt of a y_r."""
+    tokenizer, table = loaded.tokenizer, pd.DataFrame([{**response, "id": row["id"]}])
+    (pair,) = pairs(loaded.run, loaded.seed, table, pd.DataFrame([row]))
+    trained = name not in LABELS or (trained and name != "base")
+    about = {
+        "name": name,
+        "label": LABELS.get(name, f"answer after {name}"),
+        "ids": pair.response_ids,
+        "correct": None if response["correct"] is None else bool(response["correct"]),
+        "finished": bool(response["finished"]),
+        "student": "after training" if trained else "at step 0",
+        "student_sees": tokenizer.decode(pair.student_ids),
+        "teacher_sees": tokenizer.decode(pair.teacher_ids),
+        "wrong": None,
+        **score(loaded, pair, trained=trained),
+    }
+    spelled = tokenizer.convert_ids_to_tokens(pair.response_ids)
+    if task.first_wrong and (wrong := task.first_wrong(row["problem"], spelled)):
+        about |= {"wrong": wrong.index, "right": tokenizer.convert_tokens_to_ids(wrong.right)}
+    return about
+
+
+def tokens(view: dict, name: str) -> pd.DataFrame:
+    """The numbers of one text of a view as a table: one row per token."""
+    text = next(t for t in view["texts"] if t["name"] == name)
+    spelled = [view["vocabulary"][str(i)] for i in text["ids"]]
+    return pd.DataFrame({"token": spelled, "token_id": text["ids"], **text["values"]})
+
+
+def live(loaded: Loaded, task, row: dict, *, trained: bool = False, draw: int = 0) -> dict:
+    """The view of a problem that is attempted, rewritten and scored now, with these models.
+
+    row: of a problem set, or a problem of one's own, `task.problem(text)`. Without an answer
+    nothing is graded. trained: the attempt is by the student after training. draw: other random
+    numbers.
+    """
+    run, seed = loaded.run, loaded.seed
+
+    def write(model, prompt: prompts.Prompt, sampling: Sampling) -> pd.DataFrame:
+        stop = models.stop_ids(model.generation_config, loaded.tokenizer)
+        how = sampling.model_dump(include={"max_new_tokens", "temperature", "top_p", "top_k"})
+        with jobs.model_compute():
+            (done,) = generate.decode(model, [prompt.ids], stop_ids=stop, seed=draw, **how)
+        text = loaded.tokenizer.decode(done.token_ids, skip_special_tokens=True)
+        about = {"id": row["id"], "sample": 0, "seed": seed, "token_ids": done.token_ids}
+        said = pd.DataFrame([{**about, "text": text, "finished": done.finished}])
+        return said.assign(correct=grade(task, said, [row]) if row["answer"] else None)
+
+    with _student(loaded, trained) as student:
+        y_o = write(student, prompts.student_prompts(run, seed, [row])[0], run.settings.rollout)
+    with _teacher(loaded) as teacher:
+        asked = prompts.teacher_prompts(run, seed, [row], y_o["text"].tolist())[0]
+        y_r = write(teacher, asked, run.settings.refinement)
+    return view(loaded, task, {"y_o": y_o, "y_r": y_r}, row, trained=trained)
+
+
+# -------------------------------------------------------------------------------------------- page
+
+
+def page(view: dict) -> str:
+    """One view as a page of its own, HTML that needs no network.
+
+    Model output stands in it as data only: as JSON without "<", and put on the page as text. A
+    content security policy lets no other script than the page's own run.
+    """
+    template = Path(__file__).with_name("explore.html").read_text(encoding="utf-8")
+    script = re.search(r'<script type="module">(.*?)</script>', template, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    about, spell, plain = view["run"], view["vocabulary"], [view["problem"]["problem"]]
+    plain += [f"{t['label']}\n{''.join(spell[str(i)] for i in t['ids'])}" for t in view["texts"]]
+    title = f"{view['problem']['id']} · {about['scale']} {about['mode']} {about['method']}"
+    value = json.dumps(view, allow_nan=False, separators=(",", ":"))
+    parts = {
+        "{{title}}": html.escape(title),
+        "{{policy}}": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{digest}'",
+        "{{view}}": value.replace("<", "\\u003c"),
+        "{{plain}}": html.escape("\n\n".join(plain)),
+    }
+    return re.sub("|".join(map(re.escape, parts)), lambda m: parts[m.group()], template)
+
+
+def export(view: dict, path: str | Path) -> Path:
+    """Write one view as a page: it opens from disk or a mail."""
+    if not view:
+        raise ValueError("there is no view to write: choose an attempt, or try a problem, first")
+    return store.write_text(path, page(view))

@@ -1,0 +1,156 @@
+"""`python -m trdlib COMMAND`: what is not a notebook."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import time
+from datetime import datetime
+
+from trdlib import store, tasks
+from trdlib.ops import notebooks
+from trdlib.run import Run, get_run, get_runs
+from trdlib.settings import Settings, SettingsError, load, root
+
+# Commands that are modules of this room, imported when they are asked for.
+MODULES = {
+    "plan": "what will happen at a scale: stages, tokens, memory, hours, and what is done",
+    "doctor": "what this machine can run, what is missing, and how to get it",
+    "sweep": "run a notebook over a grid or a random sample of its parameters; resumable",
+}
+
+
+def models(scale: str) -> None:
+    """Make the models that a scale does not find on the hub; of others, note which it uses."""
+    run = get_run(scale, "none", "base")
+    if run.settings.pretraining or run.settings.packaged:
+        from trdlib import generate, jobs
+
+        tasks.of(run).make_models(generate.decode, jobs.run_jobs, generate.batches)
+    else:
+        used = run.settings.models.model_dump(include={"student", "teacher"})
+        store.write_json(root() / "models" / run.scale / "used.json", used)
+
+
+def check() -> Settings:
+    """Is params.yaml valid? No model is loaded."""
+    settings = load()
+    for name, scale in settings.scales.items():
+        tasks.check(name, scale)
+    print(f"params.yaml is valid: scales {', '.join(settings.scales)}")
+    return settings
+
+
+def stamp(scales: list[str]) -> None:
+    """Write to runs/stamps what of the code and of params.yaml shapes each stage, for DVC.
+
+    <notebook>.json: what the notebook is made of; <scale>.json: what shapes its results;
+    models-<scale>.json: what shapes the models that it makes. What is unchanged is not written.
+    """
+    settings = check()
+    paths = sorted((root() / "notebooks").glob("*.ipynb"))
+    found = {path.stem: notebooks.made_of(path) for path in paths}
+    code = notebooks.hashes("from trdlib import generate, jobs, tasks")
+    for name in dict.fromkeys([*settings.run.scales, *scales]):
+        run = get_run(name, "none", "base", settings)
+        makes = dict.fromkeys(("task", "seeds", "pretraining", "packaged"), True)
+        makes |= {"models": {"student", "teacher", "style"}}
+        makes = run.settings.model_dump(mode="json", include=makes)
+        found |= {run.scale: shaped_by(run), f"models-{run.scale}": {"trdlib": code, **makes}}
+    for name, value in found.items():
+        path = root() / "runs" / "stamps" / f"{name}.json"
+        if not path.is_file() or store.read_json(path) != value:
+            store.write_json(path, value)
+
+
+def shaped_by(run: Run) -> dict:
+    """What of params.yaml, and of files of one's own, shapes the results of a scale, plain JSON."""
+    other = ("workers", "tracker", "map", "only", "ablation", "methods", "pretraining", "packaged")
+    other = {**dict.fromkeys(other, True), "models": {"server"}}
+    cells = get_runs(run.scale, "all", "all", run.all_settings)
+    return {
+        "settings": run.settings.model_dump(mode="json", exclude=other),
+        "methods": [[c.mode, c.method, c.recipe.model_dump(mode="json")] for c in cells],
+        "files": tasks.of(run).files(),
+    }
+
+
+def report(since: float, update: bool) -> None:
+    """Print the headline tables, write results/against_paper, say how long each stage took."""
+    from trdlib.analysis import paper, tables
+
+    settings = load()
+    runs = [get_run(name, mode, settings=settings) for name in settings.run.scales
+            for mode in settings.scales[name].modes]  # fmt: skip
+    print("\n".join(tables.headline(run) for run in runs))
+    if update and tables.update_readme(root() / "README.md", runs[0]):
+        print("README.md: headline table brought up to date")
+    for path in paper.write(settings):
+        print(path.relative_to(root()))
+    times(since)
+
+
+def times(since: float) -> None:
+    """How long each stage executed since a moment took, and how much was not model compute."""
+    import pandas as pd
+
+    rows, compute = [], "model compute (core-seconds)"
+    for path in sorted((root() / "runs" / "executed").glob("*.ipynb")):
+        about = json.loads(path.read_text(encoding="utf-8"))["metadata"].get("papermill", {})
+        clock = root() / "runs" / "timings" / f"{path.stem}.json"
+        done = about.get("end_time") and not about.get("exception") and clock.is_file()
+        if done and datetime.fromisoformat(about["start_time"]).timestamp() >= since:
+            clock = store.read_json(clock)
+            rows.append({"stage": path.stem, "seconds": about["duration"],
+                         compute: clock["core_seconds"], "cores": clock["workers"]})  # fmt: skip
+    if not rows:
+        print("nothing to do: every stage is up to date")
+        return
+    table = pd.DataFrame(rows).sort_values("seconds")
+    wall = time.time() - since if since else table["seconds"].sum()
+    cores, used = table["cores"].max(), table[compute].sum()
+    print(f"\n{table.to_string(index=False, float_format='{:.1f}'.format)}")
+    print(f"{wall:.0f} s on {cores} core(s), {used:.0f} core-seconds of model compute: "
+          f"{1 - used / (wall * cores):.0%} is not (kernels, imports, DVC)")  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m trdlib", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def command(name: str):
+        about = MODULES.get(name) or globals()[name].__doc__.splitlines()[0]
+        return commands.add_parser(name, help=about)
+
+    command("plan").add_argument("--scale", default="tiny")
+    command("doctor")
+    asked = command("sweep")
+    asked.add_argument("notebook", help="4_distill, or any of notebooks/")
+    asked.add_argument(
+        "-p", dest="given", action="append", required=True, metavar="NAME=VALUES",
+        help="1,2,3 or 0..4, or with --sample log:1e-6:1e-4, uniform:0:1; a parameter of the "
+        "notebook or a setting of params.yaml, lora.r=4,8",
+    )  # fmt: skip
+    asked.add_argument("--sample", type=int, help="how many points to draw; default: all")
+    asked.add_argument("--seed", type=int, default=0, help="of the draw")
+    asked.add_argument("--name", help="of the folder in runs/sweeps; values may be added later")
+    asked.add_argument("--jobs", dest="workers", type=int, default=1, help="at a time")
+    asked.add_argument("--dry-run", action="store_true", help="list the jobs that are left")
+    command("models").add_argument("--scale", default="smoke")
+    asked = command("stamp")
+    asked.add_argument("--scale", dest="scales", action="append", default=[], help="besides `run`")
+    command("check")
+    asked = command("report")
+    asked.add_argument("--since", type=float, default=0.0, help="seconds since the epoch")
+    asked.add_argument("--update", action="store_true", help="put the headline into README.md")
+    arguments = vars(parser.parse_args())
+    name = arguments.pop("command")
+    try:
+        module = importlib.import_module(f"trdlib.ops.{name}") if name in MODULES else None
+        done = (module.command if module else globals()[name])(**arguments)
+        return done if isinstance(done, int) else 0
+    except (SettingsError, FileNotFoundError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1

@@ -1,0 +1,102 @@
+"""What this machine can run, what is missing, and how to get it: `python -m trdlib doctor`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+import shutil
+import tomllib
+
+from trdlib import sandbox
+from trdlib.ops import plan
+from trdlib.run import Run
+from trdlib.settings import ENGINE_INSTALL, ENGINES, Settings, SettingsError, load, root
+
+
+def packages() -> list[str]:
+    """What differs from the pins of pyproject.toml."""
+    project, faults = tomllib.loads((root() / "pyproject.toml").read_text())["project"], []
+    for pin in project["dependencies"] + project["optional-dependencies"]["test"]:
+        name, _, wanted = pin.partition("==")
+        try:
+            found = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found = "missing"
+        if found.split("+")[0] != wanted:  # a local label is a build of the same version
+            faults.append(f"{name} {found}, pinned {wanted}")
+    return faults
+
+
+def hub() -> str:
+    """Is the hub reachable? Asked once, unless it is switched off."""
+    import httpx
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "off (HF_HUB_OFFLINE)"
+    try:
+        httpx.head(constants.ENDPOINT, timeout=3)
+    except (httpx.HTTPError, OSError) as error:
+        return f"not reachable ({type(error).__name__})"
+    return "reachable"
+
+
+def device() -> tuple[str, int]:
+    """What computes here ("GPU ...", if there is one), and its memory in bytes."""
+    import psutil
+
+    where, memory = f"CPU, {psutil.cpu_count()} cores", psutil.virtual_memory().total
+    try:
+        import torch
+    except ImportError:
+        return f"{where}; torch is missing", memory
+    if not torch.cuda.is_available():
+        return f"{where}; torch {torch.__version__}", memory
+    about = torch.cuda.get_device_properties(0)
+    return f"GPU {about.name}; torch {torch.__version__}", about.total_memory
+
+
+def missing(*names: str) -> bool:
+    return any(importlib.util.find_spec(name) is None for name in names)
+
+
+def verdict(scale: str, settings: Settings, where: str, memory: int, reach: str) -> list[str]:
+    """Why the scale does not run here as it is, and what to do about it; empty: it runs."""
+    run, faults, unit = Run(scale, "none", "base", settings), [], plan.GIB
+    how, there = run.settings.models, (run.data / "train.parquet").is_file()
+    if how.backend == "unsloth" and missing("unsloth"):
+        faults.append("the backend unsloth is missing: pip install -e '.[gpu]'")
+    if missing(*ENGINES[how.engine]):
+        faults.append(f"the engine {how.engine} is missing: {ENGINE_INSTALL[how.engine]}")
+    try:
+        found = plan.models(run)
+    except (SettingsError, ImportError) as error:
+        return [*faults, str(error)]
+    absent = [run.model_path(role, 0).partition("@")[0] for role in found if not found[role].here]
+    absent += ["its problems"] if "@" in how.student and not there else []
+    if absent and reach != "reachable":
+        faults.append(f"not here are {', '.join(absent)}, and the hub is {reach}: go online once")
+    need, stage = max((work.memory / plan.HEADROOM, work.stage) for work in plan.work(run, found))
+    if not where.startswith("GPU") and found["student"].parameters > 1e9:
+        faults.append(f"no GPU: it needs one with {need / unit:.0f} GiB (see plan)")
+    elif need > memory:
+        faults.append(f"{stage} needs {need / unit:.0f} GiB, there are {memory / unit:.0f}: take a "
+                      "larger GPU, a smaller batch_size, or shorter lengths")  # fmt: skip
+    return faults
+
+
+def command() -> int:
+    """Print what is here; 0 if every scale of run.scales can run, else 1."""
+    settings, faults, reach, (where, memory) = load(), packages(), hub(), device()
+    free, guard = shutil.disk_usage(root()).free / plan.GIB, sandbox.protection()
+    print(f"Python {platform.python_version()}; {where}; {memory / plan.GIB:.1f} GiB")
+    print(f"disk: {free:.0f} GiB free\nhub: {reach}\nsandbox: {guard}"
+          f"{'' if guard.safe else ' (no code tasks here: they need Linux)'}")  # fmt: skip
+    for name, needs in ENGINES.items():
+        print(f"engine {name}: {'missing: ' + ENGINE_INSTALL[name] if missing(*needs) else 'here'}")
+    print(*([*faults, "so: make setup"] if faults else ["packages: as pinned"]), "", sep="\n")
+    found = {n: verdict(n, settings, where, memory, reach) for n in settings.scales}
+    for name, why in found.items():
+        print(f"{name}:", *(why or ["runs here"]), sep="\n  - " if why else " ")
+    return 1 if faults or any(found[name] for name in settings.run.scales) else 0

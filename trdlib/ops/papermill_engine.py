@@ -1,0 +1,25 @@
+"""The papermill engine `trd` (papermill --engine trd ...): it checks a notebook's parameters before
+it starts a kernel.
+
+Apart from notebooks.py, because papermill loads it while it is loaded itself (pyproject.toml).
+"""
+
+from __future__ import annotations
+
+import click
+from papermill.engines import NBClientEngine
+
+
+class CheckedEngine(NBClientEngine):
+    """papermill's own engine, after `notebooks.check`."""
+
+    @classmethod
+    def execute_notebook(cls, nb, kernel_name, **how):
+        from trdlib.ops import notebooks
+        from trdlib.settings import SettingsError
+
+        try:
+            notebooks.check(nb, nb.metadata["papermill"].get("parameters", {}))
+        except SettingsError as error:
+            raise click.ClickException(str(error)) from None
+        return super().execute_notebook(nb, kernel_name, **how)

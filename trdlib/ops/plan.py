@@ -1,0 +1,293 @@
+"""What will happen, before anything runs: `python -m trdlib plan --scale qwen3-8b`.
+
+Rows and tokens follow from the settings and the runs; what they cost, from the models' shapes:
+
+1. A matrix of n weights costs 2n operations a token forward. With LoRA the frozen matrices have no
+   gradient, so backward costs 2n more; gradient checkpointing adds a second forward. Attention is
+   causal; its backward costs twice its forward. The head is read at response tokens only.
+2. A decode step reads all weights once and the cache of every row, and launches its layers one
+   after the other. Batches are full and their rows end together; vLLM holds as many rows as its
+   cache has room for, up to 256. It and Unsloth replay CUDA graphs: launches ten times faster.
+3. A GPU reaches 20-40 % of its dense bf16 peak and 50-70 % of its bandwidth, and launches a layer
+   in 0.5-3 ms (tests/bench_*.py on an H100: 26-37 %, 1.6-3 ms, memory 1-16 % below this plan's).
+4. Training keeps what autograd saves in every layer, or with checkpointing each layer's input and
+   one whole layer; adapter, gradients and AdamW's moments in float32.
+5. Lengths: files of this scale where they are there; else of published sets the paper's medians
+   (y_o 7.7k, y_r 0.88k), and 250 and 700 tokens for a problem and a solution, which is a guess;
+   else at most. y_t and evaluations are as long as y_o.
+
+Pairs of numbers are [expected, at most]; hours are from expected lengths at a GPU's good end to
+lengths at most at its poor end. Not counted: pretraining, the diagnosis, the map.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.ticker import EngFormatter
+
+from trdlib import store, tasks
+from trdlib.run import Run, get_run, get_runs
+from trdlib.settings import Sampling, SettingsError, root
+
+GIB, HEADROOM = 2**30, 0.9  # the rest of a memory is lost to fragments
+# GiB, dense bf16 TFLOP/s with float32 accumulation, GB/s: NVIDIA's data sheets.
+GPUS = {"H200": (141, 989, 4800), "H100": (80, 989, 3350), "A100": (80, 312, 2039)}
+# The models of the paper, so that a plan needs no network.
+_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+KNOWN = {"Qwen/Qwen3-1.7B": (2048, 28, 16, 6144), "Qwen/Qwen3-4B": (2560, 36, 32, 9728),
+         "Qwen/Qwen3-8B": (4096, 36, 32, 12288)}  # fmt: skip
+LEGEND = """\
+sampled, trained: rows; GiB: peak memory; done: files that are there (stale or not);
+then time on one GPU, "no": it does not fit. What is assumed: trdlib/ops/plan.py"""
+_COUNT, _BYTES = EngFormatter(places=1), EngFormatter("B", places=1)
+
+
+class Model(NamedTuple):
+    """What of a model's shape costs something: counts of numbers."""
+
+    config: Any
+    parameters: int
+    matrices: int  # weights of all layers: what every token is multiplied with
+    adapter: int  # LoRA weights
+    queries: int  # heads x their size
+    keys: int  # the same of the keys
+    item: int  # bytes of a number
+    here: bool  # are all weight files here?
+
+    @property
+    def head(self) -> int:
+        return self.config.hidden_size * self.config.vocab_size
+
+    def attention(self, length) -> np.ndarray:
+        """Operations of a sequence of `length` tokens, forward; without it 2 a matrix weight."""
+        return 2 * self.config.num_hidden_layers * self.queries * length**2
+
+    @property
+    def working(self) -> int:
+        """Transient bytes a token while one layer runs without a graph."""
+        config, width = self.config, self.queries + 2 * self.keys
+        return self.item * (4 * config.hidden_size + 2 * width + 3 * config.intermediate_size)
+
+
+def model(run: Run, role: str) -> Model:
+    """From the model's config.json, or KNOWN; SettingsError if it is not here."""
+    import torch
+    from huggingface_hub import snapshot_download
+    from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config
+
+    scale, name = run.settings, run.model_path(role, run.settings.seeds[0])
+    (repo, _, commit), folder = name.partition("@"), root() / name
+    try:
+        if commit:
+            folder = Path(snapshot_download(repo, revision=commit, local_files_only=True))
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError):
+        shape = KNOWN.get(repo.removesuffix("-Instruct-2507"))
+        if shape is None:
+            how = f"fetch its shape (hf download {repo} config.json --revision {commit})"
+            how = how if commit else f"make it (python -m trdlib models --scale {run.scale})"
+            raise SettingsError(f"the model {name} is not here: {how}") from None
+        config = Qwen3Config(**dict(zip(_KEYS, shape, strict=True)), num_key_value_heads=8,
+                             tie_word_embeddings=shape[0] < 4096)  # fmt: skip
+    with torch.device("meta"):
+        built = AutoModelForCausalLM.from_config(config)
+    layer, layers = built.model.layers[0].named_modules(), config.num_hidden_layers
+    linear = {n.rpartition(".")[2]: m.weight for n, m in layer if hasattr(m, "in_features")}
+    lora = scale.lora.r * sum(sum(linear[name].shape) for name in scale.lora.targets)
+    index = folder / "model.safetensors.index.json"
+    files = store.read_json(index)["weight_map"].values() if index.is_file() else []
+    return Model(
+        config, sum(p.numel() for p in built.parameters()),
+        layers * sum(weight.numel() for weight in linear.values()), layers * lora,
+        len(linear["q_proj"]), len(linear["k_proj"]), 4 if scale.models.dtype == "float32" else 2,
+        all((folder / file).is_file() for file in files or ["model.safetensors"]),
+    )  # fmt: skip
+
+
+def models(run: Run) -> dict[str, Model]:
+    """The scale's models by role."""
+    roles = ["student", "teacher"] if run.settings.models.teacher else ["student"]
+    return {role: model(run, role) for role in roles}
+
+
+class Work(NamedTuple):
+    """What a stage, or a part of it, asks of a model."""
+
+    stage: str
+    outs: list[Path]
+    sampled: bool  # or trained
+    rows: int
+    flops: np.ndarray
+    turns: np.ndarray  # rows x the times that a row goes through the layers
+    layers: int
+    weights: int  # bytes that a turn reads
+    read: np.ndarray  # bytes of cache, all in all
+    fixed: float  # bytes of memory whatever the batch is
+    each: np.ndarray  # and of every row
+    batch: int  # rows at a time
+    graphs: bool  # of CUDA
+    paged: float = 0  # vLLM's share of the memory, where as many rows go together as fit
+
+    @property
+    def memory(self) -> float:
+        """Peak bytes; of vLLM, which fills the GPU, what it needs for one row."""
+        return self.fixed + self.each[1] * (1 if self.paged else self.batch)
+
+    def seconds(self, gpu: str) -> np.ndarray:
+        """[at the good end, at the poor end]; NaN if it does not fit."""
+        memory, teraflops, bandwidth = GPUS[gpu]
+        batch = self.batch
+        if self.memory > memory * GIB * HEADROOM:
+            return np.full(2, np.nan)
+        if self.paged:
+            batch = np.clip((memory * GIB * self.paged - self.fixed) / self.each, 1, 256)
+        turns = self.turns / np.minimum(batch, self.rows)
+        compute = self.flops / (teraflops * np.array([0.4e12, 0.2e12]))
+        read = (turns * self.weights + self.read) / (bandwidth * np.array([0.7e9, 0.5e9]))
+        launch = np.array([0.5e-3, 3e-3]) * (0.1 if self.graphs else 1)
+        return np.max([compute, read, turns * self.layers * launch], axis=0)
+
+
+def sampling(run: Run, stage, outs, who: Model, how: Sampling, rows, prompt, new) -> Work:
+    """`rows` responses, `how.samples` from each prompt; prompt, new: their lengths."""
+    engine, layers, weights = run.settings.models, who.config.num_hidden_layers, who.matrices
+    flops = rows / how.samples * (2 * weights * prompt + who.attention(prompt))
+    flops, weights = flops + rows * new * 2 * (weights + who.head), weights + who.head
+    cache, paged = 2 * layers * who.keys * who.item, engine.engine != "transformers"
+    each = cache * (prompt + new)
+    if not paged:  # one buffer, and a layer's for all heads; the prefill, or filters of the logits
+        each = (cache + 2 * who.queries * who.item) * (prompt + how.max_new_tokens)
+        prefill = prompt / how.samples * (who.working + prompt)
+        each = each + np.maximum(prefill, 32 * who.config.vocab_size)
+    return Work(
+        stage, outs, True, rows, flops, rows * new, layers, weights * who.item,
+        rows * new * (prompt + new / 2) * cache, who.parameters * who.item, each,
+        min(rows, how.batch_size), paged or engine.backend == "unsloth", paged * engine.gpu_share,
+    )  # fmt: skip
+
+
+def training(run: Run, stage, outs, student: Model, teacher: Model | None, rows, x, context, new):
+    """`rows` rows through student and teacher (None: cross-entropy), forward and backward."""
+    how, lora, config, item = run.settings.training, run.settings.lora, student.config, student.item
+    layers, h, f = config.num_hidden_layers, config.hidden_size, config.intermediate_size
+    q, kv, again = student.queries, student.keys, how.gradient_checkpointing
+    mine, theirs = x + new, context + new
+    flops = 2 * mine * ((2 + again) * student.matrices + (3 + again) * student.adapter)
+    flops = flops + (3 + again) * student.attention(mine) + 4 * student.head * new
+    saved = item * (2 * h + 2 * q + 2 * kv + 4 * f + 7 * lora.r) + 4 * (2 * h + q + kv)
+    saved += (item + 1) * (5 * h + q + f) * (lora.dropout > 0)
+    kept = layers * (h * item if again else saved) + (3 * item + 4) * h
+    backward = mine * (saved * again + item * (h + 3 * f))
+    fixed = student.parameters * item + 16 * student.adapter
+    if teacher:
+        scored = 2 * (teacher.matrices * theirs + teacher.head * new)
+        flops = flops + scored + teacher.attention(theirs)
+        fixed += 0 if run.mode == "opsd" else teacher.parameters * item
+        backward = np.maximum(backward, theirs * teacher.working)
+    fixed += 6 * 4 * min(2**24, how.micro_batch_size * mine[1] * config.vocab_size)  # logits
+    turns = rows * np.ones(2) * (2 * (3 + again) + bool(teacher))  # an adapter is launched too
+    return Work(stage, outs, False, rows, rows * flops, turns, layers, 0, np.zeros(2), fixed,
+                mine * kept + backward, how.micro_batch_size, False)  # fmt: skip
+
+
+def lengths(run: Run) -> dict[str, np.ndarray]:
+    """Tokens of x, y_star, y_o, y_r, y_t, an evaluation's response (eval), and of the contexts."""
+    scale, written = run.settings, run.settings.refinement.max_new_tokens
+    most: dict[str, Any] = {
+        "x": scale.lengths.prompt, "y_star": scale.lengths.reference, "y_r": written,
+        "y_t": written, "y_o": scale.rollout.max_new_tokens,
+        "eval": scale.evaluation.sampling.max_new_tokens,
+        "plain": run.teacher_prompt_limit(with_attempt=False),
+        "refine": run.teacher_prompt_limit(with_attempt=True),
+    }  # fmt: skip
+    published = scale.task in ("math", "code")
+    found = most | ({"x": 250, "y_star": 700, "y_o": 7700, "y_r": 880} if published else {})
+    for name, path in {"y_o": run.attempts, "y_r": run.rewrites("y_r")}.items():
+        if path.is_file():
+            found[name] = pd.read_parquet(path, columns=["n_tokens"])["n_tokens"].mean()
+    found |= {"y_t": found["y_o"], "eval": found["y_o"]}
+    found["plain"] = found["x"] + (found["y_star"] if run.mode == "opsd" else 0)
+    found["refine"] = found["plain"] + found["y_o"]
+    return {name: np.array([min(found[name], top), top], float) for name, top in most.items()}
+
+
+def work(run: Run, by_role: dict[str, Model]) -> list[Work]:
+    """All that these models do in `dvc repro` for the scale of the run."""
+    scale, sizes, seeds = run.settings, dict(tasks.of(run).sizes()), len(run.settings.seeds)
+    student, teacher, tokens = by_role["student"], by_role.get("teacher"), lengths(run)
+    train, held_out = sizes.pop("train") * seeds, sizes.pop("validation") * seeds
+    attempts, evaluation, x = train * scale.rollout.samples, scale.evaluation, tokens["x"]
+    asked = sum(sizes.values()) * seeds * evaluation.sampling.samples
+    measured = (evaluation.sampling, asked, x, tokens["eval"])
+    how = (student, scale.rollout, attempts, x, tokens["y_o"])
+    todo = [sampling(run, "rollout", [run.attempts], *how)]
+    for cell in get_runs(run.scale, "none", "all", run.all_settings):
+        who = teacher if cell.method == "teacher" else student
+        todo.append(sampling(cell, "references", [cell.metrics], who, *measured))
+    for mode in scale.modes:
+        cells = get_runs(run.scale, mode, "all", run.all_settings)
+        tokens, other = lengths(cells[0]), student if mode == "opsd" else teacher
+        for name, rows, context in (("y_r", attempts, "refine"), ("y_t", train, "plain")):
+            how = (other, scale.refinement, rows, tokens[context], tokens[name])
+            todo.append(sampling(run, f"refine {mode}", [cells[0].rewrites(name)], *how))
+        for cell in cells:
+            recipe, name = cell.recipe, cell.recipe.trajectory.removesuffix("_cut")
+            rows = (attempts if name in ("y_o", "y_r") else train) * scale.training.epochs
+            if scale.training.max_steps:
+                rows = scale.training.max_steps * scale.training.batch_size * seeds
+            elif cell.choice.is_file():  # it knows how many a subset left
+                rows = sum(store.read_json(cell.choice)["rows_by_seed"]) * scale.training.epochs
+            outs = [cell.adapter(seed) for seed in scale.seeds]
+            context = "refine" if name == "y_r" and recipe.context == "refine" else "plain"
+            how = (other if recipe.divergence != "cross_entropy" else None, rows * len(cell.rates))
+            how += (x, tokens[context], tokens[name])
+            todo.append(training(cell, f"distill {mode}", outs, student, *how))
+            if len(cell.rates) > 1:
+                rows = held_out * evaluation.validation_samples * len(cell.rates)
+                how = (evaluation.validation, rows, x, tokens["eval"])
+                todo.append(sampling(cell, f"distill {mode}", [], student, *how))
+            todo.append(sampling(cell, f"evaluate {mode}", [cell.metrics], student, *measured))
+    return todo
+
+
+def between(ends: np.ndarray) -> str:
+    """Two times, in the unit of the longer one."""
+    if np.isnan(ends).any():
+        return "no"
+    units = {"y": 365 * 86400, "d": 86400, "h": 3600, "min": 60, "s": 1}
+    unit = next((name for name, size in units.items() if ends[1] >= 1.5 * size), "s")
+    low, high = (f"{t:.2g}" if t < 99 else f"{t:.0f}" for t in ends / units[unit])
+    return f"{low} {unit}" if low == high else f"{low}-{high} {unit}"
+
+
+def command(scale: str) -> None:
+    """Print the plan of a scale; SettingsError if there is none."""
+    run = get_run(scale, "none", "base")
+    found = models(run)
+    todo, rows = work(run, found), []
+    for role, one in found.items():
+        print(f"{role} {run.model_path(role, run.settings.seeds[0])}: {_COUNT(one.parameters)} "
+              f"parameters, {_BYTES(one.parameters * one.item)}, "
+              f"{'here' if one.here else 'to download'}")  # fmt: skip
+    for stage in dict.fromkeys(one.stage for one in todo):
+        mine = [one for one in todo if one.stage == stage]
+        tokens = sum((one.turns for one in mine if one.sampled), np.zeros(2))
+        outs = [path.exists() for one in mine for path in one.outs]
+        row = {
+            "stage": stage, "sampled": _COUNT(sum(one.rows for one in mine if one.sampled)),
+            "tokens": "-".join(dict.fromkeys(map(_COUNT, tokens))),
+            "trained": _COUNT(sum(one.rows for one in mine if not one.sampled)),
+            "GiB": f"{max(one.memory for one in mine) / GIB:.3g}",
+            "done": f"{sum(outs)}/{len(outs)}",
+        }  # fmt: skip
+        rows.append(row | {name: between(sum(one.seconds(name) for one in mine)) for name in GPUS})
+    total = {name: between(sum(one.seconds(name) for one in todo)) for name in GPUS}
+    rows.append({"stage": "all"} | total)
+    print("", pd.DataFrame(rows).fillna("").to_string(index=False), "", sep="\n")
+    results = 6 * sum(one.turns[0] for one in todo if one.sampled)
+    results += 4 * found["student"].adapter * sum(len(one.outs) for one in todo if not one.sampled)
+    print(f"about {_BYTES(2 * results)} of results on disk (DVC keeps a copy)", LEGEND, sep="\n")

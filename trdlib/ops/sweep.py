@@ -1,0 +1,250 @@
+"""A sweep: one notebook, run over a grid or a random sample of its parameters (papermill).
+
+    python -m trdlib sweep 4_distill -p scale=tiny -p learning_rate=2e-3,6e-3 -p seed=0..2
+
+A name is a parameter of the notebook or, dotted, a setting of params.yaml (`lora.r=4,8`). What a
+changed setting touches lies apart from the usual run, what it does not touch is shared with it
+(run.py). A sweep is a folder, runs/sweeps/<name>:
+
+    sweep.json                 the notebook and the names that are swept
+    <job>.ipynb                an executed notebook for each job; what it found stands in it
+    <job>.failed.ipynb         of a job that failed: it is tried again by the next call
+    table.csv                  one row per job: its parameters, what it found, or its error
+
+A job whose notebook, code and settings are as they were is not run again; a killed one starts again
+and finds what it had made. Notebook 9_sweep plots a sweep.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+import shlex
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nbformat
+import numpy as np
+import pandas as pd
+
+from trdlib import jobs, stats, store, tasks
+from trdlib.ops import notebooks
+from trdlib.run import get_run, plain_value
+from trdlib.settings import Scale, SettingsError, known, load, root
+
+SEED = "seed"  # the one name whose values are repetitions of a point, not points
+
+
+class Job(NamedTuple):
+    """One run of the notebook."""
+
+    name: str  # of its file
+    values: dict[str, Any]  # as the sweep names them
+    given: dict[str, Any]  # as the notebook takes them: settings are part of the scale
+    stamp: str  # hash of these, of the settings and of the code
+
+
+def axis(text: str) -> tuple[str, Any]:
+    """`name=1,2,3`, `name=0..4`, `name=log:1e-6:1e-4`, `name=uniform:0:1` -> the name, and a list
+    of its values or a distribution (scipy's) to draw them from."""
+    name, _, values = text.partition("=")
+    if not (name and values):
+        raise SettingsError(f"-p {text}: write name=value, name=1,2,3 or name=0..4")
+    if found := re.fullmatch(r"(-?\d+)\.\.(-?\d+)", values):
+        low, high = int(found[1]), int(found[2])
+        if low > high:
+            raise SettingsError(f"-p {text}: the range is empty, write {high}..{low}")
+        return name, list(range(low, high + 1))
+    if found := re.fullmatch(r"(log|uniform):([^:]+):([^:]+)", values):
+        low, high = plain_value(found[2]), plain_value(found[3])
+        numbers = isinstance(low, int | float) and isinstance(high, int | float)
+        if not (numbers and low < high and (found[1] == "uniform" or low > 0)):
+            raise SettingsError(f"-p {text}: needs two numbers, low < high, and for log low > 0")
+        from scipy.stats import loguniform, uniform
+
+        return name, loguniform(low, high) if found[1] == "log" else uniform(low, high - low)
+    outside = re.split(r",(?![^\[{]*[\]}])", values)  # at the commas that no bracket encloses
+    return name, [plain_value(value) for value in outside]
+
+
+def points(axes: dict[str, Any], sample: int | None, seed: int = 0) -> list[dict]:
+    """All combinations of the values, or a random sample of them; the seeds are never sampled.
+
+    What is drawn from a distribution has four significant digits, so that it can be typed again.
+    """
+    drawn = [name for name, values in axes.items() if not isinstance(values, list)]
+    if sample is None:
+        if drawn:
+            raise SettingsError(f"{drawn[0]} is a distribution: say --sample how often")
+        return [dict(zip(axes, row, strict=True)) for row in itertools.product(*axes.values())]
+    rest = {name: values for name, values in axes.items() if name != SEED}
+    if not drawn and sample >= math.prod(map(len, rest.values())):
+        raise SettingsError(f"the grid has no more than {sample} points: drop --sample")
+    rng, found = np.random.default_rng(seed), []
+    while len(found) < sample:
+        one = {n: float(f"{v.rvs(random_state=rng):.4g}") if n in drawn else v[rng.integers(len(v))]
+               for n, v in rest.items()}  # fmt: skip
+        found += [one] if one not in found else []
+    seeds = [{SEED: s} for s in axes[SEED]] if SEED in axes else [{}]
+    return [one | repeated for one in found for repeated in seeds]
+
+
+def _typed(value) -> str:
+    return json.dumps(value) if isinstance(value, list | dict) else str(value)
+
+
+def plan(notebook: Path, axes: dict[str, Any], sample: int | None, seed: int) -> list[Job]:
+    """The jobs, each checked: SettingsError if one could not run."""
+    node, settings = nbformat.read(notebook, as_version=4), load()
+    code = notebooks.code_hash(notebook)
+    usual = {name: default for name, (_, default) in notebooks.parameters(node).items()}
+    of_scale = {n for n in axes if n not in usual and n.split(".")[0] in Scale.model_fields}
+    if of_scale and "scale" not in usual:
+        raise SettingsError(f"{notebook.stem} has no scale: {min(of_scale)} is not its own")
+    several = [n for n, values in axes.items() if not isinstance(values, list) or len(values) > 1]
+    found = []
+    for values in points(axes, sample, seed):
+        given = {name: value for name, value in values.items() if name not in of_scale}
+        if of_scale:
+            words = shlex.join(f"{name}={_typed(values[name])}" for name in sorted(of_scale))
+            given["scale"] = f"{given.get('scale', usual['scale'])} {words}"
+        if "validate" in usual:  # a sweep compares: without a measurement it cannot
+            given.setdefault("validate", True)
+        notebooks.check(node, given, settings)
+        made_of = [given, usual, code]
+        if "scale" in usual:
+            run = get_run((usual | given)["scale"], "none", "base", settings)
+            made_of += [run.settings, tasks.of(run).files()]
+        label = "_".join(f"{name}={_typed(values[name])}" for name in several) or notebook.stem
+        name = re.sub(r"[^\w.=~+-]+", "-", label)[:100] + f"-{store.content_hash(values)[:6]}"
+        found.append(Job(name, values, given, store.content_hash(made_of)))
+    return found
+
+
+def is_done(folder: Path, job: Job) -> bool:
+    """Is there an executed notebook of this job, as it would be run now?"""
+    path = folder / f"{job.name}.ipynb"
+    about = nbformat.read(path, as_version=4).metadata.get("trd", {}) if path.is_file() else {}
+    return about.get("stamp") == job.stamp
+
+
+def _execute(notebook: Path, folder: Path, job: Job) -> str:
+    """Run one job; its error in one line, empty if there was none."""
+    import papermill
+
+    names = (f".{job.name}.ipynb", f"{job.name}.ipynb", f"{job.name}.failed.ipynb")
+    (running, finished, failed), error = (folder / name for name in names), ""
+    how = {"progress_bar": False, "start_timeout": 300, "cwd": str(root())}
+    try:
+        papermill.execute_notebook(str(notebook), str(running), job.given, **how)
+    except Exception as problem:  # the notebook's, a dead kernel's, a full disk: the others go on
+        kind = getattr(problem, "ename", type(problem).__name__)
+        error = f"{kind}: {getattr(problem, 'evalue', problem)}".splitlines()[0].strip()
+    there = running.is_file()  # not if papermill itself failed
+    node = nbformat.read(running, as_version=4) if there else nbformat.v4.new_notebook()
+    node.metadata["trd"] = {"stamp": job.stamp, "values": job.values, "error": error}
+    store.write_whole(failed if error else finished, lambda path: nbformat.write(node, path))
+    running.unlink(missing_ok=True)
+    (finished if error else failed).unlink(missing_ok=True)
+    return error
+
+
+def read(name: str) -> tuple[pd.DataFrame, list[str]]:
+    """What became of the jobs of a sweep, one a row, and the names of its parameters: these, what
+    the notebook recorded (accuracies by `chain.counts`), job, seconds, error ("": none)."""
+    folder, rows = root() / "runs" / "sweeps" / name, []
+    if not (folder / "sweep.json").is_file():
+        raise FileNotFoundError(f"{name} is no sweep: run python -m trdlib sweep first")
+    for path in sorted(folder.glob("[!.]*.ipynb")):
+        node = nbformat.read(path, as_version=4)
+        about, seconds = node.metadata["trd"], node.metadata.get("papermill", {}).get("duration")
+        job = path.name.removesuffix(".ipynb").removesuffix(".failed")
+        row = {**about["values"], **notebooks.recorded(node), "job": job}
+        rows.append({**row, "seconds": seconds, "error": about["error"]})
+    return pd.DataFrame(rows, dtype=object), store.read_json(folder / "sweep.json")["names"]
+
+
+def table(done: pd.DataFrame) -> pd.DataFrame:
+    """The same with accuracies as fractions."""
+    return done.map(lambda v: np.mean(v["correct"]) / v["k"] if isinstance(v, dict) else v)
+
+
+def metrics(done: pd.DataFrame) -> list[str]:
+    """The accuracies that every finished job recorded."""
+    finished = done[done["error"] == ""]
+    return [name for name in done if all(isinstance(v, dict) for v in finished[name])]
+
+
+def rank(
+    done: pd.DataFrame, names: list[str], metric: str, *, resamples=10000, confidence=0.95
+) -> pd.DataFrame:
+    """The points from best to worst; jobs that differ in the seed alone are one point.
+
+    Columns: the names that differ; seeds, problems; value, low, high (fractions; problems are
+    resampled, the seeds taken as given); behind, behind_low, behind_high: what the best is ahead,
+    paired by problem; separate: that difference is marked by the rule of the tables, corrected for
+    all pairs of points, any of which could have become the comparison; chance: in how many
+    resamples the point is the best. Points on other problems or seeds than the best are not
+    compared (missing). The best was picked by these numbers: its value is flattering.
+    """
+    known("accuracy that every job recorded", metric, metrics(done))
+    done, how = done[done["error"] == ""], {"resamples": resamples, "confidence": confidence}
+    differ = [n for n in names if n != SEED and done[n].map(_typed).nunique() > 1]
+    found = []
+    for _, mine in done.groupby([str(row) for row in done[differ].values.tolist()]):
+        mine = mine.sort_values(SEED) if SEED in mine else mine
+        rates = np.concatenate([np.array(m["correct"]) / m["k"] for m in mine[metric]])
+        asked = [m["problems"] for m in mine[metric]], list(mine.get(SEED, []))
+        found.append((mine[differ].iloc[0].to_dict(), rates, asked))
+    found.sort(key=lambda point: -point[1].mean())
+    _, best, same = found[0]
+    rows, pairs = [], len(found) * (len(found) - 1) / 2
+    for values, rates, asked in found:
+        row = {**values, "seeds": len(rates), "problems": rates.shape[1]}
+        row |= stats.bootstrap(rates, **how)._asdict() | {"separate": False}
+        if asked == same:
+            gap = stats.compare(best, rates, **how)
+            row |= {"behind": gap.value, "behind_low": gap.low, "behind_high": gap.high}
+            row["separate"] = bool(stats.marked(gap.low, gap.high, min(1, gap.p * pairs)))
+        rows.append(row)
+    ranked = pd.DataFrame(rows)
+    means = np.array([rates.mean(axis=0) for _, rates, asked in found if asked == same])
+    resampled = means @ stats.weights(means.shape[1], resamples).T
+    wins = np.isclose(resampled, resampled.max(axis=0))  # equals share the place
+    ranked.loc[ranked["behind"].notna(), "chance"] = (wins / wins.sum(axis=0)).mean(axis=1)
+    return ranked
+
+
+def command(notebook: str, given: list[str], *, name, sample, seed, workers, dry_run) -> int:
+    """`python -m trdlib sweep`; 1 if a job failed."""
+    path, axes = notebooks.path_of(notebook), dict(axis(text) for text in given)
+    if len(axes) < len(given):
+        raise SettingsError("a name stands twice in -p: write its values in one list")
+    todo = plan(path, axes, sample, seed)
+    name = name or f"{path.stem}-{store.content_hash(given, sample, seed)[:6]}"
+    folder = root() / "runs" / "sweeps" / name
+    file, about = folder / "sweep.json", {"notebook": path.stem, "names": sorted(axes)}
+    old = store.read_json(file) if file.is_file() else about
+    if old != about:
+        of = f"{old['notebook']} over {', '.join(old['names'])}"
+        raise SettingsError(f"the sweep {name!r} is of {of}: choose another --name")
+    left, where = [job for job in todo if not is_done(folder, job)], folder.relative_to(root())
+    print(f"sweep {name}: {len(todo)} jobs of {path.stem}, {len(todo) - len(left)} done; {where}")
+    if dry_run:
+        for job in left:
+            shown = " ".join(f"-p {n} {shlex.quote(_typed(v))}" for n, v in job.given.items())
+            print(f"papermill notebooks/{path.name} {job.name}.ipynb {shown}")
+        return 0
+    store.write_json(file, about)
+    arguments, workers = [(path, folder, job) for job in left], min(workers, len(left)) or 1
+    errors = jobs.run_jobs(_execute, arguments, workers=workers, label=name)
+    done, names = read(name)
+    store.write_text(folder / "table.csv", table(done).to_csv(index=False))
+    for metric in metrics(done):
+        ranked = rank(done, names, metric).head(10).round(4).to_string(index=False)
+        print(f"{metric}, from best to worst:\n{ranked}")
+    failed = [f"failed: {j.name}: {e}" for j, e in zip(left, errors, strict=True) if e]
+    print(f"{where}/table.csv; to plot: -p name {name} in 9_sweep", *failed, sep="\n")
+    return 1 if failed else 0

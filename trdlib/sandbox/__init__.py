@@ -1,0 +1,291 @@
+"""Code that a model wrote is hostile: it runs here, or nowhere.
+
+`check(program, tests)` runs the tests against the program; `run(program, stdin)` runs the program
+as a script. **The verdict cannot be forged from inside**: program and tests never share a process,
+and nothing but plain data passes between the two. docs/sandbox.md says what a program can do, what
+protects, where, and what remains possible. This file is the client; launcher.py starts the locked
+processes, out of what kernel.py offers; jail.py is what they run.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import json
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from trdlib.sandbox import jail
+
+LAUNCHER = os.path.join(os.path.dirname(__file__), "launcher.py")
+OUTPUT = 16 * 2**20  # bytes of standard output
+NULL = open(os.devnull, "r+b", buffering=0)  # noqa: SIM115
+
+
+class SandboxError(RuntimeError):
+    """The sandbox itself does not work here; the message says what to do."""
+
+
+class Died(SandboxError):
+    """The machinery, which no program can reach, was killed; most likely for want of memory."""
+
+    def __str__(self) -> str:
+        return "the sandbox itself failed, twice: is there enough memory for its workers?"
+
+
+class Verdict(NamedTuple):
+    passed: bool
+    reason: str  # why not; ASCII, parts of it are the program's words
+
+
+class Output(NamedTuple):
+    stdout: bytes  # what the script printed
+    reason: str  # why it failed ("" if it did not)
+
+
+def _folders() -> tuple[list[str], list[str], list[str]]:
+    """(what a program may read, what of it is hidden, its sys.path)"""
+    stdlib = os.path.realpath(sysconfig.get_path("stdlib"))
+    dynamic = os.path.realpath(sysconfig.get_config_var("DESTSHARED") or stdlib)
+    path = [stdlib, dynamic] if os.path.isdir(dynamic) else [stdlib]
+    readable = [one for one in path if one == stdlib or not one.startswith(stdlib)]
+    hidden = [os.path.join(stdlib, "site-packages"), os.path.join(stdlib, "dist-packages")]
+    if (numpy := importlib.util.find_spec("numpy")) and numpy.origin:
+        folder = os.path.dirname(os.path.realpath(numpy.origin))
+        path.append(os.path.dirname(folder))
+        hidden = [one for one in hidden if one not in path]
+        readable += [one for one in (folder, f"{folder}.libs") if os.path.isdir(one)]
+    return readable, hidden, path
+
+
+class _Jail:
+    """A launcher, which starts locked processes on request. One thread at a time."""
+
+    def __init__(self, *, namespaces: bool, landlock: bool = True):
+        walls = {"namespaces": namespaces, "landlock": landlock}
+        walls |= zip(("readable", "hidden", "path"), _folders(), strict=True)
+        self.control, theirs = socket.socketpair()
+        config = json.dumps({"control": theirs.fileno(), "walls": walls})
+        # Hash order must not depend on chance; nothing of our environment goes in.
+        self.process = subprocess.Popen(
+            [sys.executable, "-s", "-S", "-B", "-X", "utf8", LAUNCHER, config],
+            env={"PYTHONHASHSEED": "0"}, cwd="/", pass_fds=[theirs.fileno()],
+            stdin=NULL, stdout=NULL, stderr=subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+        theirs.close()
+        self.control.settimeout(60)
+        with self.process.stderr as errors:
+            with contextlib.suppress(OSError, ValueError):
+                self.walls = json.loads(self.control.recv(2**16))
+                return
+            self.kill()
+            why = errors.read().decode().splitlines() or ["no answer"]
+        raise SandboxError(f"the sandbox did not start: {why[-1]}")
+
+    def start(self, role: str, text: str, files: list, *, seconds: float, memory_mb: int):
+        """A locked process with these open files from 0 on; returns its keeper's socket."""
+        status, theirs = socket.socketpair()
+        ask = {"role": role, "seconds": seconds, "wall": 3 * seconds + 2, "memory_mb": memory_mb}
+        with theirs, _file(text.encode("utf-8", "surrogatepass")) as payload:
+            fds = [file.fileno() for file in (theirs, payload, *files)]
+            try:
+                socket.send_fds(self.control, [json.dumps(ask).encode()], fds)
+                if not self.control.recv(1):
+                    raise OSError
+            except OSError:
+                raise Died from None
+        return status
+
+    def kill(self) -> None:
+        self.control.close()
+        self.process.kill()
+        self.process.wait()
+
+
+def _file(data: bytes):
+    """An open file with this content and no name, which can only be read."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        return open(file.name, "rb")
+
+
+def _pipe():
+    read, write = os.pipe()
+    return os.fdopen(read, "rb"), os.fdopen(write, "wb")
+
+
+class Protection(NamedTuple):
+    safe: bool
+    namespaces: bool
+    landlock: bool
+    why: str  # what is missing, and its cause
+
+    def __str__(self) -> str:
+        walls = [name for name in ("namespaces", "landlock") if getattr(self, name)]
+        return ", ".join(["seccomp", *walls]) if self.safe else "nothing"
+
+
+_PROBE = """
+import contextlib, os, socket
+def tries():
+    found = []
+    for name, attempt in {
+        "fork": os.fork, "socket": socket.socket, "setsid": os.setsid,
+        "read": lambda: open("/etc/passwd"), "list": lambda: os.listdir("/proc"),
+        "write": lambda: open(os.__file__, "r+"), "signal": lambda: os.kill(os.getppid(), 0),
+    }.items():
+        with contextlib.suppress(OSError):
+            attempt()
+            found.append(name)
+    return found
+"""
+
+
+@functools.cache
+def protection() -> Protection:
+    """Found by trying, once per process."""
+    if sys.platform != "linux":
+        return Protection(False, False, False, f"this is {sys.platform}")
+    why = ""
+    for namespaces in (True, False):
+        try:
+            one = _Jail(namespaces=namespaces)
+        except SandboxError as error:
+            why = str(error)
+            continue
+        verdict = _check(one, _PROBE, "assert not tries(), tries()", seconds=5, memory_mb=512)
+        if verdict.passed:
+            _idle.append(one)
+            return Protection(True, namespaces, one.walls["landlock"], why)
+        one.kill()
+        why = f"a probe got out of the sandbox or did not run: {verdict.reason}"
+    return Protection(False, False, False, why)
+
+
+_idle: list[_Jail] = []
+os.register_at_fork(after_in_child=_idle.clear)  # they belong to the parent
+
+
+def _take() -> _Jail:
+    """A jail that is free, or a new one."""
+    found = protection()
+    if not found.safe:
+        what = f"nothing protects this machine from a model's code ({found.why})"
+        raise SandboxError(f"{what}: use Linux with user namespaces or Landlock")
+    while _idle:
+        with contextlib.suppress(IndexError):  # another thread may be faster
+            if (one := _idle.pop()).process.poll() is None:
+                return one
+            one.kill()
+    return _Jail(namespaces=found.namespaces, landlock=found.landlock)
+
+
+def _with_jail(work: Callable, *args, seconds: float, memory_mb: int):
+    """work(jail, ...), and once more if the jail died under it. One with which anything else went
+    wrong is not lent again."""
+    if not 0 < seconds <= 3600:
+        raise ValueError(f"seconds must be in (0, 3600], not {seconds}")
+    if not 64 <= memory_mb <= 2**20:
+        raise ValueError(f"memory_mb must be at least 64, for Python itself, not {memory_mb}")
+    for last in (False, True):
+        one = _take()
+        try:
+            result = work(one, *args, seconds=seconds, memory_mb=memory_mb)
+        except ValueError:  # the tests' fault, not the jail's
+            _idle.append(one)
+            raise
+        except BaseException as error:
+            one.kill()
+            if last or not isinstance(error, Died):
+                raise
+        else:
+            _idle.append(one)
+            return result
+
+
+def _end(status: socket.socket, hang_up: bool) -> dict:
+    """How the locked process ended; its keeper answers once it is dead. One that we hang up on may
+    not have come to run its program: its caller judges."""
+    with status:
+        if hang_up:
+            with contextlib.suppress(OSError):
+                status.shutdown(socket.SHUT_WR)
+        try:
+            end = json.loads(status.recv(4096))
+        except (OSError, ValueError):
+            raise Died from None
+    if not end["locked"] and not hang_up:  # it never came to run the program
+        raise Died
+    return end
+
+
+def _check(one: _Jail, program: str, tests: str, **limits) -> Verdict:
+    said, say = _pipe()
+    ours, theirs = socket.socketpair()
+    with said:
+        with say, ours, theirs:
+            served = one.start("serve", program, [NULL, NULL, NULL, theirs], **limits)
+            examined = one.start("examine", tests, [NULL, NULL, NULL, ours, say], **limits)
+        words = said.read(2**16)
+    examiner = _end(examined, hang_up=False)
+    programs = _end(served, hang_up=True)
+    if not words:
+        return Verdict(False, examiner["how"])
+    verdict = json.loads(words)
+    if verdict["unfit"]:
+        raise ValueError(verdict["reason"])
+    reason = verdict["reason"]
+    if reason == jail.ENDED:
+        if not programs["locked"]:
+            raise Died
+        how = programs["how"]
+        reason = how if how.startswith("timeout") else f"{reason}: {how}"
+    return Verdict(verdict["passed"] is True, reason)
+
+
+def _run(one: _Jail, program: str, stdin: str, **limits) -> Output:
+    printed, out = _pipe()
+    notes, note = _pipe()
+    with printed, notes:
+        with out, note, _file(stdin.encode("utf-8", "surrogateescape")) as source:
+            status = one.start("script", program, [source, out, NULL, note], **limits)
+        stdout = printed.read(OUTPUT + 1)
+        end = _end(status, hang_up=len(stdout) > OUTPUT)
+        why = notes.read(200).decode("ascii", "replace")
+    reason = end["how"] if end["code"] != 0 else ""
+    if end["code"] == 1 and why:
+        reason = jail.clean(why)
+    if len(stdout) > OUTPUT:
+        reason = f"more than {OUTPUT} bytes of output"
+    return Output(stdout[:OUTPUT], reason)
+
+
+def check(program: str, tests: str, *, seconds: float = 10, memory_mb: int = 1024) -> Verdict:
+    """Does the program pass the tests? Both are Python source; the tests fail by raising.
+
+    seconds: of CPU time, for the program (loading and all calls) and again for the tests; the wall
+    clock stops both after three times that and two seconds. memory_mb: of address space, for each.
+    ValueError: the tests are at fault. SandboxError: nothing protects here, see protection().
+    """
+    return _with_jail(_check, program, tests, seconds=seconds, memory_mb=memory_mb)
+
+
+def run(program: str, stdin: str = "", *, seconds: float = 10, memory_mb: int = 1024) -> Output:
+    """Run the program as a script, with limits as in check(); stdin is what it reads."""
+    return _with_jail(_run, program, stdin, seconds=seconds, memory_mb=memory_mb)
+
+
+def in_pool(function: Callable, items: Iterable, workers: int | None = None) -> list:
+    """[function(item), ...], each in a thread; by default one per core."""
+    if workers is None:  # inside a job of jobs.run_jobs: one alone
+        workers = 1 if multiprocessing.parent_process() else os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(function, items))

@@ -1,0 +1,286 @@
+"""What a locked process runs: a program (`serve`, `script`) or its examiner (`examine`).
+
+Those two talk over fd 3 in plain data and nothing else: `pack` and `unpack`, which tests and
+drivers inside may use too (`from jail import unpack`). Nothing but the stdlib.
+"""
+
+import builtins
+import contextlib
+import json
+import os
+import re
+import signal
+import sys
+import traceback
+import types
+from collections import deque
+from collections.abc import Iterator, MappingView
+from decimal import Decimal
+from fractions import Fraction
+
+LONGEST = 16 * 2**20  # bytes of one message between program and examiner, of one file, of /tmp
+ENDED = "the program ended early"
+NONSENSE = "the program's answer is not plain data"
+
+
+class Opaque:
+    """In the tests, a result that is not plain data: it is there, and equals nothing."""
+
+
+def opaque(_) -> dict:
+    return {"t": "opaque", "v": None}
+
+
+def pack(value, other=None):
+    """Plain data -> JSON-able. Subclasses become their plain type; iterators become lists once.
+    other(value) packs what is not plain data; without it, TypeError."""
+    if value is None or value is True or value is False:
+        return value
+    if isinstance(value, int):
+        value = int.__int__(value)
+        return value if abs(value) < 2**63 else {"t": "int", "v": hex(value)}
+    if isinstance(value, float):
+        return float.__float__(value)
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, list):
+        return [pack(item, other) for item in list.__iter__(value)]
+    if isinstance(value, dict):
+        return {"t": "dict", "v": [[pack(k, other), pack(v, other)] for k, v in dict.items(value)]}
+    for kind in (tuple, set, frozenset, deque):
+        if isinstance(value, kind):
+            return {"t": kind.__name__, "v": [pack(item, other) for item in kind.__iter__(value)]}
+    for kind in (bytes, bytearray):
+        if isinstance(value, kind):
+            return {"t": kind.__name__, "v": bytes(value).decode("latin-1")}
+    if isinstance(value, complex):
+        return {"t": "complex", "v": [value.real, value.imag]}
+    if isinstance(value, range):
+        return {"t": "range", "v": [value.start, value.stop, value.step]}
+    if isinstance(value, Decimal | Fraction):
+        return {"t": type(value).__name__, "v": str(value)}
+    if type(value).__module__ == "numpy" and hasattr(value, "dtype") and value.ndim == 0:
+        return pack(value.item(), other)
+    if isinstance(value, Iterator | MappingView):
+        return {"t": "iterator", "v": [pack(item, other) for item in value]}
+    if other is None:
+        raise TypeError(f"{type(value).__name__} is not plain data")
+    return other(value)
+
+
+def unpack(data):
+    """The inverse of pack. Whatever data says, the result is made of exact builtin types."""
+    if isinstance(data, list):
+        return [unpack(item) for item in data]
+    return _UNPACK[data["t"]](data["v"]) if isinstance(data, dict) else data
+
+
+_UNPACK = {
+    "opaque": lambda _: Opaque(), "int": lambda digits: int(digits, 16),
+    "bytes": lambda text: bytes(text, "latin-1"),
+    "bytearray": lambda text: bytearray(text, "latin-1"),
+    "complex": lambda parts: complex(*parts), "range": lambda parts: range(*parts),
+    "Decimal": Decimal, "Fraction": Fraction,
+    "tuple": lambda items: tuple(map(unpack, items)), "set": lambda items: set(map(unpack, items)),
+    "frozenset": lambda items: frozenset(map(unpack, items)),
+    "deque": lambda items: deque(map(unpack, items)),
+    "dict": lambda pairs: {unpack(key): unpack(value) for key, value in pairs},
+    "iterator": lambda items: iter([unpack(item) for item in items]),
+}  # fmt: skip
+
+
+class Channel:
+    """Between program and examiner: a message is plain data, a line of JSON on fd 3."""
+
+    def __init__(self):
+        self.reader = open(3, "rb", closefd=False)  # noqa: SIM115
+        self.writer = open(3, "wb", closefd=False)  # noqa: SIM115
+
+    def line(self, message: list, other=None) -> bytes:
+        line = json.dumps(pack(message, other)).encode() + b"\n"
+        if len(line) > LONGEST:
+            raise OverflowError("the value is too large")
+        return line
+
+    def send(self, line: bytes) -> None:
+        self.writer.write(line)
+        self.writer.flush()
+
+    def receive(self):
+        line = self.reader.readline(LONGEST + 1)
+        if len(line) > LONGEST:
+            raise ValueError("the message is too large")
+        if not line.endswith(b"\n"):
+            raise EOFError
+        return unpack(json.loads(line))
+
+
+def clean(text: str) -> str:
+    """A program's words, safe to print: one short line of ASCII."""
+    return re.sub(r"[^ -~]", lambda match: ascii(match[0])[1:-1], text)[:200]
+
+
+def brief(error: BaseException, *, named: bool = True) -> str:
+    try:
+        return clean(f"{type(error).__name__}: {error}" if named else str(error))
+    except BaseException:  # its __str__ is the program's
+        return "an error"
+
+
+# --------------------------------------------------------------------------------- the program
+def _module(name: str, program: str) -> dict:
+    module = types.ModuleType(name)
+    sys.modules[name] = module
+    exec(compile(program, "<program>", "exec", dont_inherit=True), module.__dict__)
+    return module.__dict__
+
+
+def serve(program: str) -> None:
+    """Load the program, then answer calls until the examiner hangs up (EOFError).
+
+    A call names `f`, or `Solution().f`: a method of an instance made for the purpose. The first
+    one, of no name, asks which of some names there are.
+    """
+    channel = Channel()
+    try:
+        names = _module("program", program)
+    except BaseException as error:
+        channel.receive()
+        return channel.send(channel.line(["ended", brief(error)]))
+
+    names[""] = lambda wanted: {name: names[name] for name in wanted if name in names}
+
+    def overrun(*_):
+        raise TimeoutError("the call took too long")
+
+    signal.signal(signal.SIGPROF, overrun)
+    while True:
+        path, args, kwargs, seconds = channel.receive()
+        owner, _, name = path.rpartition("().")
+        try:
+            function = getattr(names[owner](), name) if owner else names[name]
+            signal.setitimer(signal.ITIMER_PROF, seconds or 0)
+            answer = channel.line(["value", function(*args, **kwargs)], opaque)
+            signal.setitimer(signal.ITIMER_PROF, 0)
+        except BaseException as error:
+            answer = channel.line(["raised", type(error).__name__, brief(error, named=False)])
+        channel.send(answer)
+
+
+def script(program: str) -> None:
+    """Run the program as a script: standard input is fd 0, standard output fd 1."""
+    text = {"encoding": "utf-8", "errors": "surrogateescape", "closefd": False}
+    sys.stdin, sys.stdout = open(0, **text), open(1, "w", **text)  # noqa: SIM115
+    code = 0
+    try:
+        _module("__main__", program)
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else error.code is not None
+    except BaseException as error:
+        code = 1
+        os.write(3, brief(error).encode())
+    with contextlib.suppress(BaseException):
+        sys.stdout.flush()
+    os._exit(code & 255)
+
+
+# -------------------------------------------------------------------------------- the examiner
+class Stop(BaseException):
+    """The tests are over: no `except Exception` of theirs may hide that."""
+
+
+# What a test may expect. Not StopIteration: it would end a loop of the tests early, and silently.
+# Not UnicodeError and its kind: their constructors take more than a message.
+_NOT = StopIteration | StopAsyncIteration | Warning | BaseExceptionGroup | UnicodeError
+_ERRORS = {
+    name: kind
+    for name, kind in vars(builtins).items()
+    if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, _NOT)
+}
+
+
+class _Examiner(Channel):
+    """What went wrong once stays wrong, whatever a bare `except` of the tests makes of it."""
+
+    calls = 0
+    fault: tuple[str, bool] | None = None  # the reason, and whether the tests themselves are it
+
+    def stop(self, reason: str, unfit: bool = False):
+        self.fault = self.fault or (reason, unfit)
+        raise Stop
+
+    def _other(self, value):
+        if isinstance(value, Opaque):
+            self.stop(NONSENSE)
+        self.stop(f"the tests pass what cannot be sent: {type(value).__name__}", unfit=True)
+
+    def ask(self, *question):
+        """The program's answer."""
+        if self.fault:
+            raise Stop
+        try:
+            self.send(self.line(list(question), self._other))
+            return self.receive()
+        except (EOFError, OSError):
+            self.stop(ENDED)
+        except OverflowError as error:
+            self.stop(str(error))
+        except Exception:
+            self.stop(NONSENSE)
+
+    def remote(self, path: str, seconds: float | None = None):
+        def call(*args, **kwargs):
+            match self.ask(path, args, kwargs, seconds):
+                case ["value", value]:
+                    self.calls += 1
+                    return value
+                case ["raised", str(raised), str(message)]:
+                    self.calls += 1
+                    if raised in _ERRORS:
+                        raise _ERRORS[raised](message[:200])
+                    raise Exception(f"{raised}: {message}"[:200])
+                case ["ended", str(why)]:
+                    self.stop(why)
+            self.stop(NONSENSE)
+
+        call.__name__ = path
+        return call
+
+
+def _names(code: types.CodeType) -> set[str]:
+    inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
+    return set(code.co_names).union(*map(_names, inner))
+
+
+def examine(tests: str) -> None:
+    """Run the tests; the program's names in them are calls to its process. The verdict: fd 4."""
+    examiner, module = _Examiner(), types.ModuleType("__main__")
+    sys.modules["__main__"] = module
+    code = None
+    try:
+        code = compile(tests, "<tests>", "exec", dont_inherit=True)
+        foreign = _names(code) - set(vars(builtins))
+        wanted = sorted(name for name in foreign if not name.startswith("__"))
+        if not wanted:
+            examiner.stop("the tests never call the program", unfit=True)
+        found = examiner.remote("")(wanted)
+        if not isinstance(found, dict):
+            examiner.stop(NONSENSE)
+        for name in set(wanted) & set(found):
+            plain = not isinstance(found[name], Opaque)
+            module.__dict__[name] = found[name] if plain else examiner.remote(name)
+        module.__dict__["remote"] = examiner.remote
+        examiner.calls = 0
+        exec(code, module.__dict__)
+        if not examiner.calls:
+            examiner.stop("the tests never called the program")
+    except Stop:
+        pass  # the examiner knows why
+    except BaseException as error:
+        steps = traceback.walk_tb(error.__traceback__)
+        lines = [n for frame, n in steps if frame.f_code.co_filename == "<tests>"] or [0]
+        where = f"line {lines[-1]} of the tests" if code else "the tests do not compile"
+        examiner.fault = examiner.fault or (f"{where}: {brief(error)}", code is None)
+    reason, unfit = examiner.fault or ("", False)
+    verdict = {"passed": examiner.fault is None, "reason": clean(reason), "unfit": unfit}
+    os.write(4, json.dumps(verdict).encode())

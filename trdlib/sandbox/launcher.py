@@ -1,0 +1,229 @@
+"""The sandbox's own processes. A script, which the client (__init__.py) starts; stdlib alone.
+
+    client ── launcher ──┬─ keeper ── program    (the model's code; hostile)
+   (trusted)  builds     └─ keeper ── examiner   (the tests; contained too)
+              the jail      kills at the limit
+
+The launcher builds the jail once and forks a keeper for each request; the keeper forks the process
+that is locked in (`lock_in`), kills it at its limit and reports how it ended, over a socket that
+the locked process does not have. No secret is ever in the memory that a program is forked from.
+"""
+
+import builtins
+import contextlib
+import ctypes
+import json
+import math
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import time
+
+import jail  # both lie beside this file
+import kernel
+from kernel import BIND, NODEV, NOEXEC, NOSUID, PRIVATE, RDONLY, REC, REMOUNT, mount
+
+ID = 65534  # who a locked process is, inside
+THREADS = 64
+UNIQUE_ID = 0x70000000  # outside, where we are root: a user of its own for each process
+
+
+def _below_tmp(readable: list[str]) -> dict[str, str]:
+    """Readable folders that a process's own /tmp covers, and where it finds them again."""
+    covered = [folder for folder in readable if folder.startswith("/tmp/")]
+    return {folder: f"/.readable/{number}" for number, folder in enumerate(covered)}
+
+
+def build(readable: list[str], hidden: list[str]) -> None:
+    """Leave the host: new namespaces, and a root that holds the readable folders and /tmp."""
+    user, group = os.geteuid(), os.getegid()
+    flags = kernel.NEWNS | kernel.NEWNET | kernel.NEWIPC | kernel.NEWUTS | kernel.NEWCGROUP
+    kernel.unshare(flags if user == 0 else flags | kernel.NEWUSER)
+    if user != 0:
+        ids = {"setgroups": "deny", "uid_map": f"{ID} {user} 1", "gid_map": f"{ID} {group} 1"}
+        for name, text in ids.items():
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+    socket.sethostname("sandbox")
+    os.chdir("/")
+    root = "/proc"  # a folder that is there on every system and that nothing below needs
+    mount("none", "/", None, REC | PRIVATE)
+    mount("none", root, "tmpfs", NOSUID | NODEV | NOEXEC, "size=1m,nr_inodes=256,mode=755")
+    os.umask(0o022)
+    for folder in readable:
+        kernel.bind(folder, root + folder)
+        kernel.make_read_only(root + folder)
+    for folder in hidden:
+        if os.path.isdir(root + folder):
+            mount("none", root + folder, "tmpfs", RDONLY | NOSUID | NODEV, "size=4k,mode=755")
+    for folder, again in _below_tmp(readable).items():
+        kernel.bind(root + folder, root + again)  # as read-only as the original
+    os.makedirs(root + "/tmp", exist_ok=True)
+    kernel.enter_root(root)
+    mount("none", "/", None, REMOUNT | BIND | RDONLY | NOSUID | NODEV | NOEXEC)
+
+
+def lock_in(walls: dict, seconds: float, memory: int, unique: int) -> None:
+    """From here on this process can compute, read the stdlib, write to /tmp, and nothing else."""
+    if walls["namespaces"]:
+        options = f"size={jail.LONGEST},nr_inodes=256,mode=1777"
+        mount("none", "/tmp", "tmpfs", NOSUID | NODEV | NOEXEC, options)
+        for folder, again in _below_tmp(walls["readable"]).items():
+            kernel.bind(again, folder)
+        os.chdir("/tmp")
+    for name, value in (
+        ("CPU", max(1, math.ceil(seconds))), ("AS", memory), ("DATA", memory),
+        ("STACK", min(memory, 2**26)), ("CORE", 0), ("FSIZE", jail.LONGEST), ("NOFILE", 64),
+        ("MEMLOCK", 0), ("MSGQUEUE", 0), ("SIGPENDING", 64), ("RTPRIO", 0),
+        *([("NPROC", THREADS)] if walls["counted"] else []),
+    ):  # fmt: skip
+        kind = getattr(resource, f"RLIMIT_{name}")
+        value = min(value, resource.getrlimit(kind)[1] % 2**64)  # infinity is -1
+        resource.setrlimit(kind, (value, value))
+    kernel.prctl(38, 1)  # PR_SET_NO_NEW_PRIVS
+    if walls["landlock"]:
+        kernel.landlock(walls["readable"], walls["path"], ["/tmp"] if walls["namespaces"] else [])
+    if walls["nobody"]:  # where neither user exists we stay root, without any of its powers
+        for one in (UNIQUE_ID + unique % 2**22, ID):
+            with contextlib.suppress(OSError):
+                os.setgroups([])
+                os.setresgid(one, one, one)
+                os.setresuid(one, one, one)
+                break
+    kernel.drop_capabilities()
+    kernel.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    kernel.prctl(4, 0)  # PR_SET_DUMPABLE
+    kernel.seccomp()
+
+
+def _preload() -> None:
+    """Modules that programs use, and shared libraries of numpy, which lie outside the jail."""
+    for name in ("array", "ast", "bisect", "cmath", "copy", "dataclasses", "datetime", "hashlib",
+                 "heapq", "random", "statistics", "string", "threading", "typing", "zlib", "bz2",
+                 "lzma", "_hashlib", "unicodedata"):  # fmt: skip
+        with contextlib.suppress(ImportError):
+            __import__(name)
+    for name in ("libpthread.so.0", "libdl.so.2", "librt.so.1", "libutil.so.1", "libm.so.6",
+                 "libgcc_s.so.1", "libstdc++.so.6"):  # fmt: skip
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(name)
+
+
+def _locked(fds: list[int], ready: int, walls: dict, ask: dict, unique: int) -> None:
+    """One program or examiner. Says on ready that it is locked in, before it runs anything."""
+    payload, *rest = fds
+    with os.fdopen(payload, "rb") as file:
+        text = file.read().decode("utf-8", "surrogatepass")
+    os.setsid()
+    for number, fd in enumerate(rest):  # 0 input, 1 output, 2 errors, 3 and 4 channels
+        os.dup2(fd, number)
+    os.closerange(len(rest), ready)
+    os.closerange(ready + 1, 1024)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    lock_in(walls, ask["seconds"], ask["memory_mb"] * 2**20, unique)
+    sys.argv[:] = ["program"]
+    sys.path[:] = walls["path"]
+    builtins.exit = builtins.quit = sys.exit  # the module site, which has them, is not loaded
+    os.environ.clear()
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    os.write(ready, b".")
+    os.close(ready)
+    getattr(jail, ask["role"])(text)  # serve, script or examine
+
+
+def _keep(status: int, fds: list[int], walls: dict, ask: dict, unique: int) -> None:
+    """Start the locked process, wait, kill it at its limit or when the host hangs up, report."""
+    if walls["namespaces"]:
+        kernel.unshare(kernel.NEWPID | kernel.NEWNS)
+    locked, ready = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            high = os.dup2(ready, 100)  # out of the way of those that are kept
+            _locked(fds, high, walls, ask, unique)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    for fd in (ready, *fds):
+        os.close(fd)
+    deadline = time.monotonic() + ask["wall"]
+    poll = select.poll()
+    poll.register(status, select.POLLIN | select.POLLHUP)
+    nap = ask["wall"] if walls["counted"] else 0.05  # no rlimit counts its threads: we do
+    if hasattr(os, "pidfd_open"):
+        poll.register(os.pidfd_open(child), select.POLLIN)
+    else:  # a Python that was built for an old system
+        nap = 0.01
+    while True:
+        left = deadline - time.monotonic()
+        heard = poll.poll(max(0, min(left, nap)) * 1000)
+        over = left <= 0 or any(fd == status for fd, _ in heard)
+        if not walls["counted"]:
+            with contextlib.suppress(OSError):
+                over |= len(os.listdir(f"/proc/{child}/task")) > THREADS
+        if over:
+            os.kill(child, signal.SIGKILL)
+        done, code, used = os.wait4(child, 0 if over else os.WNOHANG)
+        if done:
+            break
+    code, seconds = os.waitstatus_to_exitcode(code), ask["seconds"]
+    if left <= 0 or (code == -9 and used.ru_utime + used.ru_stime > 0.95 * seconds):
+        how = f"timeout: {seconds:g} s"
+    else:
+        how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+    report = {"code": code, "how": how, "locked": os.read(locked, 1) == b"."}
+    with contextlib.suppress(OSError):
+        os.write(status, json.dumps(report).encode())
+    os._exit(0)
+
+
+def _public(folder: str) -> bool:
+    """Everybody reaches it."""
+    return os.stat(folder).st_mode & 1 and (folder == "/" or _public(os.path.dirname(folder)))
+
+
+def main(config: dict) -> None:
+    """Build the jail, say so, fork a keeper for each request of the host until it is gone."""
+    control = socket.socket(fileno=config["control"])
+    walls, host, unique = config["walls"], os.getppid(), os.getpid() * 64
+    _preload()
+    root = os.geteuid() == 0
+    walls["landlock"] = walls["landlock"] and kernel.landlock_version() > 0
+    if walls["namespaces"]:
+        build(walls["readable"], walls["hidden"])
+    elif walls["landlock"]:
+        root = root and all(map(_public, walls["readable"]))
+    else:
+        raise OSError("the kernel has no Landlock")
+    release = [int(part) for part in os.uname().release.split(".")[:2] if part.isdigit()]
+    walls["nobody"] = root
+    walls["counted"] = root or (walls["namespaces"] and release >= [5, 14])
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    control.send(json.dumps(walls).encode())
+    control.settimeout(0.2)
+    while os.getppid() == host:  # which may die without a word
+        try:
+            message, fds, _, _ = socket.recv_fds(control, 4096, 8)
+        except TimeoutError:
+            continue
+        if not message:
+            return
+        unique += 1
+        if os.fork() == 0:
+            try:
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                kernel.prctl(1, signal.SIGKILL)
+                control.close()
+                _keep(fds[0], fds[1:], walls, json.loads(message), unique)
+            finally:
+                os._exit(1)
+        for fd in fds:
+            os.close(fd)
+        control.send(b".")  # one request at a time: this one has been read
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

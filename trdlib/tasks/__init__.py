@@ -1,0 +1,187 @@
+"""What is asked, who says what is right, and what is known of a mistake: one Task for each run.
+
+A scale's `task` in params.yaml is a name of TASKS, each a module of this folder (math and code have
+the published problems), or a Python file of your own, `task: mine/sums.py`. It has
+
+    draw(rng, steps) -> (problem, answer, solution)    three texts, as in story.py
+
+and, as it likes, `grade(pairs) -> verdicts`, one for each (response, answer), else answers are
+mathematics; `first_wrong(problem, tokens)` as in modular.py; and `problem(text)` for what a person
+types, the same three texts.
+"""
+
+import functools
+import hashlib
+import importlib
+import sys
+from collections.abc import Callable, Iterable
+from types import ModuleType
+
+import pandas as pd
+
+from trdlib import store
+from trdlib.settings import Scale, SettingsError, root
+from trdlib.tasks import math, pretrain, sets, story
+from trdlib.tasks.language import Departure
+
+TASKS = ("modular", "tinycode", "story", "math", "code")
+
+
+@functools.cache
+def _own(name: str, source: str) -> ModuleType:
+    """A file of one's own as a module like ours."""
+    module = sys.modules[name] = ModuleType(name)
+    exec(compile(source, name, "exec"), module.__dict__)
+    if not callable(getattr(module, "draw", None)):
+        raise SettingsError(
+            f"{name} has no draw(rng, steps) -> (problem, answer, solution): write it, as in "
+            "trdlib/tasks/story.py"
+        )
+    module.OPTIONS, code = {name: {}}, store.source_hash(source)
+    if own := getattr(module, "grade", None):
+
+        def grade(run, pairs: list[tuple[str, dict]]) -> list[bool]:
+            said = [bool(verdict) for verdict in own([(text, r["answer"]) for text, r in pairs])]
+            if len(said) != len(pairs):
+                raise SettingsError(
+                    f"{name}: grade(pairs) gave {len(said)} verdicts for {len(pairs)} pairs"
+                )
+            return said
+
+        module.grade, module.grader = grade, lambda run: code
+    return module
+
+
+def check(name: str, scale: Scale) -> tuple:
+    """SettingsError, in one sentence, on the first fault of what a scale says of its task.
+
+    -> the task's module and the sections that are its own: data (None: published problems, whose
+    module knows more), pretraining and packaged (None: not there).
+    """
+    where, own = f"scales.{name}", root() / scale.task
+    if own.suffix != ".py":
+        if scale.task not in TASKS:
+            raise SettingsError(
+                f"{where}: there is no task {scale.task!r}: choose from {', '.join(TASKS)}, or "
+                "name a Python file"
+            )
+        module = importlib.import_module(f"trdlib.tasks.{scale.task}")
+    elif own.is_file():
+        module = _own(scale.task, own.read_text(encoding="utf-8"))
+    else:
+        raise SettingsError(f"{where}: the task {scale.task} does not exist: correct task")
+    if scale.pretraining and not hasattr(module, "KINDS"):
+        raise SettingsError(f"{where}.pretraining: {scale.task} has no language to pretrain on")
+    data = None
+    if hasattr(module, "sets"):
+        module.check(name, scale)
+    else:
+        data = sets.section(sets.Data, scale.data, f"{where}.data", module.OPTIONS)
+    return (
+        module,
+        data,
+        sets.section(pretrain.Pretraining, scale.pretraining, f"{where}.pretraining"),
+        sets.section(story.Packaged, scale.packaged, f"{where}.packaged"),
+    )
+
+
+class Task:
+    """The task of a run: its problem sets, its grader, and what else is known of it."""
+
+    def __init__(self, run):
+        self.run, self.name = run, run.settings.task
+        self.module, self.data, self.pretraining, self.packaged = check(run.scale, run.settings)
+        if run.mode != "none" and run.recipe.trajectory == "y_o_cut" and not self.first_wrong:
+            raise SettingsError(
+                f"the task {self.name} does not know the first wrong step: the trajectory y_o_cut "
+                "is not possible"
+            )
+
+    def __reduce__(self):
+        return of, (self.run,)
+
+    def sizes(self) -> dict[str, int]:
+        """How many problems each set has, from the settings alone."""
+        if not self.data:
+            return self.module.sizes(self.run.settings)
+        return {name: sum(p.problems for p in of) for name, of in self.data.parts.items()}
+
+    @property
+    def benchmarks(self) -> tuple[str, ...]:
+        return tuple(name for name in self.sizes() if name not in ("train", "validation"))
+
+    def sets(self) -> dict[str, pd.DataFrame]:
+        """train, validation and every benchmark, on file and returned.
+
+        What is there and still right is kept: every notebook starts with this.
+        """
+        with store.locked(self.run.data):
+            if not self.data:
+                return self.module.sets(self.run)
+            return sets.save(sets.draw(self.data, self.module), self.run.data)
+
+    def problem(self, text: str, answer: str = "", solution: str = "") -> dict[str, str]:
+        """The row of a problem that a person typed; SettingsError says why it cannot be asked.
+
+        Where answer and solution do not follow from the problem, they may be given; answer "":
+        nobody knows it.
+        """
+        solve = getattr(self.module, "problem", lambda text: (text.strip(), answer, solution))
+        row = dict(zip(sets.COLUMNS, ("typed", "typed", *solve(text)), strict=True))
+        if not row["problem"]:
+            raise SettingsError("there is no problem: type one")
+        if self.run.mode == "opsd" and not row["solution"]:
+            raise SettingsError(
+                "in mode opsd the teacher needs a solution: give one, or choose mode opd"
+            )
+        return row
+
+    def files(self) -> dict[str, str]:
+        """The files of one's own that problems come from, each with its SHA-256."""
+        if not self.data:
+            return self.module.files(self.run)
+        own = [self.name] if self.name.endswith(".py") else []
+        return {name: hashlib.sha256((root() / name).read_bytes()).hexdigest() for name in own}
+
+    @property
+    def notes(self) -> dict:
+        """Of published sets: where they are from, what was left out and why."""
+        return {} if self.data else self.module.notes(self.run)
+
+    def grade(self, pairs: Iterable[tuple[str, dict]]) -> list[bool]:
+        """One verdict per (text of a finished response, row of the problem set)."""
+        return getattr(self.module, "grade", math.grade)(self.run, list(pairs))
+
+    @property
+    def grader(self) -> str:
+        """Hash of the code behind a verdict."""
+        return getattr(self.module, "grader", math.grader)(self.run)
+
+    @property
+    def first_wrong(self) -> Callable[[str, list[str]], Departure | None] | None:
+        """(problem, tokens of a response) -> the first wrong token; None where nobody knows it."""
+        return getattr(self.module, "first_wrong", None)
+
+    @property
+    def has_models(self) -> bool:
+        """Are the models there that the scale makes itself?"""
+        run = self.run
+        roles = [role for role in ("student", "teacher") if getattr(run.settings.models, role)]
+        folders = [root() / run.model_path(r, seed) for r in roles for seed in run.settings.seeds]
+        return not (self.pretraining or self.packaged) or all(f.is_dir() for f in folders)
+
+    def make_models(self, decode, run_jobs, batches) -> None:
+        """Pretrain or unpack what the scale makes itself; what is there and right is kept.
+
+        decode and batches: those of generate.py; run_jobs: of jobs.py.
+        """
+        with store.locked(root() / "models" / self.run.scale):
+            if self.pretraining:
+                pretrain.pretrain(self, decode, batches, run_jobs)
+            if self.packaged:
+                story.unpack(self.run, self.packaged)
+
+
+def of(run) -> Task:
+    """The task of a run, its settings checked."""
+    return Task(run)

@@ -1,0 +1,338 @@
+r"""Published programming problems: TACO to train on; HumanEval+, MBPP+ and LiveCodeBench.
+
+A problem's `answer` is JSON that says how a program is tested, one of
+- `{"kind": "evalplus", "suite", "entry", "atol", "groups": [[[args, want], ...], ...]}`
+- `{"kind": "calls", "rule": "livecodebench" or "taco", "entry", "cases": [[args, want], ...]}`
+- `{"kind": "stdin", "rule", "cases": [[input, output], ...]}`
+- `{"kind": "asserts", "tests": "assert f(1) == 2"}`
+- `{"kind": "file", "name": "<hash>.json.gz"}`: one of these, beside the sets, where it is large.
+args and want are plain data as jail.pack writes it. `solution` is a reference program in a
+```python block, or "". Programs run in the sandbox and nowhere else; oracles.py says which outputs
+are right. Where we differ from the benchmarks' own graders:
+1. What is read: the last complete ```python block after the thinking block, else the last one
+   without a language. EvalPlus takes the longest part that parses, LiveCodeBench a pair of fences.
+2. Time is CPU time, SECONDS per call or run, not wall time: a verdict does not depend on the load.
+   (EvalPlus allows max(1 s, 4 x the reference's time), LiveCodeBench 6 s.)
+3. A script that exits with an error has failed (LiveCodeBench forgives `exit(1)`).
+4. Results are compared as plain data (sandbox): a numpy number is a number.
+"""
+
+import base64
+import contextlib
+import gzip
+import hashlib
+import io
+import json
+import pickle
+import re
+import sys
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from trdlib import prompts, sandbox, store
+from trdlib.sandbox import jail
+from trdlib.settings import SettingsError
+from trdlib.tasks import hub, math, oracles
+from trdlib.tasks.hub import check, files, notes, sizes  # noqa: F401 - of every published task
+
+SECONDS = {"humaneval": 4, "mbpp": 4, "livecodebench": 6, "taco": 4}  # CPU time of a call or run
+TOTAL = 60  # and of all calls of a problem
+MEMORY_MB = 4096  # as EvalPlus and LiveCodeBench
+INLINE = 50_000  # characters of an answer that stays in the table
+
+# A fenced block, by CommonMark's rules: it ends with a fence of the same sign that is at least as
+# long. One that is never closed reaches to the end.
+_BLOCK = re.compile(
+    r"^(?P<indent>[ \t]*)(?P<fence>(?P<sign>[`~])(?P=sign){2,}+)[ \t]*(?P<language>[^\s`]*)[^`\n]*$"
+    r"(?P<content>.*?)(?:\n[ \t]*(?P=fence)(?P=sign)*[^\S\n]*$|(?P<unclosed>\Z))",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+def program_of(response: str) -> str | None:
+    """The program that a response gives as its answer, without the indentation of its first fence.
+    None: there is no block, or it, or the thinking block before it, was never closed."""
+    text, found = math.after_thinking(response), {}
+    for match in _BLOCK.finditer((text or "").replace("\r\n", "\n")):
+        language = match["language"].lower().strip("{}.")
+        if match["unclosed"] is None and language in ("", "python", "python3", "py", "py3"):
+            found["python" if language else ""] = match
+    if not (last := found.get("python") or found.get("")):
+        return None
+    indent, lines = len(last["indent"]), last["content"].split("\n")[1:]
+    lines = [line[indent:] if not line[:indent].strip() else line.lstrip() for line in lines]
+    return "\n".join(lines) if any(map(str.strip, lines)) else None
+
+
+# LiveCodeBench and TACO run every program after imports like these.
+_STARS = (
+    "string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random",
+    "statistics", "itertools", "functools", "operator", "io", "sys", "json", "builtins", "typing",
+)  # fmt: skip
+PRELUDES = {
+    "livecodebench": "".join(f"from {name} import *\n" for name in _STARS)
+    + f"import {', '.join(_STARS[:-2])}\nsys.setrecursionlimit(50000)\n",
+    "taco": "import sys, time, itertools, collections, math, fractions, random, heapq\n"
+    "from itertools import accumulate, product, permutations, combinations\n"
+    "from collections import Counter, OrderedDict, deque, defaultdict, ChainMap\n"
+    "from functools import lru_cache\n"
+    "from math import sqrt, sin, cos, tan, ceil, fabs, floor, gcd, exp, log, log2\n"
+    "from typing import List, Tuple\nfrom heapq import *\n",
+}
+_KEYS = {  # of each kind of tests
+    "evalplus": ("suite", "entry", "atol", "groups"), "calls": ("rule", "entry", "cases"),
+    "stdin": ("rule", "cases"), "asserts": ("tests",),
+}  # fmt: skip
+
+
+def tests_of(answer: str, folder: Path | None = None) -> dict:
+    """What an answer says, read from its file in the folder if it is kept in one. ValueError if it
+    says nothing that we know."""
+    try:
+        tests = dict(json.loads(answer))
+    except (ValueError, TypeError):
+        tests = {}
+    if tests.get("kind") == "file":
+        path = folder / tests["name"]
+        if not path.is_file():
+            raise ValueError(f"{path.name} is missing: run notebook 1_prepare")
+        tests = json.loads(gzip.decompress(path.read_bytes()))
+    kind, cases = tests.get("kind"), tests.get("cases") or tests.get("tests")
+    if kind not in _KEYS or not (cases or any(tests.get("groups", ()))):
+        raise ValueError(f"an answer without tests: {answer[:80]}")
+    missing = [key for key in _KEYS[kind] if key not in tests]
+    if missing or tests.get("rule", "taco") not in PRELUDES:
+        raise ValueError(f"tests of kind {kind} without a valid {(*missing, 'rule')[0]}")
+    return tests
+
+
+def verdict(program: str, answer: str, folder: Path | None = None) -> sandbox.Verdict:
+    """Does the program pass all tests of the answer? folder: where files of tests are."""
+    tests = tests_of(answer, folder)
+    kind, entry, rule = tests["kind"], tests.get("entry"), tests.get("rule") or tests.get("suite")
+    if kind == "asserts":
+        return sandbox.check(program, tests["tests"])
+    name = f"Solution().{entry}" if kind == "calls" and "class Solution" in program else entry
+    if kind != "evalplus":
+        numpy = "import numpy as np\n" if rule == "taco" and "np." in program else ""
+        program = PRELUDES[rule] + numpy + program
+    if kind == "stdin":  # the whole program, with the input of every case in turn
+        for number, (text, want) in enumerate(tests["cases"], 1):
+            output = sandbox.run(program, text, seconds=SECONDS[rule], memory_mb=MEMORY_MB)
+            right = oracles.same_output(output.stdout.decode("utf-8", "replace"), want)
+            if output.reason or not right:
+                return sandbox.Verdict(False, f"test {number}: {output.reason or 'wrong output'}")
+        return sandbox.Verdict(True, "")
+    # Its function, called with the arguments of every case in turn.
+    groups = json.dumps(tests.get("groups") or [tests["cases"]])
+    text = (
+        f"{Path(oracles.__file__).read_text(encoding='utf-8')}\nimport json\n"
+        f"from jail import unpack\ngroups = unpack(json.loads({groups!r}))\n"
+        f"call = remote({name!r}, seconds={SECONDS[rule]})\n"
+        f"judge(call, groups, {rule!r}, {entry!r}, {tests.get('atol')!r})\n"
+    )
+    return sandbox.check(program, text, seconds=TOTAL, memory_mb=MEMORY_MB)
+
+
+def grade(run, pairs: Iterable[tuple[str, dict]]) -> list[bool]:
+    """One verdict per (response, row of the problem set), in order. Equal programs run once."""
+    asked = [(program_of(response), row["answer"]) for response, row in pairs]
+    distinct, folder = [*dict.fromkeys(pair for pair in asked if pair[0])], run.data / "tests"
+    passed = sandbox.in_pool(lambda pair: verdict(*pair, folder).passed, distinct)
+    verdicts = dict(zip(distinct, passed, strict=True))
+    return [verdicts.get(pair, False) for pair in asked]
+
+
+def grader(run) -> str:
+    """Hash of the code behind a verdict."""
+    return store.code_hash(math, jail, sandbox, oracles, sys.modules[__name__])
+
+
+def _answer(tests: dict, folder: Path) -> str:
+    """The tests as JSON, or, where they are large, in a file of the folder."""
+    text = json.dumps(tests, sort_keys=True)
+    if len(text) <= INLINE:
+        return text
+    path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json.gz"
+    if not path.is_file():
+        store.write_whole(path, lambda new: new.write_bytes(gzip.compress(text.encode(), mtime=0)))
+    return json.dumps({"kind": "file", "name": path.name})
+
+
+def _tuples(value):
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+# MBPP+ is published as JSON, which has no tuples, sets and complex numbers: tasks -> what their
+# arguments are (evalplus 0.3.1, data/mbpp.py).
+_MBPP_ARGUMENTS = {
+    (2, 116, 132, 143, 222, 261, 273, 394, 399, 421, 424, 429, 470, 560, 579, 596, 616, 630, 726,
+     740, 744, 809): lambda a: [tuple(x) for x in a],
+    (63, 64, 70, 94, 120, 237, 272, 299, 400, 409, 417, 438, 473, 614, 780):
+        lambda a: [[*map(tuple, x)] for x in a],
+    (75, 413, 444, 753): lambda a: [[*map(tuple, a[0])], a[1]],
+    (106, 750): lambda a: [a[0], tuple(a[1])],
+    (115,): lambda a: [[set(x) if isinstance(x, list) and x else {} for x in a[0]]],
+    (124,): lambda a: [float(a[0]), complex(a[1])],
+    (250, 307, 405, 446, 617, 720, 763, 808): lambda a: [tuple(a[0]), *a[1:]],
+    (259, 401, 445): lambda a: [tuple(map(tuple, x)) for x in a],
+    (278,): lambda a: [tuple(tuple(x) if isinstance(x, list) else x for x in a[0])],
+    (722,): lambda a: [{k: tuple(v) for k, v in a[0].items()}, *a[1:]],
+    (252,): lambda a: [complex(a[0])],
+    (580, 615, 791): lambda a: list(_tuples(a)),
+}  # fmt: skip
+
+
+def mbpp_arguments(task_id: str, inputs: list) -> list:
+    """The inputs of a task of MBPP+ as they are meant."""
+    number = int(task_id.split("/")[-1])
+    make = next((f for tasks, f in _MBPP_ARGUMENTS.items() if number in tasks), lambda a: a)
+    return [*map(make, inputs)]
+
+
+_DRIVER = """
+import copy as _copy, json as _json, jail as _jail
+_inputs = _jail.unpack(_json.loads({inputs!r}))
+print(_json.dumps([_jail.pack({entry}(*_copy.deepcopy(one)), _jail.opaque) for one in _inputs]))
+"""
+_STDIN = "Read from standard input and write to standard output."
+
+
+def _block(program: str) -> str:
+    return f"```python\n{program.strip()}\n```" if program.strip() else ""
+
+
+def _evalplus(rows: Iterable[dict], suite: str, _) -> list[tuple]:
+    """HumanEval+ ("humaneval") or MBPP+ ("mbpp"), from EvalPlus's file. What is expected is what
+    the reference solution returns: it runs here, in the sandbox like any program, once."""
+
+    def record(task: dict) -> tuple:
+        groups, name, published = [], task["task_id"], (task["base_input"], task["plus_input"])
+        entry, program = task["entry_point"], task["prompt"] + task["canonical_solution"]
+        for inputs in published:
+            inputs = jail.pack(mbpp_arguments(name, inputs) if suite == "mbpp" else inputs)
+            driver = _DRIVER.format(inputs=json.dumps(inputs), entry=entry)
+            output = sandbox.run(f"{program}\n{driver}", seconds=10 * TOTAL, memory_mb=MEMORY_MB)
+            if output.reason:
+                raise SettingsError(f"{name}: the reference solution fails: {output.reason}")
+            wanted = json.loads(output.stdout.split(b"\n")[-2])
+            if suite == "mbpp" and entry in oracles.NOT_NONE:
+                wanted = [value is not None for value in wanted]
+            groups.append([*map(list, zip(inputs, wanted, strict=True))])
+        tests = {"kind": "evalplus", "suite": suite, "entry": entry, "atol": task["atol"]}
+        question, how = f"Write the Python function `{entry}`.", _block(task["prompt"])
+        return name, question, how, tests | {"groups": groups}, _block(program)
+
+    return sandbox.in_pool(record, rows)
+
+
+class _OnlyData(pickle.Unpickler):
+    def find_class(self, module, name):
+        raise pickle.UnpicklingError(f"they need {module}.{name}: not plain data, refused")
+
+
+def private_tests(text: str) -> list[dict]:
+    """LiveCodeBench's private tests: JSON, or JSON pickled, zipped and in base64. No class or
+    function is ever loaded from the pickle."""
+    with contextlib.suppress(ValueError):
+        return json.loads(text)
+    try:
+        return json.loads(_OnlyData(io.BytesIO(zlib.decompress(base64.b64decode(text)))).load())
+    except Exception as error:
+        raise SettingsError(f"private tests that cannot be read: {error}") from None
+
+
+def _cases(rule: str, entry: str | None, pairs: Iterable[tuple]) -> dict:
+    """Tests of a function, (arguments, result), or without one of a script, (input, output)."""
+    kind = {"kind": "calls", "entry": entry} if entry else {"kind": "stdin"}
+    return {**kind, "rule": rule, "cases": [[jail.pack(i), jail.pack(o)] for i, o in pairs]}
+
+
+def _livecodebench(rows: Iterable[dict], *_) -> Iterator[tuple]:
+    """LiveCodeBench, code generation. Public and private tests count, as in its own scores."""
+    for row in rows:
+        tests = json.loads(row["public_test_cases"]) + private_tests(row["private_test_cases"])
+        pairs, entry, how = [(test["input"], test["output"]) for test in tests], None, _STDIN
+        kinds = {test["testtype"] for test in tests}
+        if kinds == {"functional"}:
+            pairs = [([*map(json.loads, i.split("\n"))], json.loads(o)) for i, o in pairs]
+            entry = json.loads(row["metadata"])["func_name"]
+            how = f"Complete this code:\n\n{_block(row['starter_code'])}"
+        elif kinds != {"stdin"}:
+            raise SettingsError(f"{row['question_id']}: tests of kind {sorted(kinds)}")
+        tests = _cases("livecodebench", entry, pairs)
+        yield row["question_id"], row["question_content"], how, tests, ""
+
+
+def _meant(value, called: bool):
+    """What stands for an input or output of TACO: a text of lines, or, where a function is called,
+    the value, with numbers for the keys of a dict if JSON made strings of them all."""
+    if not called:
+        return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+    one = value[0] if isinstance(value, list) and value else value
+    if isinstance(one, dict) and all(re.fullmatch(r"-?\d+", key) for key in one):
+        return [{int(k): v for k, v in one.items()}]
+    return value
+
+
+def _taco(rows: Iterable[dict], _, left_out: dict[str, int]) -> Iterator[tuple]:
+    """TACO's training problems. Left out: those without tests or a question, and those whose tests
+    are no JSON or do not pair up. The solution is the first that is published; it is not run."""
+    left_out |= {"without_tests": 0, "broken_tests": 0, "without_question": 0}
+    for number, row in enumerate(rows):
+        try:
+            tests = json.loads(row["input_output"] or "{}")
+            solutions = json.loads(row["solutions"] or "[]")
+            pairs = list(zip(tests.get("inputs", []), tests.get("outputs", []), strict=True))
+        except (ValueError, AttributeError, TypeError):
+            left_out["broken_tests"] += 1
+            continue
+        if not pairs or not row["question"].strip():
+            left_out["without_question" if pairs else "without_tests"] += 1
+            continue
+        entry = tests.get("fn_name")
+        how = f"Write the function `{entry}`." if entry else _STDIN
+        if starter := _block(row["starter_code"] or ""):
+            how += f" Start from this code:\n\n{starter}"
+        tests = _cases("taco", entry, ((_meant(x, entry) for x in pair) for pair in pairs))
+        solution = _block(solutions[0]) if solutions else ""
+        yield f"TACO-{number}", row["question"], how, tests, solution
+
+
+def _records(one: hub.HubSet, rows: Iterable, left_out: dict, folder: Path) -> Iterator[tuple]:
+    """The rows of any set in the schema: of a format, or of a file whose answers are tests. The
+    reader of a format yields (id, question, how to answer it, tests, solution)."""
+
+    def own(value) -> str:  # tests, as JSON or as a text of it
+        answer = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+        return tests_of(answer) and answer
+
+    try:
+        if one.format is None:
+            yield from hub.records(one, rows, own)
+            return
+        read = {"taco": _taco, "livecodebench": _livecodebench}.get(one.format, _evalplus)
+        source = hub.SOURCES[one.format][0].repo.removesuffix("plus_release")
+        for name, question, how, tests, solution in read(rows, one.format, left_out):
+            yield name, source, f"{question.strip()}\n\n{how}", _answer(tests, folder), solution
+    except KeyError as error:
+        fault = f"{one.name}: its files have no column {error}: correct format"
+        raise SettingsError(fault) from None
+
+
+def sets(run) -> dict:
+    """train, validation and every benchmark (hub.prepare); large tests in files beside them. Train
+    problems whose prompt is longer than lengths.prompt are left out."""
+    seed, asked = run.settings.seeds[0], run.settings.models
+
+    def fits(problem: str) -> bool:
+        try:
+            return bool(prompts.student_prompts(run, seed, [{"problem": problem}]))
+        except ValueError:
+            prompts.student_prompts(run, seed, [{"problem": ""}])  # any other fault is raised
+            return False
+
+    made_by = [store.code_hash(hub), grader(run), run.model_path("student", seed)]
+    made_by += [run.settings.lengths.prompt, asked.style, asked.student_thinking]
+    return hub.prepare(run, made_by, lambda *read: _records(*read, run.data / "tests"), fits)

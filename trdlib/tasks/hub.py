@@ -1,0 +1,346 @@
+"""Published problem sets: files at one commit of the hub, or one's own, in the one schema.
+
+Paper section 3: DeepScaleR to train on; AIME24, AIME25, HMMT Feb 2025, BeyondAIME and the 39
+problems of AMO-Bench whose answer is not a description, all left as they are published; for code
+see code.py. Of the train set we drop, and count (`notes`), problems without an answer, without a
+solution where one is required, that occur twice, or that occur in a benchmark. Two problems are the
+same if their texts agree but for case, white space, LaTeX spacing and delimiters, and punctuation;
+a reworded problem is not found. Validation and train problems are drawn by a hash of their text.
+
+The pins are those of public code, not looked up at the source, which was out of reach. Unknown is
+which commits the paper's authors used, which rows of DeepScaleR and TACO they trained on, and what
+they do with the many rows of DeepScaleR without a solution.
+"""
+
+import glob
+import gzip
+import hashlib
+import json
+import os
+import re
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import pandas as pd
+from pydantic import Field, PositiveInt, model_validator
+
+from trdlib import settings, store
+from trdlib.settings import Scale, Section, SettingsError
+from trdlib.tasks import sets as schema
+
+REPORT = "sources.json"  # beside the prepared sets: commits, file hashes, counts
+GITHUB = "https://github.com"
+
+
+class Source(NamedTuple):
+    """One file."""
+
+    repo: str | None  # of the hub; None: a file of one's own
+    revision: str | None  # a commit
+    file: str
+    sha256: str | None = None  # of a release on GitHub, where no commit says which file it is
+
+    def __str__(self) -> str:
+        return f"{self.repo}: {self.file}" if self.repo else self.file
+
+    def place(self, root: str | None) -> Path:
+        """Where the file is that is not in the hub's cache, or should be."""
+        downloads = f"data/downloads/{self.repo}/{self.revision}"
+        folder = downloads if root is None else f"{root}/{self.repo}"
+        return settings.root() / (folder if self.repo else "") / self.file
+
+
+_LCB = ("livecodebench/code_generation_lite", "0fe84c3912ea0c4d4a78037083943e8f0c4dd505")
+_TACO = ("BAAI/TACO", "d593ed0a2becbbc952230bb89be09189bf1056dc")
+SOURCES = {
+    "humaneval": (Source("evalplus/humanevalplus_release", "v0.1.10", "HumanEvalPlus.jsonl.gz",
+        "272720b90ac375502c8ed23cd791c2a93dfb22a911641a494da74a426c09f101"),),
+    "mbpp": (Source("evalplus/mbppplus_release", "v0.2.0", "MbppPlus.jsonl.gz",
+        "af43697e8791c4c149bdfd6b489d8b5412507551ac20e28a439f650b8225db63"),),
+    "livecodebench": tuple(Source(*_LCB, f"test{i}.jsonl") for i in ("", 2, 3, 4, 5, 6)),
+    "taco": tuple(Source(*_TACO, f"ALL/train-{i:05}-of-00009.parquet") for i in range(9)),
+}  # fmt: skip
+
+
+class HubSet(Section):
+    """One file of the hub at one commit, or without repo of your own; or the files of a format."""
+
+    repo: str | None = Field(None, pattern=r"^[\w.-]+/[\w.-]+$")
+    revision: str | None = Field(None, pattern=r"^[0-9a-f]{40}$")  # branches and tags may move
+    file: str | None = Field(None, pattern=r"\.(parquet|jsonl|json)$")
+    format: Literal[tuple(SOURCES)] | None = None
+    files: tuple[str, ...] = ()  # of your own in the format, instead of the published ones
+    # What the file calls the columns of our schema; without id it is the number of the row.
+    columns: dict[Literal["problem", "answer", "solution", "id"], str] = Field({})
+    rows: PositiveInt  # in the file, or in all files
+    leave_out: dict[str, str] = Field({})  # column -> value: rows that are not wanted
+    kept: PositiveInt | None = None  # rows after that
+
+    @model_validator(mode="after")
+    def _is_one(self):
+        if bool(self.file) == bool(self.format):
+            raise ValueError("name either a file or a format")
+        if self.format and (self.repo or self.columns or self.leave_out):
+            raise ValueError(f"the format {self.format} has its own repo and columns: drop them")
+        if bool(self.repo) != bool(self.revision):
+            raise ValueError("repo and revision go together: a file of the hub has both")
+        if bool(self.leave_out) != bool(self.kept):
+            raise ValueError("leave_out and kept go together: how many rows should be left?")
+        if self.kept and self.kept >= self.rows:
+            raise ValueError(f"kept {self.kept} must be less than rows {self.rows}")
+        return self
+
+    @property
+    def name(self) -> str:
+        return self.format or self.repo or self.file
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        if self.file:
+            return (Source(self.repo, self.revision, self.file),)
+        return tuple(Source(None, None, name) for name in self.files) or SOURCES[self.format]
+
+    @property
+    def problems(self) -> int:
+        return self.kept or self.rows  # as many as a benchmark asks
+
+
+class HubData(Section):
+    """The section `data` of a scale with published problems."""
+
+    train: HubSet
+    train_problems: PositiveInt | None = None  # drawn by a hash; None: all that are left
+    validation_problems: PositiveInt  # held out of the train set, by the same hash
+    benchmarks: dict[str, HubSet] = Field(min_length=1)
+    require_solution: bool = False  # train problems without a reference solution are left out
+    root: str | None = None  # a folder with <repo>/<file> that stands in for the hub
+    seed: int = 0
+
+    @property
+    def sets(self) -> dict[str, HubSet]:
+        """What is read: the train set, of which validation is a part, and the benchmarks."""
+        return {"train": self.train, **self.benchmarks}
+
+
+def section(scale: Scale, name: str = "") -> HubData:
+    """A scale's data, checked; SettingsError with one sentence on the first fault."""
+    return schema.section(HubData, scale.data, f"scales.{name}.data" if name else "data")
+
+
+def check(name: str, scale: Scale) -> None:
+    """SettingsError unless the data are such a section, for the task and the modes of the scale."""
+    found = section(scale, name)
+    if not found.require_solution and "opsd" in scale.modes:
+        raise SettingsError(
+            f"scales.{name}: mode opsd shows the teacher a reference solution: set "
+            "data.require_solution, or drop opsd from modes"
+        )
+    for one in found.sets.values():
+        if one.format and scale.task != "code":
+            raise SettingsError(f"scales.{name}: {one.format} is of the task code, not of math")
+
+
+def sizes(scale: Scale) -> dict[str, int]:
+    """Problems of each set, as far as the settings tell: of train at most so many."""
+    found = section(scale)
+    train = found.train_problems or found.train.problems - found.validation_problems
+    benchmarks = {name: one.problems for name, one in found.benchmarks.items()}
+    return {"train": train, "validation": found.validation_problems, **benchmarks}
+
+
+def files(run) -> dict[str, str]:
+    """The files here, not of the hub, that problems come from, each with its SHA-256."""
+    found = section(run.settings)
+    sources = [source for one in found.sets.values() for source in one.sources]
+    own = [s.place(found.root) for s in sources if s.repo is None or found.root is not None]
+    own = {os.path.relpath(path, settings.root()): path for path in own if path.is_file()}
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in own.items()}
+
+
+def fetch(one: Source, root: str | None) -> Path:
+    """The file: under root (relative to the project) if there is one, else downloaded, once, to the
+    hub's cache or data/downloads. A file of one's own is relative to the project."""
+    path = one.place(root)
+    if path.is_file():
+        return path
+    if one.repo is None or root is not None:
+        how = "correct file" if one.repo is None else "set data.root to null to use the hub"
+        name = os.path.relpath(path, settings.root())
+        raise SettingsError(f"{name} does not exist: put it there, or {how}")
+    try:
+        if one.sha256:
+            url = f"{GITHUB}/{one.repo}/releases/download/{one.revision}/{one.file}"
+            with urllib.request.urlopen(url, timeout=60) as answer:
+                return store.write_whole(path, lambda new: new.write_bytes(answer.read()))
+        from huggingface_hub import hf_hub_download
+
+        return Path(hf_hub_download(one.repo, one.file, repo_type="dataset", revision=one.revision))
+    except Exception as error:  # of the hub, its client or the network, in many classes
+        why = type(error).__name__
+        raise SettingsError(
+            f"{one} of {one.revision[:8]} cannot be fetched ({why}): correct repo, revision "
+            f"or file, log in, go online, or set data.root to a folder with {one.repo}/{one.file}"
+        ) from None
+
+
+def read(one: Source, root: str | None) -> tuple[list[dict], str]:
+    """The rows of a file, values as they are in it, and its SHA-256."""
+    path = fetch(one, root)
+    raw, kind = path.read_bytes(), path.name.removesuffix(".gz").rpartition(".")[2]
+    sha256 = hashlib.sha256(raw).hexdigest()
+    if one.sha256 not in (None, sha256):
+        raise SettingsError(f"{path} is not {one.repo} {one.revision}: delete it to fetch it again")
+    try:
+        if kind == "parquet":
+            from datasets import IterableDataset
+
+            rows = IterableDataset.from_parquet(glob.escape(str(path)))
+        else:  # by hand: `datasets` would make dates of texts and floats of long integers
+            raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
+            lines = [line for line in raw.split(b"\n") if line.strip()]
+            rows = map(json.loads, lines) if kind == "jsonl" else json.loads(raw)
+        return [{**row} for row in rows], sha256
+    except (ValueError, TypeError, OSError, EOFError):
+        raise SettingsError(f"{one} is not a valid {kind} file of rows: fetch it") from None
+
+
+def text(value) -> str:
+    return "" if value is None else str(value).strip()
+
+
+def records(one: HubSet, rows: Iterable[dict], answer_of: Callable) -> Iterator[tuple]:
+    """The rows of a file in the schema. An id ends in the row's own id or number. answer_of: the
+    answer, as text, of what its column holds; ValueError if it is none."""
+    rows, columns = list(rows), {"problem": "problem", "answer": "answer", **one.columns}
+    there = set().union(*rows)
+    if missing := [c for c in (*columns.values(), *one.leave_out) if c not in there]:
+        raise SettingsError(
+            f"{one.sources[0]} has no column {missing[0]!r} but {', '.join(sorted(there))}: "
+            "correct columns or leave_out in params.yaml"
+        )
+    name = one.repo.split("/")[1] if one.repo else Path(one.file).stem
+    for number, row in enumerate(rows):
+        if any(text(row.get(column)) == value for column, value in one.leave_out.items()):
+            continue
+        row = {"id": number} | {of: row.get(column) for of, column in columns.items()}
+        named = f"{name}-{text(row['id'])}"
+        try:
+            answer = answer_of(row["answer"])
+        except ValueError as error:
+            raise SettingsError(f"{one.name}, {named}: {error}") from None
+        yield named, one.name, text(row["problem"]), answer, text(row.get("solution"))
+
+
+def load(one: HubSet, root: str | None, read_rows: Callable) -> tuple[pd.DataFrame, dict]:
+    """One set in the schema, and what the report says of it. read_rows(set, rows of its files,
+    left_out) yields rows of the schema; it may count in left_out why it leaves out some."""
+    count, hashes, left_out, first = 0, [], {}, one.sources[0]
+
+    def rows():
+        nonlocal count
+        for source in one.sources:  # one at a time: some have gigabytes
+            found, sha256 = read(source, root)
+            hashes.append(sha256)
+            count += len(found)
+            yield from found
+
+    frame = pd.DataFrame([*read_rows(one, rows(), left_out)], columns=schema.COLUMNS)
+    if count != one.rows or (one.file and len(frame) != one.problems):
+        raise SettingsError(
+            f"{one.name} has {count} rows, of which {len(frame)} are kept, not {one.rows} and "
+            f"{one.problems}: the dataset changed, correct rows, leave_out or kept in params.yaml"
+        )
+    about = {"repo": first.repo, "revision": first.revision, "rows": count, **left_out}
+    about["file"] = ", ".join(source.file for source in one.sources)
+    about["sha256"] = hashes[0] if one.file else store.content_hash(hashes)
+    return frame, about | {"left_out": count - len(frame)}
+
+
+_SPACING = r"\\(?:[,;:!> ()\[\]]|(?:q?quad|left|right|displaystyle|limits|thinspace)(?![a-z]))"
+_PUNCTUATION = r"[$~{}\"'`’‘“”?!;:]|(?<!\d)[.,]|[.,](?!\d)"
+
+
+def normal(problem: str) -> str:
+    """The text by which two problems are the same; signs that carry meaning stay (1.5, a-b)."""
+    problem = re.sub(r"\\[dt]frac", r"\\frac", problem.lower())
+    for pattern in (_SPACING, r"\s", _PUNCTUATION):
+        problem = re.sub(pattern, "", problem)
+    return problem
+
+
+def _deal(found: HubData, frame: pd.DataFrame, about: dict, benchmarks: dict, fits) -> dict:
+    """train and validation, without what does not belong there; the counts go into about."""
+    asked = {normal(problem) for one in benchmarks.values() for problem in one["problem"]}
+    texts = frame["problem"].map(normal)
+
+    def drop(what: str, bad: pd.Series) -> None:
+        nonlocal frame
+        about[what] = int(bad.sum())
+        frame = frame[~bad]
+
+    drop("without_problem_or_answer", (frame["problem"] == "") | (frame["answer"] == ""))
+    if found.require_solution:
+        drop("without_solution", frame["solution"] == "")
+    drop("in_a_benchmark", texts[frame.index].isin(asked))
+    drop("twice", texts[frame.index].duplicated())
+    if fits:
+        drop("too_long", ~frame["problem"].map(fits).astype(bool))
+    held_out = found.validation_problems
+    if len(frame) < (wanted := held_out + (found.train_problems or 1)):
+        raise SettingsError(
+            f"{found.train.name}: {len(frame)} problems are left and {wanted} are wanted: lower "
+            "train_problems or validation_problems in params.yaml"
+        )
+    drawn = texts[frame.index].map(lambda one: store.content_hash(found.seed, one))
+    order = drawn.sort_values(kind="stable").index
+    parts = {"train": order[held_out:][: found.train_problems], "validation": order[:held_out]}
+    return {name: frame.loc[i.sort_values()].reset_index(drop=True) for name, i in parts.items()}
+
+
+def problem_sets(found: HubData, read_rows: Callable, fits=None) -> tuple[dict, dict]:
+    """train, validation and every benchmark, in the one schema, and what the report says of their
+    sources. read_rows: as of load; fits(problem): may it be asked? None: any may."""
+    loaded = {name: load(one, found.root, read_rows) for name, one in found.sets.items()}
+    benchmarks = {name: loaded[name][0] for name in found.benchmarks}
+    for name, frame in benchmarks.items():
+        if long := [row.id for row in frame.itertuples() if fits and not fits(row.problem)]:
+            raise SettingsError(
+                f"{name}: {len(long)} problems, {long[0]} the first, have a longer prompt than "
+                "lengths.prompt allows: raise it in params.yaml"
+            )
+    frames = _deal(found, *loaded["train"], benchmarks, fits) | benchmarks
+    for name, frame in frames.items():
+        schema.check(frame, name)
+    schema.check_disjoint(frames)
+    return frames, {name: report for name, (_, report) in loaded.items()}
+
+
+def notes(run) -> dict[str, dict]:
+    """The report of the sets on file; its `sources`: commits, hashes, rows, what was left out."""
+    return store.read_json(run.data / REPORT) if (run.data / REPORT).is_file() else {}
+
+
+def _whole(frame: pd.DataFrame | None, tests: Path) -> bool:
+    """Is the set there, with the files in which code.py keeps large tests?"""
+    answers = [""] if frame is None else frame["answer"]
+    large = [json.loads(answer) for answer in answers if answer.startswith('{"kind": "file"')]
+    return frame is not None and all((tests / one["name"]).is_file() for one in large)
+
+
+def prepare(run, made_by: list, read_rows: Callable, fits=None) -> dict[str, pd.DataFrame]:
+    """The problem sets of a run: read if they were made by the same, else made; REPORT beside them.
+    made_by: what shapes them beside the settings and files of one's own. SettingsError where a
+    source is out of reach, or not what params.yaml says. read_rows, fits: as of problem_sets."""
+    found, folder = section(run.settings, run.scale), run.data
+    stamp = store.content_hash(found.model_dump(exclude={"root"}), files(run), made_by)
+    if notes(run).get("made_by") == stamp:
+        names = ("train", "validation", *found.benchmarks)
+        frames = {name: store.load(folder / f"{name}.parquet") for name in names}
+        if all(_whole(frame, folder / "tests") for frame in frames.values()):
+            return frames
+    frames, sources = problem_sets(found, read_rows, fits)
+    schema.save(frames, folder)
+    store.write_json(folder / REPORT, {"made_by": stamp, "sources": sources})
+    return frames

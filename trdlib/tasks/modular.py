@@ -1,0 +1,77 @@
+"""The task `modular`: chains and trails (chain.py, trail.py), solved to a boxed digit."""
+
+import random
+import re
+
+from trdlib.settings import SettingsError
+from trdlib.tasks import chain, language, trail
+from trdlib.tasks.language import ONSETS, Departure, Piece, text_of
+from trdlib.tasks.sets import ProblemSet
+
+KINDS = {"chain": chain, "trail": trail}
+# The options of a problem set: the share of trails with the flag `=`, and of letters that are new
+# to the student.
+OPTIONS = {"chain": {}, "trail": {"local_share": 0.0, "unknown": 0.5}}
+
+_WORDS = ["user", "assistant", "Compute", "Route", "Solve", "Attempt", "Reference", "Rewrite"]
+_WORDS += ["\\boxed", *ONSETS]
+_PATTERN = "|".join(map(re.escape, _WORDS)) + r"|\n|."  # of the words of a text
+
+
+def build_tokenizer():
+    words = [*_WORDS, *chain.LABELS, *trail.LETTERS, *"0123456789+-*=#{}:,\n<^>/"]
+    return language.word_tokenizer(words, _PATTERN)
+
+
+def clean(problem: str) -> list[Piece]:
+    """The reference solution y*."""
+    return (chain if problem.startswith("Compute:") else trail).clean(problem)
+
+
+def is_right(problem: str, text: str) -> bool:
+    return text.endswith(clean(problem)[-1].text)
+
+
+def first_wrong(problem: str, tokens: list[str]) -> Departure | None:
+    """Where a response (its tokens, the end of its turn included) leaves the clean solution.
+
+    An onset word, with its comma, may open a line.
+    """
+    lines = text_of(clean(problem)).splitlines(keepends=True)
+    spelled = [[re.findall(_PATTERN, line)] for line in lines]
+    spelled[-1][0].append(language.END)
+    return language.departure(tokens, spelled, [[word, ","] for word in ONSETS], redo=False)
+
+
+def solved(problem: str) -> tuple[str, str, str]:
+    """With its answer and its solution."""
+    *_, box = pieces = clean(problem)
+    return problem, box.text.removeprefix("\\boxed{").removesuffix("}"), text_of(pieces)
+
+
+def row(rng: random.Random, part: ProblemSet, split: str) -> tuple[str, str, str]:
+    """A problem of a set, its answer and its solution."""
+    how = {}
+    if part.kind == "trail":
+        chosen = OPTIONS["trail"] | part.options
+        flag = "=" if rng.random() < chosen["local_share"] else "#"
+        how = {"flag": flag, "unknown": chosen["unknown"]}
+    return solved(language.draw(rng, KINDS[part.kind], rng.choice(part.steps), split, **how))
+
+
+def problem(text: str) -> tuple[str, str, str]:
+    """A problem that a person typed, its answer and its solution; SettingsError if it is none."""
+    text = "".join(text.split())
+    if re.fullmatch(r"Compute:[0-6]([a-z][-+*][0-6]){1,12}", text):
+        start, steps = chain.parse(text)
+        terms = (f"{c}{op}{d}" for c, (op, d) in zip(chain.LABELS, steps, strict=False))
+        right = f"Compute:{start}{''.join(terms)}"
+        if text != right:
+            raise SettingsError(f"steps are called o, p, q, ...: write {right}")
+    elif not re.fullmatch(r"Route[#=](?:([A-Za-n])(?!.*\1))+", text):
+        raise SettingsError(
+            f"the tiny language has no {text[:40]!r}: write a chain, like Compute:1o*6p*3q+4 (a "
+            "start, then up to 12 steps o, p, q, ... with +, - or * and a digit from 0 to 6), or a "
+            "trail, like Route#BLQfl (# or =, then different letters out of A-Z and a-n)"
+        )
+    return solved(text)

@@ -1,0 +1,87 @@
+"""When an output counts as right: the rules of EvalPlus, LiveCodeBench and TACO.
+
+This file is pasted in front of the tests that run in the sandbox, so it imports nothing but the
+standard library, and numpy where EvalPlus compares floats with it. Sources:
+
+- EvalPlus 0.3.1 (evalplus/eval/__init__.py, _special_oracle.py): equality, else closeness for
+  floats, and the oracles of a few tasks. Deviation: it fails every solution of HumanEval/32
+  (`find_zero`), whose passed inputs it does not count; here the polynomial decides, as it intends.
+- LiveCodeBench (lcb_runner/evaluation/testing_util.py): a list may be a tuple; lines of output are
+  compared without the white space around them, or number by number as exact decimals.
+- TACO (metrics/testing_util.py): the value may stand in a list of one; rows may be tuples.
+"""
+
+import math
+from decimal import Decimal, InvalidOperation
+
+NOT_NONE = ("check_str", "text_match_three", "text_starta_endb")
+AS_SETS = (
+    "similar_elements", "find_char_long", "common_in_nested_lists", "extract_singly", "larg_nnum",
+    "intersection_array", "find_dissimilar", "Diff",
+)  # fmt: skip
+
+
+def _close(got, want, atol) -> bool:
+    import numpy as np
+
+    return bool(np.allclose(got, want, rtol=1e-07, atol=atol))
+
+
+def _matches(got, want, rule, entry, args, atol) -> bool:
+    """Is it what was wanted, floats apart that are close?"""
+    if rule in ("livecodebench", "taco") and isinstance(got, tuple):
+        got = list(got)
+    if rule == "taco" and got != want and isinstance(want, list) and want:
+        tuples = isinstance(got, list) and got and isinstance(got[0], tuple)
+        return want[0] in (got, [list(row) for row in got] if tuples else got)
+    if rule == "mbpp" and entry in AS_SETS:
+        return set(got) == set(want)
+    if rule == "mbpp" and entry in NOT_NONE and not isinstance(got, bool):
+        return want == (got is not None)
+    if rule != "mbpp" or got == want:
+        return got == want
+    if entry == "surface_Area":  # MBPP 581, also with the height as the distance from base to apex
+        edge, height = args
+        other = round(edge**2 + 2 * edge * math.sqrt((edge / 2) ** 2 + height**2))
+        return abs(got - other) <= atol
+    if entry == "digit_distance_nums":  # MBPP 558, also with the shorter number padded by zeros
+        width = max(len(str(one)) for one in args)
+        digits = zip(*(str(one).zfill(width) for one in args), strict=True)
+        return got == sum(abs(int(a) - int(b)) for a, b in digits)
+    return entry == "are_equivalent" or (entry == "sum_div" and got == 0)
+
+
+def judge(call, groups, rule, entry, atol) -> None:
+    """Raise AssertionError at the first input on which call is wrong. groups: [[(args, want)]];
+    atol: of floats, None where none are close (all but EvalPlus)."""
+    for cases in groups:
+        tolerance = atol  # once a float was expected it stays, as in EvalPlus
+        for args, want in cases:
+            got = call(*args)
+            if rule == "humaneval" and entry == "find_zero":
+                value = sum(c * math.pow(got, i) for i, c in enumerate(args[0]))
+                assert abs(value) <= tolerance, (args, got)
+                continue
+            same = _matches(got, want, rule, entry, args, tolerance)
+            row = isinstance(want, list | tuple)
+            if tolerance == 0 and all(isinstance(x, float) for x in (want if row else [want])):
+                tolerance = 1e-6
+            if not same and tolerance and type(got) is type(want):
+                same = (not row or len(got) == len(want)) and _close(got, want, tolerance)
+            assert same, (args, got, want)
+
+
+def same_output(got: str, want: str) -> bool:
+    """Do two standard outputs agree, line by line?"""
+
+    def numbers(line):
+        return [Decimal(one) for one in line.split()]
+
+    def same(left, right):
+        try:
+            return left == right or numbers(left) == numbers(right)
+        except InvalidOperation:
+            return False
+
+    left, right = ([line.strip() for line in text.strip().split("\n")] for text in (got, want))
+    return len(left) == len(right) and all(map(same, left, right))

@@ -1,0 +1,134 @@
+"""Problem sets: their one schema, and how procedural ones are drawn.
+
+Every source ends in the columns id, source, problem, answer, solution (design: "Data flow").
+"""
+
+import random
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
+
+import pandas as pd
+import pydantic
+from pydantic import Field, PositiveInt
+
+from trdlib import store
+from trdlib.settings import Section, SettingsError, first_fault, known
+
+COLUMNS = ["id", "source", "problem", "answer", "solution"]
+
+
+class ProblemSet(Section):
+    """Procedural problems of one kind; validated in the context of a task's OPTIONS of each."""
+
+    kind: str = Field("", validate_default=True)  # may be left out where the task has one only
+    problems: PositiveInt
+    steps: tuple[PositiveInt, ...] = Field(min_length=1)
+    options: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}  # noqa: RUF012 - frozen
+
+    @pydantic.field_validator("kind")
+    @classmethod
+    def _exists(cls, kind: str, info) -> str:
+        kind = next(iter(info.context)) if not kind and len(info.context) == 1 else kind
+        known("kind of problem", kind, info.context)
+        return kind
+
+    @pydantic.field_validator("options")
+    @classmethod
+    def _belong(cls, options: dict[str, float], info) -> dict[str, float]:
+        for name in options:
+            known("such option", name, info.context[info.data["kind"]] or ["none"])
+        return options
+
+
+class Data(Section):
+    """The section `data` of a procedural task."""
+
+    train: tuple[ProblemSet, ...]
+    validation: tuple[ProblemSet, ...]
+    benchmarks: dict[str, ProblemSet]
+    seed: int = 0
+
+    @property
+    def parts(self) -> dict[str, tuple[ProblemSet, ...]]:
+        """Of what each set is made, in the order in which they are drawn."""
+        benchmarks = {name: (one,) for name, one in self.benchmarks.items()}
+        return {"train": self.train, "validation": self.validation, **benchmarks}
+
+
+def section(kind: type[Section], raw: dict[str, Any] | None, where: str, context=None):
+    """The raw section as its type, None as None; SettingsError with one sentence on a fault.
+
+    where: its place in params.yaml, as scales.tiny.data; context: of its validators.
+    """
+    try:
+        return None if raw is None else kind.model_validate(raw, context=context)
+    except pydantic.ValidationError as error:
+        join = "." if error.errors()[0]["loc"] else ": "
+        raise SettingsError(f"{where}{join}{first_fault(error)}") from None
+
+
+def check(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The frame, if it is a valid problem set; ValueError with the first fault otherwise."""
+    if list(frame.columns) != COLUMNS or frame.empty:
+        raise ValueError(f"{name}: {len(frame)} rows of {list(frame.columns)}, not of {COLUMNS}")
+    for column in ("id", "source", "problem", "answer"):
+        bad = frame[column].map(lambda v: not isinstance(v, str) or not v.strip())
+        if bad.any():
+            raise ValueError(f"{name}: row {int(bad.idxmax())} has no {column}")
+    if frame["id"].duplicated().any():
+        twice = frame["id"][frame["id"].duplicated()].iloc[0]
+        raise ValueError(f"{name}: the id {twice!r} stands twice")
+    return frame
+
+
+def check_disjoint(sets: dict[str, pd.DataFrame]) -> None:
+    """ValueError if a problem stands twice, in two sets or in one."""
+    everything = pd.concat(sets)["problem"]
+    twice = everything[everything.duplicated()]
+    if len(twice):
+        raise ValueError(f"{twice.index[0][0]}: the problem {twice.iloc[0]!r} stands twice")
+
+
+def draw(settings: Data, task: ModuleType) -> dict[str, pd.DataFrame]:
+    """train, validation and every benchmark in the one schema; no problem occurs twice.
+
+    task: has row(rng, part, split), split being "train", "validation" or "test", or draw(rng,
+    steps); either gives (problem, answer, solution).
+    """
+    frames, seen = {}, set()
+    for name, parts in settings.parts.items():
+        split = name if name in ("train", "validation") else "test"
+        rng, rows = random.Random(f"{settings.seed}/{name}"), []
+        for part in parts:
+            wanted, again = len(rows) + part.problems, 0
+            while len(rows) < wanted:
+                if hasattr(task, "row"):
+                    drawn = task.row(rng, part, split)
+                else:
+                    drawn = task.draw(rng, rng.choice(part.steps))
+                if not isinstance(drawn, tuple) or [*map(type, drawn)] != [str] * 3:
+                    raise SettingsError(
+                        f"{part.kind}: draw(rng, steps) must return three texts, (problem, "
+                        f"answer, solution), not {drawn!r}"
+                    )
+                again = again + 1 if drawn[0] in seen else 0
+                if again > 10_000:
+                    raise SettingsError(
+                        f"data: {name} wants {part.problems} problems of {part.kind}, and there "
+                        f"are no more than {len(rows)}: ask for fewer, or for other steps"
+                    )
+                if not again:
+                    seen.add(drawn[0])
+                    rows.append((f"{name}-{len(rows):04d}", part.kind, *drawn))
+        frames[name] = check(pd.DataFrame(rows, columns=COLUMNS), name)
+    return frames
+
+
+def save(frames: dict[str, pd.DataFrame], folder: Path) -> dict[str, pd.DataFrame]:
+    """The sets, each on file with a hash of its content; what is there and the same is kept."""
+    for name, frame in frames.items():
+        path, stamp = folder / f"{name}.parquet", store.content_hash(frame.values.tolist())
+        if store.load(path, stamp) is None:
+            store.save(frame, path, stamp)
+    return frames
