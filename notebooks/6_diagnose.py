@@ -31,9 +31,7 @@
 
 # %% tags=["parameters"]
 scale: str = "smoke"  # a scale of params.yaml, changed settings behind it (docs/sweeps.md)
-mode: str = (
-    "opd"  # who teaches: opd (another model), opsd (the student, given the reference), or all
-)
+mode: str = "opd"  # who teaches: opd (another model), opsd (the student, given y*), or all
 seed: int = None  # this base seed alone; None: those of the scale
 
 # %%

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import Trainer
 
 from trdlib import distill, models, prompts, rollout, store
 from trdlib.ops.chain import sampled
@@ -253,8 +254,6 @@ def test_a_killed_training_ends_in_the_same_adapter_bit_for_bit(project, tmp_pat
     class KilledError(Exception):
         pass
 
-    from transformers import Trainer
-
     original = Trainer.training_step
 
     def killed(self, *args, **kwargs):
@@ -287,8 +286,8 @@ def test_a_killed_training_ends_in_the_same_adapter_bit_for_bit(project, tmp_pat
 def test_distill_chooses_on_validation_and_skips_what_is_finished(smoke, task, sets, monkeypatch):
     run = smoke("opd", "trd")
     calls = []
-    original = distill.train
-    monkeypatch.setattr(distill, "train", lambda *a, **k: calls.append(1) or original(*a, **k))
+    original = Trainer.train
+    monkeypatch.setattr(Trainer, "train", lambda *a, **k: calls.append(1) or original(*a, **k))
     choice, adapters = distilled(run, task, sets)
     seeds, grid = run.settings.seeds, run.settings.training.learning_rates
     assert len(calls) == len(seeds) * len(grid)

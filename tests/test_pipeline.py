@@ -18,8 +18,9 @@ from conftest import REPOSITORY
 def checkout(folder: Path, scale: str = "smoke") -> Path:
     """A copy of the repository whose pipeline is one mode and one method at a small scale."""
     for name in ("notebooks", "trdlib", ".dvc", "models"):
-        skip = shutil.ignore_patterns("__pycache__", "tmp", "cache", "config.local", "tiny*")
-        shutil.copytree(REPOSITORY / name, folder / name, ignore=skip)
+        skip = ["__pycache__", "tmp", "cache", "config.local", *(["tiny*"] * (name == "models"))]
+        where = {"src": REPOSITORY / name, "dst": folder / name}
+        shutil.copytree(**where, ignore=shutil.ignore_patterns(*skip))
     for name in ("dvc.yaml", ".dvcignore", ".gitignore", "params.yaml", "README.md"):
         shutil.copy(REPOSITORY / name, folder)
     shutil.copytree(REPOSITORY / "results" / "published", folder / "results" / "published")

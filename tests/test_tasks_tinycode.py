@@ -216,7 +216,7 @@ def test_no_loss_on_injected_errors(tokenizer):
                 assert right.learn == (line in lines)
                 seen += not right.learn
     assert seen > 20
-    ids, learn = pretrain.example(rng, tokenizer, {"slips": 1.0}, problem, tinycode)
+    ids, learn = pretrain.example(rng, tokenizer, tinycode, "code", {"slips": 1.0}, problem)
     prompt = prompts.context("solve", tokenizer, style="tiny", problem=problem).ids
     assert ids[: len(prompt)] == prompt
     assert not any(learn[: len(prompt)])

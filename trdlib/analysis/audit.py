@@ -1,12 +1,12 @@
 """What the authors' published result files can show: intervals, repeats, differences, power.
 
-The files hold avg@k and pass@k of each run, no counts by problem. How different the problems are
-is therefore taken from a model: their accuracies p_i follow the Beta distribution whose mean is
-avg@k and under which all k samples of a problem fail with probability 1 - pass@k. Its intraclass
-correlation rho = Var(p_i) / (p (1 - p)) gives two errors. `same`: the same problems are sampled
-again, which is all that chance does between two rows of a benchmark. `new`: the problems are
-drawn as well, which a statement about mathematics has to face. Values are fractions throughout;
-nothing here contains the variation between training runs, of which the files hold one each.
+The files hold avg@k and pass@k of each run, no counts by problem. How different the problems are is
+taken from a model: their accuracies p_i follow the Beta distribution whose mean is avg@k and under
+which all k samples of a problem fail with probability 1 - pass@k. Its intraclass correlation rho =
+Var(p_i) / (p (1 - p)) gives two errors. `same`: the same problems are sampled again, which is all
+that chance does between two rows of a benchmark. `new`: the problems are drawn as well, which a
+statement about mathematics has to face. Values are fractions. The variation between training runs
+is in nothing here: the files hold one each.
 """
 
 import functools
@@ -33,10 +33,7 @@ REPEATED = 1e-3  # columns of repeats less likely than this are not taken for me
 
 
 def runs() -> pd.DataFrame:
-    """The published rows, of results/published, math and code; what was not published is NaN.
-
-    Columns: those of the files, and task; avg@k is `avg`, pass@k `passed`.
-    """
+    """The published rows, with their task; `avg` is avg@k, `passed` pass@k, NaN not published."""
     files = {"math": "author_runs.csv", "code": "author_runs_code.csv"}
     names = {"avg_at_16": "avg", "pass_at_16": "passed", "pass_at_samples": "passed"}
     read = functools.partial(pd.read_csv, keep_default_na=False, na_values=dict.fromkeys(names, ""))
@@ -53,11 +50,8 @@ def all_wrong(avg: float, rho: float, samples: int) -> float:
 
 
 def correlation(avg: float, passed: float, samples: int) -> float:
-    """rho in [0, 1] that explains pass@k beside avg@k; NaN where they do not determine it.
-
-    It is 1 (each problem always or never solved) when pass@k is avg@k, and 0 (all equally hard)
-    when pass@k is as high as avg@k allows or, by chance, higher.
-    """
+    """rho that explains pass@k beside avg@k, from 0 (all problems are equally hard) to 1 (each is
+    always or never solved); NaN where they do not determine it."""
     if np.isnan(passed) or not 0 < avg < 1:
         return float("nan")
     if passed <= avg:
@@ -111,10 +105,9 @@ def intervals(table: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
 
 def measurements(table: pd.DataFrame) -> pd.DataFrame:
     """runs() in long form: a row for each run and metric, with `value` and `variance` (`same`)."""
-    found, worth = [], intervals(table)
-    for metric in ("avg", "passed"):
-        variance = error(table[metric], worth[f"trials_{metric}_same"]) ** 2
-        found.append(table.assign(metric=metric, value=table[metric], variance=variance))
+    worth = intervals(table)
+    noise = {m: error(table[m], worth[f"trials_{m}_same"]) ** 2 for m in ("avg", "passed")}
+    found = [table.assign(metric=m, value=table[m], variance=v) for m, v in noise.items()]
     return pd.concat(found).dropna(subset="value")
 
 
@@ -142,10 +135,10 @@ def chance_equal(sd: float, among: int) -> float:
 def repeats(table: pd.DataFrame) -> pd.DataFrame:
     """How often runs of a (student, benchmark) share avg@k to the last digit, against chance.
 
-    Math only: the code rows are rounded. Generously, all runs are taken for one and the same model.
-    distinct: values. largest: runs that share the commonest. pairs: of runs that agree; how many
-    would under Beta (expected) and with the least noise that the published values allow (most).
-    chance: with that noise, an upper bound on the probability that any `largest` runs agree.
+    Math only: code is rounded. Generously, all runs are taken for one model. distinct: values.
+    largest: runs that share the commonest. pairs: of runs that agree; expected under Beta, and at
+    most, with the least noise that the published values allow. chance: with that noise, an upper
+    bound on the probability that any `largest` runs agree.
     """
     columns = ["student", "benchmark", "runs", "distinct", "largest", "pairs", "pairs_expected"]
     records, table = [], table[table["task"] == "math"]
@@ -178,9 +171,8 @@ def reevaluations(table: pd.DataFrame) -> pd.DataFrame:
 def scatter(table: pd.DataFrame) -> pd.DataFrame:
     """Do the runs of a (student, benchmark) differ at all, the base included? Math only.
 
-    ratio: variance between runs over that by noise, near 1 if there is nothing to explain. p: of a
-    larger one by noise alone (chi-squared); it is rough, as the noise is an estimate, most of all
-    for pass@k, where a few problems decide.
+    ratio: variance between runs over that by noise; 1: nothing to explain. p: of a larger one by
+    noise alone (chi-squared); rough, as the noise is an estimate, most of all of pass@k.
     """
     rows = measurements(table[table["task"] == "math"]).groupby(_CELL, sort=False)
     found = rows.agg(runs=("value", "size"), ratio=("value", "var")).reset_index()
@@ -193,9 +185,8 @@ def differences(table: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     """trd minus base, the best and the mean token-level baseline, per benchmark and metric.
 
     A checkpoint evaluated twice counts with its mean. The best baseline is picked by the value
-    tested, which favours it; the mean is fair but includes weak ones. p is two-sided, p_holm
-    adjusted within `against`; both are NaN without a size, where nothing varies (all or none
-    solved), and in `repeated` columns, which are not taken for measurements. Noise: `same`.
+    tested, which favours it; the mean is fair but includes weak ones. p by `same`, p_holm adjusted
+    within `against`: NaN without a size, where nothing varies, and where values are `repeated`.
     """
     keys = [*_CELL, "mode"]
     of_mean = {"value": ("value", "mean")}
@@ -204,11 +195,9 @@ def differences(table: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     cells = rows.groupby([*keys, "other"], sort=False).agg(**of_mean).reset_index()
     token = cells[cells["other"].isin(TOKEN_LEVEL)]
     mean = token.groupby(keys, sort=False).agg(**of_mean, other=("other", "+".join))
-    others = {
-        "base": cells[cells["other"] == "base"].drop(columns="mode"),  # base has no mode
-        "best": token.sort_values("value").groupby(keys, sort=False).tail(1),
-        "mean": mean.reset_index(),
-    }
+    best = token.sort_values("value").groupby(keys, sort=False).tail(1)
+    base = cells[cells["other"] == "base"].drop(columns="mode")  # base has no mode
+    others = {"base": base, "best": best, "mean": mean.reset_index()}
     trd = cells[cells["other"] == "trd"].drop(columns="other")
     trd = trd.rename(columns={"value": "trd", "variance": "variance_trd"})
     found = pd.concat([trd.merge(rows).assign(against=name) for name, rows in others.items()])
@@ -234,10 +223,9 @@ def pooled(found: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     """differences() averaged over the benchmarks of a student, without repeated columns."""
     usable = found[~found["repeated"] & found["se"].notna()]
     mean = usable.groupby(["task", "mode", "student", "metric", "against"], sort=False).agg(
-        benchmarks=("se", "size"),
-        difference=("difference", "mean"),
+        benchmarks=("se", "size"), difference=("difference", "mean"),
         se=("se", lambda se: np.sqrt((se**2).sum()) / len(se)),
-    )
+    )  # fmt: skip
     return _tested(mean.reset_index(), confidence)
 
 
@@ -245,8 +233,7 @@ def claims(table: pd.DataFrame) -> pd.DataFrame:
     """Each gain that the paper states, beside every pair of raw rows that could be behind it.
 
     A row for each (claim, metric, trd row, other row). matches: the difference is the stated one to
-    its decimal. p: by the Beta noise. p_most: by the most that any difficulties with these values
-    allow.
+    its decimal. p: by the Beta noise. p_most: by the most noise that these values allow.
     """
     stated = pd.DataFrame(CLAIMS, columns=["mode", "student", "benchmark", "claimed"])
     rows = measurements(table[table["subset"] == "all"])
@@ -268,9 +255,8 @@ def claims(table: pd.DataFrame) -> pd.DataFrame:
 def problems_needed(gain, sd, power: float = 0.8, alpha: float = 0.05):
     """Problems per evaluation to detect a gain between two of them, two-sided; arrays broadcast.
 
-    sd: of one problem's score in one evaluation, error(value, trials / problems): with the `same`
-    trials for a comparison paired by problem, with `new` ones for two separate sets of problems.
-    Pairing assumes the gain is the same on every problem; if it is not, more are needed.
+    sd: of one problem's score, error(value, trials / problems): with the `same` trials if paired by
+    problem (by the same gain on each, else more are needed), with `new` ones for separate problems.
     """
     z = norm.ppf(1 - alpha / 2) + norm.ppf(power)
     return np.ceil(2 * (z * np.asarray(sd) / gain) ** 2)
@@ -293,17 +279,14 @@ _SHAPES = {  # (times, format) of the columns in readable()
 
 
 def readable(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """Columns of any table above as text for people: percent, points with a sign, p, intervals.
-
-    "interval" is that of a difference, from low and high, "x" is that of x_low and x_high.
-    """
+    """Columns of any table above as text for people: percent, points with a sign, p, intervals
+    (of a difference "interval", from low and high; else "x", from x_low and x_high)."""
 
     def text(name: str) -> list:
         signed = name == "interval"
         if signed or f"{name}_low" in table:
-            ends = ("low", "high") if signed else (f"{name}_low", f"{name}_high")
-            pairs = table[[*ends]].to_numpy()
-            return [show.interval(None, *pair, signed=signed, ends=True) for pair in pairs]
+            ends = table[["low", "high"] if signed else [f"{name}_low", f"{name}_high"]].to_numpy()
+            return [show.interval(None, *pair, signed=signed, ends=True) for pair in ends]
         if name == "metric":
             return [{"avg": "avg@k", "passed": "pass@k"}[metric] for metric in table[name]]
         scale, form = next((how for how, names in _SHAPES.items() if name in names), (1, ""))

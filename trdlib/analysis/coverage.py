@@ -1,8 +1,5 @@
-"""Counts of right samples: coverage, problems won and lost, and how often the rule is wrong.
-
-Counts are right samples of k, (seeds, problems). Coverage is pass@k as a function of k; the rule is
-`stats.marked`, which is checked here on a model compared with itself.
-"""
+"""Coverage (pass@k for each k), problems won and lost, and how often `stats.marked` is wrong, all
+from counts: right samples of k, (seeds, problems)."""
 
 from typing import NamedTuple
 
@@ -44,11 +41,8 @@ def frontier(base, again, method, k: int, simulations: int = 2000) -> Frontier:
 
 
 def reevaluations(counts, again, k: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Two simulated evaluations, k samples each, of the one model that made both counts.
-
-    The 2k samples of each problem are dealt again without replacement, so there is no model of the
-    samples but that they are exchangeable.
-    """
+    """Two simulated evaluations, k samples each, of the one model that made both counts: the 2k
+    samples of each problem are dealt again without replacement, as they are exchangeable."""
     pool = np.asarray(counts) + np.asarray(again)
     first = rng.hypergeometric(pool, 2 * k - pool, k)
     return first, pool - first

@@ -21,10 +21,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from trdlib import distill, jobs, models, rollout, stats, store
+from trdlib import distill, jobs, models, refine, rollout, stats, store
 from trdlib.analysis import show
 from trdlib.analysis.signals import hidden_at, token_signals
-from trdlib.refine import pairs, rows_of
 from trdlib.run import Run
 from trdlib.settings import Method
 
@@ -69,7 +68,7 @@ def responses(run: Run, task, problems: pd.DataFrame, y_o, y_r) -> pd.DataFrame:
     y_r["kept"] = [kept(*pair) for pair in zip(y_o["token_ids"], y_r["token_ids"], strict=True)]
     both = pd.concat([y_o, y_r], keys=["y_o", "y_r"], names=["trajectory", "row"]).reset_index()
     both["verdict"] = both["row"].map(y_o["correct"]).map({True: "passed", False: "failed"})
-    asked, found = rows_of(problems, both), [None] * len(both)
+    asked, found = refine.rows_of(problems, both), [None] * len(both)
     both["source"] = [row["source"] for row in asked]
     tokenizer = models.load_tokenizer(run.model_path("student", run.settings.seeds[0]))
     if task.first_wrong:
@@ -87,23 +86,20 @@ def kept(attempt, rewrite) -> float:
     return sum(block.size for block in match.get_matching_blocks()) / len(attempt)
 
 
-# -------------------------------------------------------------------------------------- per token
-
-
-def batches(run: Run, seed: int, problems, table: pd.DataFrame, device):
+def _batches(run: Run, seed: int, problems, table: pd.DataFrame, device):
     """(rows of the table, batch), as training makes them; of the responses of one trajectory."""
-    plain, size = table["trajectory"].iloc[0] == "y_o", run.settings.training.micro_batch_size
-    table = table.drop(columns="attempt") if plain else table
-    rows = pairs(run, seed, table, problems)
+    if table["trajectory"].iloc[0] == "y_o":
+        table = table.drop(columns="attempt")
+    rows, size = refine.pairs(run, seed, table, problems), run.settings.training.micro_batch_size
     for start in range(0, len(rows), size):
         part = slice(start, start + size)
-        yield part, {name: t.to(device) for name, t in distill.collate(rows[part]).items()}
+        batch = {name: t.to(device) for name, t in distill.collate(rows[part]).items()}
+        yield table.iloc[part], batch
 
 
 def _score(run: Run, seed: int, problems: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     how = run.settings.models, run.context_length
-    student, tokenizer = models.load(run.model_path("student", seed), *how)
-    teacher, same = student, tokenizer
+    student, tokenizer = teacher, same = models.load(run.model_path("student", seed), *how)
     if run.mode == "opd":
         teacher, same = models.load(run.model_path("teacher", seed), *how)
     models.check_same_vocabulary(tokenizer, same)
@@ -112,16 +108,15 @@ def _score(run: Run, seed: int, problems: pd.DataFrame, table: pd.DataFrame) -> 
     table, parts = table.sort_values("n_tokens", kind="stable"), []  # little padding
     known = ["trajectory", "row", "seed", "id", "source", "verdict", "n_tokens", "wrong", "right"]
     with torch.no_grad(), jobs.model_compute():
-        for rows, batch in batches(run, seed, problems, table, student.device):
-            part, labels = table.iloc[rows], batch["labels"]
+        for part, batch in _batches(run, seed, problems, table, student.device):
+            labels = batch["labels"]
             each = part.loc[part.index.repeat(part["n_tokens"]), [*known, "start"]]
             each["position"] = each.groupby(level=0).cumcount()
             right = each["right"].where(each["position"] == each["wrong"], -1).to_numpy()
-            theirs = batch["teacher_ids"], batch["teacher_labels"]
-            hidden = hidden_at(student, batch["input_ids"], labels), hidden_at(teacher, *theirs)
-            how = {"onsets": onsets, "rights": torch.tensor(right, device=student.device)}
-            targets = labels[labels != -100]
-            found = token_signals(hidden[0], heads[0], hidden[1], heads[1], targets, **how)
+            said = hidden_at(student, batch["input_ids"], labels), heads[0]
+            said += hidden_at(teacher, batch["teacher_ids"], batch["teacher_labels"]), heads[1]
+            targets, rights = labels[labels != -100], torch.tensor(right, device=student.device)
+            found = token_signals(*said, targets, onsets=onsets, rights=rights)
             step = found.pop("gradient")
             found["cosine"] = torch.cosine_similarity(step, step.roll(1, 0))
             parts.append(each.assign(**{name: t.cpu().numpy() for name, t in found.items()}))
@@ -159,9 +154,6 @@ def with_likelihoods(responses: pd.DataFrame, tokens: pd.DataFrame) -> pd.DataFr
     return responses.merge(nll, on=["trajectory", "row"])
 
 
-# --------------------------------------------------------------------------- means with intervals
-
-
 def estimates(run: Run, table, quantities: list[str], by: list[str], over="") -> pd.DataFrame:
     """Mean of each quantity in each cell (source and `by`), with an interval over problems.
 
@@ -185,9 +177,8 @@ def estimates(run: Run, table, quantities: list[str], by: list[str], over="") ->
                 means = (sums.to_numpy(float) @ drawn) / (counts.to_numpy(float) @ drawn)
                 value = sums.sum(axis=1) / counts.sum(axis=1)
             low, high = np.nanquantile(means, [tail, 1 - tail], axis=1)
-            one = pd.DataFrame({"value": value, "low": low, "high": high}).reset_index()
-            one["problems"] = (counts > 0).sum(axis=1).to_numpy()
-            found.append(one.assign(source=source, quantity=quantity))
+            one = {"value": value, "low": low, "high": high, "problems": (counts > 0).sum(axis=1)}
+            found.append(pd.DataFrame(one).reset_index().assign(source=source, quantity=quantity))
     order = ["source", *by, "quantity", "value", "low", "high", "problems"]
     return pd.concat(found, ignore_index=True)[order] if found else pd.DataFrame(columns=order)
 
@@ -232,13 +223,11 @@ def summary(run: Run, responses: pd.DataFrame, tokens: pd.DataFrame) -> pd.DataF
     of_rows += ["prompt_truncated", "departed", "student_nll", "teacher_nll", "ppl_gap"]
     x = tokens["x"]
     here = {"before": x < 0, "at": x == 0, "after": x > 0}
-    tokens = tokens.assign(
+    tokens = tokens.rename(columns={"onset_kl": "onset_share", "own_kl": "own_share"}).assign(
         own_at=tokens["own_mass"].where(x == 0),
         right_at=tokens["right_mass"].where(tokens["trajectory"] == "y_o"),
         own_after=tokens["own_mass"].where(x > 0),
         onset_after=tokens["onset_mass"].where(x > 0),
-        onset_share=tokens["onset_kl"],
-        own_share=tokens["own_kl"],
         **{f"kl_{place}": tokens["forward_kl"] * there for place, there in here.items()},
         **{f"tokens_{place}": there for place, there in here.items()},
     )
@@ -256,11 +245,8 @@ def summary(run: Run, responses: pd.DataFrame, tokens: pd.DataFrame) -> pd.DataF
     return pd.concat([part for part in found if len(part)], ignore_index=True)
 
 
-# ----------------------------------------------------------------------- the first step's gradient
-
-
 def _cosines(run: Run, seed: int, problems, responses: pd.DataFrame) -> list[tuple]:
-    """(source, trajectory, objective, cosine with the reference's gradient) of one base seed."""
+    """(source, trajectory, quantity, cosine with the reference's gradient) of one base seed."""
     distiller, found = distill.build(run, seed), []
     distiller.train(run.settings.training.gradient_checkpointing)  # which needs it
     for module in distiller.modules():
@@ -272,54 +258,47 @@ def _cosines(run: Run, seed: int, problems, responses: pd.DataFrame) -> list[tup
         distiller.recipe = Method(trajectory="y_o", divergence=kind)
         distiller.zero_grad()
         with jobs.model_compute():
-            for _, batch in batches(run, seed, problems, table, distiller.device):
+            for _, batch in _batches(run, seed, problems, table, distiller.device):
                 distiller.token_losses(**batch).sum().backward()
         gradients = [p.grad for p in distiller.parameters() if p.grad is not None]
         return torch.cat([g.flatten().float() for g in gradients])
 
-    tokenizer = models.load_tokenizer(run.model_path("student", seed))
-    solutions, limit = problems.set_index("id")["solution"], run.settings.lengths.reference
+    students, limit = {seed: run.model_path("student", seed)}, run.settings.lengths.reference
+    solutions = refine._references(problems, students, limit).set_index("id")["token_ids"]
     for source, mine in responses.groupby("source", sort=True):
         few = mine["id"].unique()[: run.settings.diagnosis.gradient_problems]
         mine = mine[mine["id"].isin(few)]
         y_o, y_r = (mine[mine["trajectory"] == name] for name in ("y_o", "y_r"))
-        texts = tokenizer(solutions[y_o["id"]].tolist(), add_special_tokens=False)["input_ids"]
-        references = [[*ids, tokenizer.eos_token_id][:limit] for ids in texts]
-        target = gradient(y_o.assign(token_ids=references), "cross_entropy")
-        tables = {("y_o", "forward_kl"): y_o, ("y_o", "reverse_kl"): y_o}
+        references = y_o.assign(token_ids=solutions[y_o["id"]].tolist())
+        target = gradient(references, "cross_entropy")
+        tables = {("y_o", name): y_o for name in ("forward_kl", "reverse_kl")}
         tables["y_r", "forward_kl"] = y_r
         if y_o["start"].notna().any():
             ends = [None if np.isnan(start) else int(start) + 1 for start in y_o["start"]]
             cut = [ids[:end] for ids, end in zip(y_o["token_ids"], ends, strict=True)]
             tables["y_o", "forward_kl_cut"] = y_o.assign(token_ids=cut)
         for (trajectory, name), table in tables.items():
-            own = gradient(table, name.removesuffix("_cut"))
-            found.append((source, trajectory, name, float(torch.cosine_similarity(own, target, 0))))
+            cosine = torch.cosine_similarity(gradient(table, name.removesuffix("_cut")), target, 0)
+            found.append((source, trajectory, f"gradient_{name}", float(cosine)))
     return found
 
 
 def reference_cosines(run: Run, problems: pd.DataFrame, responses: pd.DataFrame) -> pd.DataFrame:
-    """Does a method's first gradient point where the reference solutions point?
+    """Does a method's first step point where the reference solutions point? (Ours.)
 
-    Cosine of its summed gradient with that of the cross-entropy of the reference solutions, with
-    respect to the LoRA weights at step 0: mean of the base seeds; low and high are the lowest and
-    the highest of them. forward_kl_cut: on y_o up to its first wrong token, where the task knows
-    it. The first diagnosis.gradient_problems of each source. In the form of `summary`, quantity
-    "gradient_<objective>".
+    Cosine of its summed gradient, by the LoRA weights at step 0, with that of cross-entropy on the
+    reference solutions: mean, lowest and highest of the base seeds, in the form of `summary`. cut:
+    on y_o up to its first wrong token (an oracle), where the task knows it. Of the first
+    diagnosis.gradient_problems of each source.
     """
-    groups = responses.groupby("seed", sort=True)
-    todo = [(run, int(seed), problems, table) for seed, table in groups]
+    todo = [(run, int(seed), problems, mine) for seed, mine in responses.groupby("seed")]
     found = rollout.pool(run, _cosines, todo, "gradients", training=True)
     by = ["source", "trajectory", "quantity"]
     table = pd.DataFrame([row for rows in found for row in rows], columns=[*by, "cosine"])
-    table["quantity"] = "gradient_" + table["quantity"]
     table = table.groupby(by)["cosine"].agg(value="mean", low="min", high="max").reset_index()
     counts = responses.groupby("source")["id"].nunique()
     counts = counts.clip(upper=run.settings.diagnosis.gradient_problems)
     return table.assign(verdict="all", problems=table["source"].map(counts))
-
-
-# --------------------------------------------------------------------------------------- writing
 
 
 def transitions(responses: pd.DataFrame) -> pd.DataFrame:
@@ -336,10 +315,8 @@ def markdown(found: Diagnosis) -> str:
     run, numbers = found.run, found.numbers
     values = numbers[["value", "low", "high"]].itertuples(index=False)
     text = [show.interval(*of, scale=1, form=".3g") for of in values]
-    column = [
-        t if v == "all" else f"{t} {v}" if t == "y_o" else f"{t} of {v}"
-        for t, v in zip(numbers["trajectory"], numbers["verdict"], strict=True)
-    ]
+    link, groups = {"y_o": " ", "y_r": " of "}, numbers[["trajectory", "verdict"]].to_numpy()
+    column = [t if v == "all" else t + link[t] + v for t, v in groups]
     parts = [
         f"# Prefix-failure signals: {run.mode.upper()}, scale {run.scale}",
         f"Step 0, {len(run.settings.seeds)} base seeds, [{run.settings.evaluation.confidence:.0%} "

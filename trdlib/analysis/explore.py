@@ -12,7 +12,6 @@ method's divergence is at the training temperature, all other numbers are at tem
 import base64
 import contextlib
 import difflib
-import functools
 import hashlib
 import html
 import itertools
@@ -43,8 +42,6 @@ LABELS = {
     "base": "answer at step 0",
 }
 
-# ------------------------------------------------------------------------------------ which attempt
-
 FILTERS = {
     "all": lambda c: c,
     "failed → passed": lambda c: c[~c["before"] & c["after"]],
@@ -73,9 +70,6 @@ def cases(problems: pd.DataFrame, tables: dict[str, pd.DataFrame], seed: int) ->
     return found.merge(problems[["id", "problem", "source"]], on="id", how="left")
 
 
-# ------------------------------------------------------------------------------- models and scores
-
-
 class Loaded(NamedTuple):
     """Student (with its adapter, if there is one) and teacher of one run and base seed."""
 
@@ -100,16 +94,13 @@ def load(run: Run, seed: int, adapter: Path | None = None) -> Loaded:
     return Loaded(run, seed, distiller.eval(), teacher, tokenizer, adapter is not None)
 
 
-def _student(loaded: Loaded, trained: bool):
-    """A context in which the student is the one after training, or that of step 0."""
+def _model(loaded: Loaded, role: str, trained: bool = False):
+    """A context with the teacher, or with the student: after training, or as it was at step 0."""
     if trained and not loaded.trained:
         raise SettingsError(f"{loaded.run} has not been trained: run notebook 4_distill")
     student = loaded.distiller.student
-    return contextlib.nullcontext(student) if trained else models.step0(student)
-
-
-def _teacher(loaded: Loaded):
-    return contextlib.nullcontext(loaded.teacher) if loaded.teacher else _student(loaded, False)
+    model = {"student": student if trained else None, "teacher": loaded.teacher}[role]
+    return contextlib.nullcontext(model) if model else models.step0(student)
 
 
 def _digits(values: torch.Tensor) -> list[float]:
@@ -128,19 +119,17 @@ def score(loaded: Loaded, pair: Pair, *, trained: bool = False) -> dict:
     batch = {name: tensor.to(device) for name, tensor in distill.collate([pair]).items()}
     targets = torch.tensor(pair.response_ids, device=device)
     said, top = [], {}
-    sides = (batch["input_ids"], batch["labels"]), (batch["teacher_ids"], batch["teacher_labels"])
-    contexts = {"student": _student(loaded, trained), "teacher": _teacher(loaded)}
-    for (role, context), side in zip(contexts.items(), sides, strict=True):
-        with context as model:
-            hidden, head = hidden_at(model, *side), models.head(model, size)
+    sides = {"student": ("input_ids", "labels"), "teacher": ("teacher_ids", "teacher_labels")}
+    for role, (ids, labels) in sides.items():
+        with _model(loaded, role, trained) as model:
+            hidden, head = hidden_at(model, batch[ids], batch[labels]), models.head(model, size)
         said += [hidden, head]
         best = [z.softmax(-1).topk(min(TOP, size)) for _, z in logits_in_chunks(hidden, head)]
         p, ids = (torch.cat(of) for of in zip(*best, strict=True))
         top[role] = {"ids": ids.tolist(), "p": [_digits(row) for row in p]}
     onsets = models.onset_ids(loaded.tokenizer, loaded.run.settings.onsets)
-    unknown = torch.full_like(targets, -1)
-    values = token_signals(*said, targets, onsets=onsets, rights=unknown)
-    with _student(loaded, trained):
+    values = token_signals(*said, targets, onsets=onsets, rights=torch.full_like(targets, -1))
+    with _model(loaded, "student", trained):
         values["divergence"] = distill.token_losses(loaded.distiller, [pair])[0]
     return {"values": {name: _digits(values[name]) for name in SHOWN}, "top": top}
 
@@ -151,7 +140,6 @@ def matches(a: list[int], b: list[int], breaks: set[int] = frozenset()) -> list[
     Whole lines first (a token of `breaks` ends one), then tokens between them: the tokens of two
     long texts at once would take minutes.
     """
-    match = functools.partial(difflib.SequenceMatcher, None, autojunk=False)
 
     def lines(ids):
         ends = [i + 1 for i, token in enumerate(ids) if token in breaks and i + 1 < len(ids)]
@@ -159,12 +147,11 @@ def matches(a: list[int], b: list[int], breaks: set[int] = frozenset()) -> list[
         return [tuple(ids[s:e]) for s, e in itertools.pairwise(edges)], edges
 
     (in_a, at_a), (in_b, at_b) = lines(a), lines(b)
-    found = [[0, 0, 0]]
-    for tag, i1, i2, j1, j2 in match(in_a, in_b).get_opcodes():
+    found, whole = [[0, 0, 0]], difflib.SequenceMatcher(None, in_a, in_b, autojunk=False)
+    for tag, i1, i2, j1, j2 in whole.get_opcodes():
         (s_a, e_a), (s_b, e_b) = (at_a[i1], at_a[i2]), (at_b[j1], at_b[j2])
-        runs = [(0, 0, e_a - s_a)]
-        if tag != "equal":
-            runs = match(a[s_a:e_a], b[s_b:e_b]).get_matching_blocks()
+        within = difflib.SequenceMatcher(None, a[s_a:e_a], b[s_b:e_b], autojunk=False)
+        runs = [(0, 0, e_a - s_a)] if tag == "equal" else within.get_matching_blocks()
         for i, j, n in runs:
             last_a, last_b, length = found[-1]
             if (s_a + i, s_b + j) == (last_a + length, last_b + length):
@@ -172,9 +159,6 @@ def matches(a: list[int], b: list[int], breaks: set[int] = frozenset()) -> list[
             else:
                 found.append([s_a + i, s_b + j, n])
     return [run for run in found if run[2]]
-
-
-# ------------------------------------------------------------------------------------------- views
 
 
 def view(
@@ -208,13 +192,13 @@ def view(
     used = {i for t in shown for i in t["ids"]} | {t["right"] for t in shown if "right" in t}
     used |= {i for t in shown for top in t["top"].values() for ids in top["ids"] for i in ids}
     spelled = {i: tokenizer.decode([i]) for i in sorted(used)}
-    for i in (i for i, text in spelled.items() if "\ufffd" in text):  # bytes, no text of their own
-        spelled[i] = str(tokenizer.convert_ids_to_tokens(i))
+    pieces = [i for i, text in spelled.items() if "\ufffd" in text]  # bytes, by their name
+    spelled |= {i: str(tokenizer.convert_ids_to_tokens(i)) for i in pieces}
     breaks = {i for i, text in spelled.items() if "\n" in text}
+    about = {"scale": run.scale, "mode": run.mode, "method": run.method, "seed": loaded.seed}
+    about |= recipe.model_dump(include={"divergence", "trajectory", "clip", "top_k"})
     return {
-        "run": {"scale": run.scale, "mode": run.mode, "method": run.method, "seed": loaded.seed}
-        | {"divergence": recipe.divergence, "trajectory": recipe.trajectory}
-        | {"clip": recipe.clip, "top_k": recipe.top_k},
+        "run": about,
         "problem": {k: row[k] or "" for k in ("id", "source", "problem", "answer", "solution")},
         "vocabulary": {str(i): text for i, text in spelled.items()},
         "end": tokenizer.eos_token_id,
@@ -271,19 +255,16 @@ def live(loaded: Loaded, task, row: dict, *, trained: bool = False, draw: int = 
         with jobs.model_compute():
             (done,) = generate.decode(model, [prompt.ids], stop_ids=stop, seed=draw, **how)
         text = loaded.tokenizer.decode(done.token_ids, skip_special_tokens=True)
-        about = {"id": row["id"], "sample": 0, "seed": seed, "token_ids": done.token_ids}
-        said = pd.DataFrame([{**about, "text": text, "finished": done.finished}])
+        about = {"id": row["id"], "sample": 0, "seed": seed, "text": text}
+        said = pd.DataFrame([about | done._asdict()])
         return said.assign(correct=grade(task, said, [row]) if row["answer"] else None)
 
-    with _student(loaded, trained) as student:
+    with _model(loaded, "student", trained) as student:
         y_o = write(student, prompts.student_prompts(run, seed, [row])[0], run.settings.rollout)
-    with _teacher(loaded) as teacher:
+    with _model(loaded, "teacher") as teacher:
         asked = prompts.teacher_prompts(run, seed, [row], y_o["text"].tolist())[0]
         y_r = write(teacher, asked, run.settings.refinement)
     return view(loaded, task, {"y_o": y_o, "y_r": y_r}, row, trained=trained)
-
-
-# -------------------------------------------------------------------------------------------- page
 
 
 def page(view: dict) -> str:

@@ -3,17 +3,8 @@
 The paper says why token-level methods on y_o should fail (section 1: prefix failure) and that they
 do at its scales; it cannot turn the causes on and off. Here each cell of the map is a small
 experiment of its own, rollouts, rewrites and training included, in mode OPD, in which one thing
-differs from the cell where every knob rests:
-
-    locality                 share of problems on which a wrong turn does not spoil what follows
-    prompts                  training problems, and so optimizer steps
-    rollout_temperature      of y_o
-    refinement_temperature   of y_r and y_t: worse text, scored by as sharp a teacher
-    teacher_temperature      the teacher's logits are divided by it: fuzzy when it writes and scores
-    student_strength         student + strength x (teacher - student), weight by weight
-
-A cell is a scale of its own (a `Run` with other settings), and as resumable as any. One learning
-rate serves all. The figure is drawn by notebook 6_map.
+differs from the cell where every knob rests. It is a scale of its own (a `Run` with other
+settings), and as resumable as any. One learning rate serves all. Notebook 6_map draws the figure.
 """
 
 import sys
@@ -21,8 +12,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 import pandas as pd
-import pydantic
-from pydantic import Field, PositiveFloat, PositiveInt
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from trdlib import generate, jobs, models, stats, store, tasks
 from trdlib.analysis import oracle, show
@@ -32,7 +23,6 @@ from trdlib.refine import refine, solve
 from trdlib.rollout import pool, rollout
 from trdlib.run import Run
 from trdlib.settings import Section, SettingsError, root
-from trdlib.tasks import sets
 
 BENCHMARK, MODE = "trail", "opd"
 # role -> the knob that changes its weights, and the value at which it does not
@@ -43,9 +33,13 @@ COMPARED = {  # name of a gap -> (its label, the method that is subtracted from 
     "to_sft_refined": ("trd - sft_refined", "sft_refined"),
 }
 Knob = Literal[
-    "locality", "prompts", "rollout_temperature", "refinement_temperature", "teacher_temperature",
-    "student_strength",
-]  # fmt: skip
+    "locality",  # share of problems on which a wrong turn does not spoil what follows
+    "prompts",  # training problems, and so optimizer steps
+    "rollout_temperature",  # of y_o
+    "refinement_temperature",  # of y_r and y_t: worse text, scored by as sharp a teacher
+    "teacher_temperature",  # divides the teacher's logits: fuzzy when it writes and when it scores
+    "student_strength",  # student + strength x (teacher - student), weight by weight
+]
 
 
 class Map(Section):
@@ -58,7 +52,7 @@ class Map(Section):
     test_problems: PositiveInt
     learning_rate: PositiveFloat
 
-    @pydantic.model_validator(mode="after")
+    @model_validator(mode="after")
     def _is_complete(self):
         if missing := [knob for knob in get_args(Knob) if not self.knobs.get(knob)]:
             raise ValueError(f"{', '.join(missing)}: each knob needs at least its usual value")
@@ -71,7 +65,7 @@ def section(run: Run) -> Map:
     """What the run's scale says of its map; SettingsError if it has none, or a wrong one."""
     if run.settings.map is None or run.settings.task != "modular":
         raise SettingsError(f"{run.scale} has no map: it needs the task modular and a section map")
-    return sets.section(Map, run.settings.map, f"scales.{run.scale}.map")
+    return tasks.sets.section(Map, run.settings.map, f"scales.{run.scale}.map")
 
 
 class Cell(NamedTuple):
@@ -80,19 +74,17 @@ class Cell(NamedTuple):
     knob: str | None
     value: float | None
     run: Run  # its method is trd
-
-    @property
-    def methods(self) -> tuple[str, ...]:
-        """What is trained here: the oracles only where the knob is locality, or all rest."""
-        plan = section(self.run)
-        return plan.methods + (plan.oracles if self.knob in (None, "locality") else ())
+    methods: tuple[str, ...]  # what is trained here
 
 
 def cells(run: Run) -> list[Cell]:
     """All places on the map of the run's scale; the first is the one where every knob rests."""
-    knobs = section(run).knobs.items()
-    turned = [(knob, value) for knob, values in knobs for value in values[1:]]
-    return [Cell(*place, _run(run, *place)) for place in [(None, None), *turned]]
+    plan, found = section(run), []
+    turned = [(knob, value) for knob, values in plan.knobs.items() for value in values[1:]]
+    for knob, value in [(None, None), *turned]:
+        methods = plan.methods + (plan.oracles if knob in (None, "locality") else ())
+        found.append(Cell(knob, value, _run(run, knob, value), methods))
+    return found
 
 
 def _run(run: Run, knob: str | None, value: float | None) -> Run:
@@ -102,12 +94,9 @@ def _run(run: Run, knob: str | None, value: float | None) -> Run:
     name = f"{run.scale}/map/" + ("rest" if knob is None else f"{knob}-{value:g}")
     part = {"kind": "trail", "steps": list(plan.steps), "options": {"local_share": at["locality"]}}
     train, test = ({**part, "problems": int(n)} for n in (at["prompts"], plan.test_problems))
-    turned = {
-        "models": {role: _model(run, role, at[its]) for role, (its, _) in CHANGED.items()},
-        "rollout": {"temperature": at["rollout_temperature"]},
-        "refinement": {"temperature": at["refinement_temperature"]},
-        "training": {"learning_rates": (plan.learning_rate,)},
-    }
+    turned = {key: {"temperature": at[f"{key}_temperature"]} for key in ("rollout", "refinement")}
+    turned["models"] = {role: _model(run, role, at[its]) for role, (its, _) in CHANGED.items()}
+    turned["training"] = {"learning_rates": (plan.learning_rate,)}
     changes = {key: getattr(usual, key).model_copy(update=new) for key, new in turned.items()}
     changes["data"] = usual.data | {"train": [train], "benchmarks": {BENCHMARK: test}}
     changes["workers"] = 1  # a job is a whole cell
@@ -121,17 +110,8 @@ def _model(run: Run, role: str, value: float) -> str:
     return f"runs/{run.scale}/map/models/{role}-{value:g}/{{seed}}"
 
 
-def make_models(run: Run) -> None:
-    """The students and teachers that the knobs ask for, where they are missing."""
-    for role, (knob, unchanged) in CHANGED.items():
-        for value in section(run).knobs[knob]:
-            for seed in run.settings.seeds if value != unchanged else ():
-                _make(run, seed, role, value)
-
-
 def _make(run: Run, seed: int, role: str, value: float) -> None:
-    import torch
-
+    """The student or teacher that a knob asks for, if it is missing."""
     sources = {r: run.model_path(r, seed) for r in ("student", "teacher")}
     mark = root() / _model(run, role, value).format(seed=seed) / "made_of.json"
     code = store.code_hash(sys.modules[__name__])
@@ -170,7 +150,6 @@ def _measure(cell: Cell) -> dict:
     samples = evaluate([run.with_("none", "base"), *runs], task, problems, adapters)
     counts = [correct_counts(found[BENCHMARK]) for found in samples]
     right = {m: c / k for m, (c, k) in zip(("base", *cell.methods), counts, strict=True)}
-
     record = {"knob": cell.knob or "rest", "value": cell.value}
     record |= {f"{name}_accuracy": float(table["correct"].mean()) for name, table in texts.items()}
     record |= {f"avg_{method}": float(each.mean()) for method, each in right.items()}
@@ -184,14 +163,16 @@ def _measure(cell: Cell) -> dict:
 
 
 def survey(run: Run) -> pd.DataFrame:
-    """Run every cell that is not there yet; the map, one row per cell.
+    """Run every cell that is not there yet; the map, one row per cell. Fractions.
 
-    Columns: knob, value; {y_o,y_r,y_t}_accuracy; avg_<method> (also base); `best`, the best y_o
-    method by test score; and, paired by problem, the gaps of COMPARED, each as value, low, high,
-    by_seed, p, adjusted (Holm over the map) and marked. Fractions.
+    Columns: knob, value; {y_o,y_r,y_t}_accuracy; avg_<method> (also base); best (y_o method by test
+    score); each gap of COMPARED as value, low, high, by_seed, p, adjusted (Holm) and marked.
     """
     tasks.of(run).make_models(generate.decode, jobs.run_jobs, generate.batches)
-    make_models(run)
+    for role, (knob, unchanged) in CHANGED.items():
+        for value in set(section(run).knobs[knob]) - {unchanged}:
+            for seed in run.settings.seeds:
+                _make(run, seed, role, value)
     table = pd.DataFrame(pool(run, _measure, [(c,) for c in cells(run)], "cells", training=True))
     for gap in COMPARED:
         adjusted = table[f"{gap}_adjusted"] = stats.holm(table[f"{gap}_p"])

@@ -11,18 +11,12 @@ DASH = "-"  # where there is nothing to say: a row's difference to itself
 
 # By trajectory: grey is not trained, black the teacher, blue y_o, red trd, green the controls.
 COLORS = {
-    "base": "#9e9e9e",
-    "base_again": "#9e9e9e",
-    "teacher": "#000000",
-    "forward_kl": "#9ecae1",
-    "reverse_kl": "#4292c6",
-    "forward_kl_clip": "#6baed6",
-    "reverse_kl_topk": "#08519c",
+    "base": "#9e9e9e", "base_again": "#9e9e9e", "teacher": "#000000",
+    "forward_kl": "#9ecae1", "reverse_kl": "#4292c6",
+    "forward_kl_clip": "#6baed6", "reverse_kl_topk": "#08519c",
     "trd": "#d62728",
-    "sft": "#a1d99b",
-    "sft_refined": "#41ab5d",
-    "off_policy": "#006d2c",
-}
+    "sft": "#a1d99b", "sft_refined": "#41ab5d", "off_policy": "#006d2c",
+}  # fmt: skip
 
 
 def color(method: str) -> str:

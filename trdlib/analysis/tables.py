@@ -1,9 +1,9 @@
 """From metrics files to tables: Markdown, CSV, LaTeX, and the README's headline.
 
 Every cell carries its interval and its seeds; differences are paired by problem and marked by the
-rule of `stats.marked`; the base stands twice, as the table's own noise floor. What has not been
-run is shown as missing, never as a number. The best token-level baseline is picked per benchmark by
-its test score, which favours the baselines. The figures are drawn by notebook 7.
+rule of `stats.marked`; the base stands twice, as the table's own noise floor. What has not been run
+is shown as missing, never as a number. The best token-level baseline is picked per benchmark by its
+test score, which favours it. Notebook 7 draws the figures.
 """
 
 import re
@@ -43,21 +43,19 @@ def _metrics(run: Run, names: list[str]) -> dict[str, dict]:
     return {name: store.read_json(path) for name, path in paths.items() if path.is_file()}
 
 
-def _compare(run: Run, ours: dict, theirs: dict) -> stats.Comparison:
-    """avg@k, ours minus theirs, paired by problem."""
+def _compare(ours: dict, theirs: dict, **how) -> stats.Comparison:
+    """avg@k, ours minus theirs, paired by problem; how: as in `stats.compare`."""
     if any(ours[key] != theirs[key] for key in ("problems", "seeds", "k")):
         raise ValueError("paired by problem: both runs need the same problems, seeds and samples")
-    sides = (np.array(cell["correct"]) / cell["k"] for cell in (ours, theirs))
-    return stats.compare(*sides, **run.settings.evaluation.interval)
+    return stats.compare(*(np.array(c["correct"]) / c["k"] for c in (ours, theirs)), **how)
 
 
 def collect(run: Run) -> pd.DataFrame:
     """One row per (method, benchmark), in the order of the table; columns: _COLUMNS.
 
     run: was it? to_...: the paired difference of avg to `base`, the best y_o method, `sft`,
-    `off_policy` and the parent (a subset's method on all rows), with Holm's adjusted p over all
-    rows that have one (rows of the main table and of the ablation apart) and whether it is marked.
-    rows: trained on, mean over base seeds. Fractions, NaN or None where there is nothing.
+    `off_policy` and the parent (a subset's method on all rows); p is adjusted (Holm) over the rows
+    of the main table or of the ablation. rows: trained on, mean of base seeds. Fractions, or none.
     """
     names, recipes = row_names(run), run.settings.methods
     about = {name: {"subset": "all", "parent": None} for name in names}
@@ -67,7 +65,7 @@ def collect(run: Run) -> pd.DataFrame:
         about[name] = {"subset": recipes[name].subset, "parent": parent}
     there = _metrics(run, list(about))
     on_y_o = [m for m in names if m in there and m in recipes and recipes[m].trajectory == "y_o"]
-    records = []
+    records, how = [], run.settings.evaluation.interval
     for benchmark in tasks.of(run).benchmarks:
         cells = {name: metrics["benchmarks"][benchmark] for name, metrics in there.items()}
         best = max(on_y_o, key=lambda m: cells[m]["avg_at_k"]["value"], default=None)
@@ -83,15 +81,14 @@ def collect(run: Run) -> pd.DataFrame:
                 for label in _OTHERS:
                     other = {"best": best, "parent": record["parent"]}.get(label, label)
                     if other in cells and other != name:
-                        found = _compare(run, cell, cells[other])._asdict()
+                        found = _compare(cell, cells[other], **how)._asdict()
                         record |= {f"to_{label}_{end}": value for end, value in found.items()}
             records.append(record)
     table = pd.DataFrame(records, columns=_COLUMNS)
-    for difference in (f"to_{other}" for other in _OTHERS):
-        p = table[f"{difference}_p"].astype(float)
-        table[f"{difference}_adjusted"] = p.groupby(table["subset"] == "all").transform(stats.holm)
-        ends = (table[f"{difference}_{end}"] for end in ("low", "high", "adjusted"))
-        table[f"{difference}_marked"] = stats.marked(*ends)
+    for to in (f"to_{other}" for other in _OTHERS):
+        low, high, p = (table[f"{to}_{end}"].astype(float) for end in ("low", "high", "p"))
+        adjusted = p.groupby(table["subset"] == "all").transform(stats.holm)
+        table[f"{to}_adjusted"], table[f"{to}_marked"] = adjusted, stats.marked(low, high, adjusted)
     return table
 
 
@@ -103,18 +100,16 @@ def _cells(run: Run) -> dict[tuple[str, str], dict]:
 
 def coverage(run: Run) -> pd.DataFrame:
     """pass@k, k = 1 ... samples: one row per (method, benchmark, k) with value, low, high."""
-    how, records = run.settings.evaluation.interval, []
-    for (name, benchmark), cell in _cells(run).items():
-        for k, found in enumerate(counting.pass_curve(cell["correct"], cell["k"], **how), 1):
-            records.append({"method": name, "benchmark": benchmark, "k": k} | found._asdict())
-    return pd.DataFrame(records, columns=["method", "benchmark", "k", "value", "low", "high"])
+    how, rows = run.settings.evaluation.interval, []
+    for key, measured in _cells(run).items():
+        curve = counting.pass_curve(measured["correct"], measured["k"], **how)
+        rows += [(*key, k, *found) for k, found in enumerate(curve, 1)]
+    return pd.DataFrame(rows, columns=["method", "benchmark", "k", "value", "low", "high"])
 
 
 def frontier(run: Run) -> pd.DataFrame:
-    """`coverage.frontier` as text, `+3 / -1`: problems that a method won and lost in k samples.
-
-    Methods by benchmarks; two rows more say what chance does. Empty without both base evaluations.
-    """
+    """`coverage.frontier` as text, `+3 / -1`: methods, and what chance does, by benchmarks; empty
+    without both evaluations of the base."""
     cells, grid, chance = _cells(run), {}, {}
     for (name, b), cell in cells.items():
         bases = [cells.get((base, b)) for base in ("base", "base_again")]
@@ -127,46 +122,49 @@ def frontier(run: Run) -> pd.DataFrame:
     return pd.DataFrame({b: grid[b] | chance[b] for b in grid}).rename_axis("method")
 
 
-def null_rate(run: Run) -> float | None:
-    """How often the rule marks anything when the base is compared with itself; None: not run."""
+def _noise(run: Run) -> str:
+    """What is said of `base_again`: how often the rule marks the base compared with itself."""
+    text = "`base_again` is the base model sampled again: its difference to `base` is noise."
     there = [metrics["benchmarks"] for metrics in _metrics(run, ["base", "base_again"]).values()]
     if len(there) < 2:
-        return None
+        return text
     counts = [{benchmark: cell["correct"] for benchmark, cell in m.items()} for m in there]
     k, how = run.settings.evaluation.sampling.samples, run.settings.evaluation.interval
-    return counting.null_check(*counts, k, simulations=400, **how | {"resamples": 1000})
+    null = counting.null_check(*counts, k, simulations=400, **how | {"resamples": 1000})
+    return (
+        f"{text} When the base is compared with itself, dealt anew from its stored samples, the "
+        f"rule behind the stars marks anything in {null:.1%} of cases."
+    )
 
 
-def _cell(row, what: str) -> str:
-    """An interval in percent, signed and starred for a difference (`to_...`)."""
-    ends, signed = (row[f"{what}_{end}"] for end in _ENDS[:3]), what.startswith("to_")
+def cell(row, what: str) -> str:
+    """An interval or the base seeds' values in percent; of a difference with its sign and star."""
+    signed = what.startswith("to_")
+    if not row["run"]:
+        return MISSING
+    if what.endswith("by_seed"):
+        form, values = "+.1f" if signed else ".1f", row[what]
+        return " / ".join(f"{100 * v:{form}}" for v in values) if isinstance(values, list) else DASH
+    ends = (row[f"{what}_{end}"] for end in _ENDS[:3])
     return interval(*ends, signed=signed, star=signed and row[f"{what}_marked"])
 
 
-def _by_seed(row, what: str) -> str:
-    """The values of the base seeds in percent, with their signs if they are differences."""
-    values, sign = row[f"{what}_by_seed"], "+" if what.startswith("to_") else ""
-    return " / ".join(f"{100 * v:{sign}.1f}" for v in values) if isinstance(values, list) else DASH
-
-
-def _grid(table: pd.DataFrame, cell, what: str) -> pd.DataFrame:
-    """Methods by benchmarks, each cell(row, what) or MISSING, in the order of the table."""
-    text = [cell(row, what) if row["run"] else MISSING for _, row in table.iterrows()]
-    cells = pd.Series(text, table.set_index(["method", "benchmark"]).index)
+def _grid(table: pd.DataFrame, what: str) -> pd.DataFrame:
+    """Methods by benchmarks, in the order of the table."""
+    cells = [cell(row, what) for _, row in table.iterrows()]
+    cells = pd.Series(cells, table.set_index(["method", "benchmark"]).index, dtype=object)
     return cells.unstack(sort=False).rename_axis(columns=None)
 
 
-def _section(title: str, table: pd.DataFrame, cell, what: str, text: str = "") -> list[str]:
+def _section(title: str, table: pd.DataFrame, what: str, text: str = "") -> list[str]:
     """A grid under its title; of differences, what the stars mean and how many there are."""
-    if cell is _cell and what.startswith("to_"):
+    if f"{what}_marked" in table:
         text += (
             "`*`: the interval excludes zero, and so does a t-test over problems at "
-            f"{stats.MARK_LEVEL:.0%} after Holm's correction for the "
-            f"{table[f'{what}_p'].count()} comparisons of this table; "
-            f"{table[f'{what}_marked'].sum()} are marked."
+            f"{stats.MARK_LEVEL:.0%} after Holm's correction for the {table[f'{what}_p'].count()} "
+            f"comparisons of this table; {table[f'{what}_marked'].sum()} are marked."
         )
-    grid = _grid(table, cell, what).to_markdown()
-    return [f"## {title}", text, grid] if text else [f"## {title}", grid]
+    return [part for part in (f"## {title}", text, _grid(table, what).to_markdown()) if part]
 
 
 def _how(table: pd.DataFrame, run: Run) -> str:
@@ -202,7 +200,7 @@ def _ablation(run: Run, table: pd.DataFrame) -> list[str]:
              for m in (parent, *rows["method"].unique())]  # fmt: skip
     both = table.set_index("method").loc[names].reset_index()
     rows = both.groupby("method")["rows"].first().map("{:.0f}".format, na_action="ignore")
-    grid = _grid(both, _cell, "avg")
+    grid = _grid(both, "avg")
     grid.insert(0, "rows", rows.fillna(MISSING))
     return [
         f"## avg@{k}: subset ablation",
@@ -210,32 +208,26 @@ def _ablation(run: Run, table: pd.DataFrame) -> list[str]:
         "(rows: mean over base seeds). Fewer rows also means fewer optimizer steps: a subset that "
         "does worse may only be smaller.",
         grid.to_markdown(),
-        *_section(f"avg@{k}: subset minus all rows, {PAIRED}", subsets, _cell, "to_parent"),
+        *_section(f"avg@{k}: subset minus all rows, {PAIRED}", subsets, "to_parent"),
     ]
 
 
 def markdown(run: Run, whole: pd.DataFrame) -> str:
     """The whole report of one mode and scale, as Markdown."""
     table, k = whole[whole["subset"] == "all"], run.settings.evaluation.sampling.samples
-    null, best = null_rate(run), table.dropna(subset=["best"]).drop_duplicates("benchmark")
-    names = "; ".join(f"{b}: {m}" for b, m in zip(best["benchmark"], best["best"], strict=True))
-    noise = "`base_again` is the base model sampled again: its difference to `base` is noise."
-    if null is not None:
-        noise += (
-            " When the base is compared with itself, dealt anew from its stored samples, the rule "
-            f"behind the stars marks anything in {null:.1%} of cases."
-        )
+    best = table.dropna(subset="best").drop_duplicates("benchmark")
+    names = "; ".join(map(": ".join, best[["benchmark", "best"]].to_numpy()))
     to_best = f"avg@{k}: difference to the {BASELINE}"
     picked = f"The best token-level baseline by test score ({names or MISSING}). "
     parts = [
         f"# {run.mode.upper()}, scale {run.scale}",
-        f"{_how(table, run)} {noise}",
-        *_section(f"avg@{k}", table, _cell, "avg"),
-        *_section(f"pass@{k}", table, _cell, "pass"),
-        *_section(f"avg@{k}: difference to base, {PAIRED}", table, _cell, "to_base"),
-        *_section(f"{to_best}, {PAIRED}", table, _cell, "to_best", picked),
-        *_section(f"{to_best}, by base seed", table, _by_seed, "to_best"),
-        *_section(f"avg@{k} by base seed", table, _by_seed, "avg"),
+        f"{_how(table, run)} {_noise(run)}",
+        *_section(f"avg@{k}", table, "avg"),
+        *_section(f"pass@{k}", table, "pass"),
+        *_section(f"avg@{k}: difference to base, {PAIRED}", table, "to_base"),
+        *_section(f"{to_best}, {PAIRED}", table, "to_best", picked),
+        *_section(f"{to_best}, by base seed", table, "to_best_by_seed"),
+        *_section(f"avg@{k} by base seed", table, "avg_by_seed"),
         "## Training, and what the samples look like",
         "The learning rate is chosen per method on the validation set from "
         f"{', '.join(f'{r:g}' for r in run.settings.training.learning_rates)}. `trajectory right` "
@@ -260,7 +252,7 @@ def markdown(run: Run, whole: pd.DataFrame) -> str:
 def latex(run: Run, whole: pd.DataFrame) -> str:
     """avg@k and pass@k with intervals, as a booktabs tabular."""
     table, k = whole[whole["subset"] == "all"], run.settings.evaluation.sampling.samples
-    grids = {f"{what}@{k}": _grid(table, _cell, what) for what in ("avg", "pass")}
+    grids = {f"{what}@{k}": _grid(table, what) for what in ("avg", "pass")}
     both = pd.concat(grids, names=["metric"]).swaplevel().reset_index()
     text = both.to_latex(index=False, escape=True, column_format="ll" + "r" * len(both.columns[2:]))
     text = re.sub(r"(?<=\d) (\[.*?\])", r" {\\scriptsize \1}", text)
@@ -284,27 +276,23 @@ def write(run: Run, table: pd.DataFrame, curves: pd.DataFrame) -> list[Path]:
     """What `collect` and `coverage` found as md, csv and tex, and one number a method for DVC."""
     target, how = paths(run), {"index": False, "lineterminator": "\n"}
     means = table[table["run"]].groupby("method")["avg_value"].mean().mul(100).round(2)
-    return [
-        store.write_text(target["md"], markdown(run, table)),
-        store.write_text(target["csv"], table.to_csv(**how)),
-        store.write_text(target["tex"], latex(run, table)),
-        store.write_text(target["coverage_csv"], curves.to_csv(**how)),
-        store.write_json(target["summary"], means.to_dict()),
-    ]
+    texts = {"md": markdown(run, table), "csv": table.to_csv(**how), "tex": latex(run, table)}
+    texts["coverage_csv"] = curves.to_csv(**how)
+    written = [store.write_text(target[kind], text) for kind, text in texts.items()]
+    return [*written, store.write_json(target["summary"], means.to_dict())]
 
 
 def headline(run: Run) -> str:
     """avg@k of one mode, and what trd gains over the best y_o method, sft and off_policy."""
     table = collect(run).query("subset == 'all'")
     shown = ["base", "teacher", "forward_kl", "reverse_kl", "trd", "sft", "sft_refined"]
-    grid = _grid(table[table["method"].isin([*shown, "off_policy"])], _cell, "avg")
+    grid = _grid(table[table["method"].isin([*shown, "off_policy"])], "avg")
     trd, k, note = table.query("method == 'trd'"), run.settings.evaluation.sampling.samples, ""
-    if len(trd):
-        others = {BASELINE: "to_best", "sft": "to_sft", "off_policy": "to_off_policy"}
-        for name, what in others.items():
-            grid.loc[f"**trd minus {name}**"] = _grid(trd, _cell, what).loc["trd"]
-            if name == BASELINE:
-                grid.loc[f"... {name}, by base seed"] = _grid(trd, _by_seed, what).loc["trd"]
+    gains = {f"**trd minus {BASELINE}**": "to_best"}
+    gains[f"... {BASELINE}, by base seed"] = "to_best_by_seed"
+    gains |= {f"**trd minus {name}**": f"to_{name}" for name in ("sft", "off_policy")}
+    for label, what in gains.items() if len(trd) else ():
+        grid.loc[label] = _grid(trd, what).loc["trd"]
     for same in trd["trajectory_like_reference"].dropna()[:1]:
         note = f" {same:.1%} of the rewrites are the reference solution word for word."
     return (
@@ -316,11 +304,10 @@ def headline(run: Run) -> str:
 
 def update_readme(path: Path, run: Run) -> bool:
     """Put the headline table between the README's markers; True if that changed the file."""
-    block = re.compile(r"(?<=<!-- headline -->\n).*?(?=<!-- /headline -->)", re.S)
-    old = path.read_text(encoding="utf-8")
-    if not block.search(old):
+    old, block = path.read_text(encoding="utf-8"), r"(<!-- headline -->\n).*?(<!-- /headline -->)"
+    new, found = re.subn(block, lambda m: m[1] + headline(run) + m[2], old, count=1, flags=re.S)
+    if not found:
         raise ValueError(f"{path.name} has no <!-- headline --> ... <!-- /headline --> block")
-    new = block.sub(lambda _: headline(run), old, count=1)
     if new != old:
         store.write_text(path, new)
     return new != old

@@ -21,36 +21,34 @@ _FRAME = (
 class Explorer(widgets.VBox):
     """Choose a problem set and an attempt, and look; or type a problem (`live`).
 
-    What is shown is `view`; `status` says of what, or in one sentence what is wrong.
+    loaded: of `explore.load`; sets: problems by name; tables: for some of them what `explore.view`
+    takes, {"train": {"y_o": ..., "y_r": ...}, benchmark: {"base": ..., method: ...}}; only: the
+    filter at first (where nothing passes it: all); problem: one to try at once. What is shown is
+    `view`; `status` says of what, or in one sentence what is wrong.
     """
 
     def __init__(self, loaded, task, sets: dict, tables: dict, *, only="all", problem=""):
-        """loaded: of `explore.load`; sets: problems by name; tables: for some of them what
-        `explore.view` takes, {"train": {"y_o": ..., "y_r": ...}, benchmark: {"base": ..., method:
-        ...}}; only: the filter at first (where nothing passes it: all); problem: one to try at
-        once."""
         self.loaded, self.task, self.sets, self.tables = loaded, task, sets, tables
-        self.view, self._typed, self._draw, self._listing = {}, None, 0, False
+        self.view, self._typed, self._draw = {}, None, 0
         wide = widgets.Layout(flex="1 1 auto", width="auto")
         ask = "type a problem: it is attempted, rewritten and scored now"
         students = ["at step 0", "after training"][: 1 + loaded.trained]
         self.of = widgets.Dropdown(description="problems", options=list(tables))
-        self.only = widgets.Dropdown(description="show", options=list(explore.FILTERS))
+        self.only = widgets.Dropdown(description="show", options=list(explore.FILTERS), value=only)
         self.student = widgets.Dropdown(description="student", options=students)
         self.case = widgets.Dropdown(description="attempt", layout=wide)
-        self.own = widgets.Text(
-            problem, description="your own", placeholder=ask, continuous_update=False, layout=wide
-        )
+        self.own = widgets.Text(problem, description="your own", placeholder=ask, layout=wide)
+        self.own.continuous_update = False
         again = widgets.Button(description="again", tooltip="another attempt at the same problem")
         self.status, self.page = widgets.Label(), widgets.HTML()
         rows = [self.of, self.only, self.student], [self.case], [self.own, again]
         super().__init__([*map(widgets.HBox, rows), self.status, self.page])
-        self.only.value = only
+        self.case.observe(self._chosen, "value")
         self._list()
         if not self.case.options:
             self.only.value = "all"
             self._list()
-        for box in (self.of, self.only, self.case):
+        for box in (self.of, self.only):
             box.observe(self._chosen, "value")
         self.student.observe(lambda _: self._show(), "value")  # of the same text as before
         self.own.observe(lambda _: self.try_it(), "value")
@@ -63,17 +61,16 @@ class Explorer(widgets.VBox):
         cases = explore.cases(self.sets[self.of.value], tables, self.loaded.seed)
         kept = explore.FILTERS[self.only.value](cases)
         lines = {(case.id, case.sample): _line(case) for case in kept.itertuples()}
-        self._listing = True
+        self.case.unobserve(self._chosen, "value")  # nobody has chosen what is set here
         self.case.options = [(line, key) for key, line in lines.items()]
         self.case.value = before if before in lines else next(iter(lines), None)
-        self._listing = False
+        self.case.observe(self._chosen, "value")
 
     def _chosen(self, change) -> None:
-        if not self._listing:
-            self._typed = None
-            if change["owner"] is not self.case:
-                self._list()
-            self._show()
+        self._typed = None
+        if change["owner"] is not self.case:
+            self._list()
+        self._show()
 
     def try_it(self) -> None:
         """Attempt, rewrite and score what is typed; the same again is another attempt."""

@@ -1,7 +1,5 @@
 """What several notebooks need of the steps: the first ones in a row, and accuracies to record."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd

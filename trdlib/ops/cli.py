@@ -1,7 +1,5 @@
 """`python -m trdlib COMMAND`: what is not a notebook."""
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import json
@@ -78,8 +76,8 @@ def shaped_by(run: Run) -> dict:
 
 
 def report(since: float, update: bool) -> None:
-    """Print the headline tables, write results/against_paper, say how long each stage took."""
-    from trdlib.analysis import paper, tables
+    """Print the headline tables, and how long each stage took."""
+    from trdlib.analysis import tables
 
     settings = load()
     runs = [get_run(name, mode, settings=settings) for name in settings.run.scales
@@ -87,8 +85,6 @@ def report(since: float, update: bool) -> None:
     print("\n".join(tables.headline(run) for run in runs))
     if update and tables.update_readme(root() / "README.md", runs[0]):
         print("README.md: headline table brought up to date")
-    for path in paper.write(settings):
-        print(path.relative_to(root()))
     times(since)
 
 

@@ -1,7 +1,5 @@
 """What this machine can run, what is missing, and how to get it: `python -m trdlib doctor`."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import importlib.util
 import platform

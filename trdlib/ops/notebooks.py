@@ -12,8 +12,6 @@ What it is made of (`made_of`) is its code and all that it uses of trdlib, from 
 DVC's stages and the jobs of a sweep are done again when that changes.
 """
 
-from __future__ import annotations
-
 import ast
 import difflib
 import functools

@@ -4,8 +4,6 @@ it starts a kernel.
 Apart from notebooks.py, because papermill loads it while it is loaded itself (pyproject.toml).
 """
 
-from __future__ import annotations
-
 import click
 from papermill.engines import NBClientEngine
 

@@ -20,8 +20,6 @@ Pairs of numbers are [expected, at most]; hours are from expected lengths at a G
 lengths at most at its poor end. Not counted: pretraining, the diagnosis, the map.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, NamedTuple
 

@@ -15,8 +15,6 @@ A job whose notebook, code and settings are as they were is not run again; a kil
 and finds what it had made. Notebook 9_sweep plots a sweep.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import math

@@ -14,7 +14,7 @@ import functools
 import hashlib
 import importlib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from types import ModuleType
 
 import pandas as pd
@@ -22,7 +22,6 @@ import pandas as pd
 from trdlib import store
 from trdlib.settings import Scale, SettingsError, root
 from trdlib.tasks import math, pretrain, sets, story
-from trdlib.tasks.language import Departure
 
 TASKS = ("modular", "tinycode", "story", "math", "code")
 
@@ -39,33 +38,23 @@ def _own(name: str, source: str) -> ModuleType:
         )
     module.OPTIONS, code = {name: {}}, store.source_hash(source)
     if own := getattr(module, "grade", None):
-
-        def grade(run, pairs: list[tuple[str, dict]]) -> list[bool]:
-            said = [bool(verdict) for verdict in own([(text, r["answer"]) for text, r in pairs])]
-            if len(said) != len(pairs):
-                raise SettingsError(
-                    f"{name}: grade(pairs) gave {len(said)} verdicts for {len(pairs)} pairs"
-                )
-            return said
-
-        module.grade, module.grader = grade, lambda run: code
+        module.grade = lambda run, pairs: [*map(bool, own([(t, r["answer"]) for t, r in pairs]))]
+        module.grader = lambda run: code
     return module
 
 
 def check(name: str, scale: Scale) -> tuple:
     """SettingsError, in one sentence, on the first fault of what a scale says of its task.
 
-    -> the task's module and the sections that are its own: data (None: published problems, whose
-    module knows more), pretraining and packaged (None: not there).
+    -> its module, and the sections of its own: data (None: published problems), pretraining and
+    packaged (None: not there).
     """
     where, own = f"scales.{name}", root() / scale.task
-    if own.suffix != ".py":
-        if scale.task not in TASKS:
-            raise SettingsError(
-                f"{where}: there is no task {scale.task!r}: choose from {', '.join(TASKS)}, or "
-                "name a Python file"
-            )
+    if scale.task in TASKS:
         module = importlib.import_module(f"trdlib.tasks.{scale.task}")
+    elif own.suffix != ".py":
+        names = f"choose from {', '.join(TASKS)}, or name a Python file"
+        raise SettingsError(f"{where}: there is no task {scale.task!r}: {names}")
     elif own.is_file():
         module = _own(scale.task, own.read_text(encoding="utf-8"))
     else:
@@ -77,12 +66,8 @@ def check(name: str, scale: Scale) -> tuple:
         module.check(name, scale)
     else:
         data = sets.section(sets.Data, scale.data, f"{where}.data", module.OPTIONS)
-    return (
-        module,
-        data,
-        sets.section(pretrain.Pretraining, scale.pretraining, f"{where}.pretraining"),
-        sets.section(story.Packaged, scale.packaged, f"{where}.packaged"),
-    )
+    made = sets.section(pretrain.Pretraining, scale.pretraining, f"{where}.pretraining")
+    return module, data, made, sets.section(story.Packaged, scale.packaged, f"{where}.packaged")
 
 
 class Task:
@@ -91,11 +76,11 @@ class Task:
     def __init__(self, run):
         self.run, self.name = run, run.settings.task
         self.module, self.data, self.pretraining, self.packaged = check(run.scale, run.settings)
+        # (problem, tokens of a response) -> a Departure or None; None here: nobody can tell
+        self.first_wrong = getattr(self.module, "first_wrong", None)
         if run.mode != "none" and run.recipe.trajectory == "y_o_cut" and not self.first_wrong:
-            raise SettingsError(
-                f"the task {self.name} does not know the first wrong step: the trajectory y_o_cut "
-                "is not possible"
-            )
+            why = "the trajectory y_o_cut is not possible"
+            raise SettingsError(f"the task {self.name} does not know the first wrong step: {why}")
 
     def __reduce__(self):
         return of, (self.run,)
@@ -111,21 +96,15 @@ class Task:
         return tuple(name for name in self.sizes() if name not in ("train", "validation"))
 
     def sets(self) -> dict[str, pd.DataFrame]:
-        """train, validation and every benchmark, on file and returned.
-
-        What is there and still right is kept: every notebook starts with this.
-        """
+        """train, validation and every benchmark, on file and returned; what is right is kept."""
         with store.locked(self.run.data):
             if not self.data:
                 return self.module.sets(self.run)
             return sets.save(sets.draw(self.data, self.module), self.run.data)
 
     def problem(self, text: str, answer: str = "", solution: str = "") -> dict[str, str]:
-        """The row of a problem that a person typed; SettingsError says why it cannot be asked.
-
-        Where answer and solution do not follow from the problem, they may be given; answer "":
-        nobody knows it.
-        """
+        """The row of a problem that a person typed, with answer and solution where they do not
+        follow from it ("": nobody knows). SettingsError says why it cannot be asked."""
         solve = getattr(self.module, "problem", lambda text: (text.strip(), answer, solution))
         row = dict(zip(sets.COLUMNS, ("typed", "typed", *solve(text)), strict=True))
         if not row["problem"]:
@@ -150,7 +129,12 @@ class Task:
 
     def grade(self, pairs: Iterable[tuple[str, dict]]) -> list[bool]:
         """One verdict per (text of a finished response, row of the problem set)."""
-        return getattr(self.module, "grade", math.grade)(self.run, list(pairs))
+        pairs = list(pairs)
+        said = getattr(self.module, "grade", math.grade)(self.run, pairs)
+        if len(said) != len(pairs):
+            gave = f"grade(pairs) gave {len(said)} verdicts for {len(pairs)} pairs"
+            raise SettingsError(f"{self.name}: {gave}")
+        return said
 
     @property
     def grader(self) -> str:
@@ -158,23 +142,16 @@ class Task:
         return getattr(self.module, "grader", math.grader)(self.run)
 
     @property
-    def first_wrong(self) -> Callable[[str, list[str]], Departure | None] | None:
-        """(problem, tokens of a response) -> the first wrong token; None where nobody knows it."""
-        return getattr(self.module, "first_wrong", None)
-
-    @property
     def has_models(self) -> bool:
         """Are the models there that the scale makes itself?"""
-        run = self.run
+        run, made = self.run, bool(self.pretraining or self.packaged)
         roles = [role for role in ("student", "teacher") if getattr(run.settings.models, role)]
-        folders = [root() / run.model_path(r, seed) for r in roles for seed in run.settings.seeds]
-        return not (self.pretraining or self.packaged) or all(f.is_dir() for f in folders)
+        places = [run.model_path(role, seed) for role in roles for seed in run.settings.seeds]
+        return not made or all((root() / place).is_dir() for place in places)
 
     def make_models(self, decode, run_jobs, batches) -> None:
-        """Pretrain or unpack what the scale makes itself; what is there and right is kept.
-
-        decode and batches: those of generate.py; run_jobs: of jobs.py.
-        """
+        """Pretrain (by generate.decode, generate.batches and jobs.run_jobs) or unpack what the
+        scale makes itself; what is there and right is kept."""
         with store.locked(root() / "models" / self.run.scale):
             if self.pretraining:
                 pretrain.pretrain(self, decode, batches, run_jobs)
@@ -182,6 +159,4 @@ class Task:
                 story.unpack(self.run, self.packaged)
 
 
-def of(run) -> Task:
-    """The task of a run, its settings checked."""
-    return Task(run)
+of = Task  # of(run): the task of a run, its settings checked

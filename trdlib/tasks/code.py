@@ -51,8 +51,7 @@ _BLOCK = re.compile(
 
 
 def program_of(response: str) -> str | None:
-    """The program that a response gives as its answer, without the indentation of its first fence.
-    None: there is no block, or it, or the thinking block before it, was never closed."""
+    """The program of a response; None if it has no whole block, or its thinking never ends."""
     text, found = math.after_thinking(response), {}
     for match in _BLOCK.finditer((text or "").replace("\r\n", "\n")):
         language = match["language"].lower().strip("{}.")
@@ -80,19 +79,14 @@ PRELUDES = {
     "from math import sqrt, sin, cos, tan, ceil, fabs, floor, gcd, exp, log, log2\n"
     "from typing import List, Tuple\nfrom heapq import *\n",
 }
-_KEYS = {  # of each kind of tests
-    "evalplus": ("suite", "entry", "atol", "groups"), "calls": ("rule", "entry", "cases"),
-    "stdin": ("rule", "cases"), "asserts": ("tests",),
-}  # fmt: skip
+# What tests of each kind have.
+_KEYS = {"evalplus": ("suite", "entry", "atol", "groups"), "calls": ("rule", "entry", "cases"),
+         "stdin": ("rule", "cases"), "asserts": ("tests",)}  # fmt: skip
 
 
 def tests_of(answer: str, folder: Path | None = None) -> dict:
-    """What an answer says, read from its file in the folder if it is kept in one. ValueError if it
-    says nothing that we know."""
-    try:
-        tests = dict(json.loads(answer))
-    except (ValueError, TypeError):
-        tests = {}
+    """What an answer says, or its file in the folder; ValueError if that is nothing we know."""
+    tests = json.loads(answer) if answer.strip().startswith("{") else {}
     if tests.get("kind") == "file":
         path = folder / tests["name"]
         if not path.is_file():
@@ -233,8 +227,7 @@ class _OnlyData(pickle.Unpickler):
 
 
 def private_tests(text: str) -> list[dict]:
-    """LiveCodeBench's private tests: JSON, or JSON pickled, zipped and in base64. No class or
-    function is ever loaded from the pickle."""
+    """LiveCodeBench's private tests: JSON, or JSON pickled (data alone), zipped and in base64."""
     with contextlib.suppress(ValueError):
         return json.loads(text)
     try:
@@ -296,8 +289,7 @@ def _taco(rows: Iterable[dict], _, left_out: dict[str, int]) -> Iterator[tuple]:
         if starter := _block(row["starter_code"] or ""):
             how += f" Start from this code:\n\n{starter}"
         tests = _cases("taco", entry, ((_meant(x, entry) for x in pair) for pair in pairs))
-        solution = _block(solutions[0]) if solutions else ""
-        yield f"TACO-{number}", row["question"], how, tests, solution
+        yield f"TACO-{number}", row["question"], how, tests, _block("".join(solutions[:1]))
 
 
 def _records(one: hub.HubSet, rows: Iterable, left_out: dict, folder: Path) -> Iterator[tuple]:

@@ -35,8 +35,6 @@ GITHUB = "https://github.com"
 
 
 class Source(NamedTuple):
-    """One file."""
-
     repo: str | None  # of the hub; None: a file of one's own
     revision: str | None  # a commit
     file: str
@@ -270,9 +268,19 @@ def normal(problem: str) -> str:
     return problem
 
 
-def _deal(found: HubData, frame: pd.DataFrame, about: dict, benchmarks: dict, fits) -> dict:
-    """train and validation, without what does not belong there; the counts go into about."""
+def problem_sets(found: HubData, read_rows: Callable, fits=None) -> tuple[dict, dict]:
+    """train, validation and every benchmark, in the one schema, and what the report says of their
+    sources. read_rows: as of load; fits(problem): may it be asked? None: any may."""
+    loaded = {name: load(one, found.root, read_rows) for name, one in found.sets.items()}
+    benchmarks = {name: loaded[name][0] for name in found.benchmarks}
+    for name, frame in benchmarks.items():
+        if long := [row.id for row in frame.itertuples() if fits and not fits(row.problem)]:
+            raise SettingsError(
+                f"{name}: {len(long)} problems, {long[0]} the first, have a longer prompt than "
+                "lengths.prompt allows: raise it in params.yaml"
+            )
     asked = {normal(problem) for one in benchmarks.values() for problem in one["problem"]}
+    frame, about = loaded["train"]
     texts = frame["problem"].map(normal)
 
     def drop(what: str, bad: pd.Series) -> None:
@@ -296,23 +304,9 @@ def _deal(found: HubData, frame: pd.DataFrame, about: dict, benchmarks: dict, fi
     drawn = texts[frame.index].map(lambda one: store.content_hash(found.seed, one))
     order = drawn.sort_values(kind="stable").index
     parts = {"train": order[held_out:][: found.train_problems], "validation": order[:held_out]}
-    return {name: frame.loc[i.sort_values()].reset_index(drop=True) for name, i in parts.items()}
-
-
-def problem_sets(found: HubData, read_rows: Callable, fits=None) -> tuple[dict, dict]:
-    """train, validation and every benchmark, in the one schema, and what the report says of their
-    sources. read_rows: as of load; fits(problem): may it be asked? None: any may."""
-    loaded = {name: load(one, found.root, read_rows) for name, one in found.sets.items()}
-    benchmarks = {name: loaded[name][0] for name in found.benchmarks}
-    for name, frame in benchmarks.items():
-        if long := [row.id for row in frame.itertuples() if fits and not fits(row.problem)]:
-            raise SettingsError(
-                f"{name}: {len(long)} problems, {long[0]} the first, have a longer prompt than "
-                "lengths.prompt allows: raise it in params.yaml"
-            )
-    frames = _deal(found, *loaded["train"], benchmarks, fits) | benchmarks
-    for name, frame in frames.items():
-        schema.check(frame, name)
+    parts = {name: frame.loc[i.sort_values()].reset_index(drop=True) for name, i in parts.items()}
+    for name, part in (frames := parts | benchmarks).items():
+        schema.check(part, name)
     schema.check_disjoint(frames)
     return frames, {name: report for name, (_, report) in loaded.items()}
 
@@ -320,13 +314,6 @@ def problem_sets(found: HubData, read_rows: Callable, fits=None) -> tuple[dict, 
 def notes(run) -> dict[str, dict]:
     """The report of the sets on file; its `sources`: commits, hashes, rows, what was left out."""
     return store.read_json(run.data / REPORT) if (run.data / REPORT).is_file() else {}
-
-
-def _whole(frame: pd.DataFrame | None, tests: Path) -> bool:
-    """Is the set there, with the files in which code.py keeps large tests?"""
-    answers = [""] if frame is None else frame["answer"]
-    large = [json.loads(answer) for answer in answers if answer.startswith('{"kind": "file"')]
-    return frame is not None and all((tests / one["name"]).is_file() for one in large)
 
 
 def prepare(run, made_by: list, read_rows: Callable, fits=None) -> dict[str, pd.DataFrame]:
@@ -338,8 +325,11 @@ def prepare(run, made_by: list, read_rows: Callable, fits=None) -> dict[str, pd.
     if notes(run).get("made_by") == stamp:
         names = ("train", "validation", *found.benchmarks)
         frames = {name: store.load(folder / f"{name}.parquet") for name in names}
-        if all(_whole(frame, folder / "tests") for frame in frames.values()):
-            return frames
+        if all(frame is not None for frame in frames.values()):
+            answers = pd.concat(frames)["answer"]  # the large ones are in files of code.py
+            large = answers[answers.str.startswith('{"kind": "file"')].map(json.loads)
+            if all((folder / "tests" / one["name"]).is_file() for one in large):
+                return frames
     frames, sources = problem_sets(found, read_rows, fits)
     schema.save(frames, folder)
     store.write_json(folder / REPORT, {"made_by": stamp, "sources": sources})

@@ -34,17 +34,10 @@ def word_tokenizer(words: list[str], pattern: str):
     backend = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     backend.decoder = decoders.Fuse()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        unk_token="<unk>",
-        pad_token="<|endoftext|>",
-        eos_token=END,
-        additional_special_tokens=["<|im_start|>"],
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-    )
-    tokenizer.chat_template = _CHAT_TEMPLATE
-    return tokenizer
+    special = {"unk_token": "<unk>", "pad_token": SPECIAL[0], "eos_token": END}
+    how = {"padding_side": "left", "clean_up_tokenization_spaces": False}
+    how |= {"additional_special_tokens": [SPECIAL[1]], "chat_template": _CHAT_TEMPLATE}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **special, **how)
 
 
 def split_of(problem: str) -> str:
@@ -79,9 +72,7 @@ class Habits(NamedTuple):
     slip: float = 0.0  # probability of a random error on a line,
     first_slip: float = 1.0  # times this on the first
     believe: float = 0.0  # of following a false belief where one applies
-    correct_slip: float = (
-        0.0  # of an onset after 0 to 2 more lines, and all again from the error on
-    )
+    correct_slip: float = 0.0  # of an onset a few lines after an error, and all again from there on
     recheck: float = 0.0  # of an onset and a redundant second look
     learn_slips: bool = True  # does pretraining take a loss on errors?
 
@@ -89,40 +80,35 @@ class Habits(NamedTuple):
 RIGHT = Habits()
 
 
-def write(rng: random.Random, habits: Habits, steps: int, state, right, wrong, believed, frame):
+def write(rng: random.Random, habits: Habits, todo: list, state, say, mistaken, believed, onset):
     """-> the pieces of a solution's lines, and the state after them.
 
-    right(step, state) -> (line, state); wrong(step, state) -> (step, line, state), a later step if
-    it skips; believed: as right, or None; frame(step, onset word or "") -> what is before, after.
+    todo: what each line must do; say(step, what, state) -> ((before, line, after), state) does it;
+    mistaken(step) -> (step, what), a later step if it skips; believed(what, state) -> what it is
+    taken for, or None; onset: how an onset word is written.
     """
     pieces: list[Piece] = []
     step, repair = 0, None  # repair: [lines to go, step, state] of an error that will be noticed
-
-    def add(line: str, word: str = "", learn: bool = True) -> None:
-        before, after = frame(step, word)
-        pieces.extend((Piece(before), Piece(line, learn), Piece(after)))
-
-    while step < steps or repair:
-        if repair and (repair[0] <= 0 or step >= steps):
+    while step < len(todo) or repair:
+        noticed = repair and (repair[0] <= 0 or step >= len(todo))
+        if noticed:
             (_, step, state), repair = repair, None
-            line, state = right(step, state)
-            add(line, rng.choice(ONSETS))
-            step += 1
-            continue
-        before, slipped = (step, state), True
-        if rng.random() < habits.slip * (habits.first_slip if step == 0 else 1.0):
-            step, line, state = wrong(step, state)
-        elif habits.believe and believed(step, state) and rng.random() < habits.believe:
-            line, state = believed(step, state)
-        else:
-            (line, state), slipped = right(step, state), False
-        add(line, learn=habits.learn_slips or not slipped)
+            pieces.append(Piece(onset.format(rng.choice(ONSETS))))
+        before, what, slipped = (step, state), todo[step], False
+        held = believed(what, state) if habits.believe and not noticed else None
+        if not noticed and rng.random() < habits.slip * (habits.first_slip if step == 0 else 1.0):
+            (step, what), slipped = mistaken(step), True
+        elif held and rng.random() < habits.believe:
+            what, slipped = held, True
+        (start, line, end), state = say(step, what, state)
+        said = [Piece(start), Piece(line, habits.learn_slips or not slipped), Piece(end)]
+        pieces += said
         if repair:
             repair[0] -= 1
         elif slipped and rng.random() < habits.correct_slip:
             repair = [rng.choice([0, 0, 1, 2]), *before]
-        elif not slipped and rng.random() < habits.recheck:
-            add(line, rng.choice(ONSETS))
+        elif not (slipped or noticed) and rng.random() < habits.recheck:
+            pieces += [Piece(onset.format(rng.choice(ONSETS))), *said]
         step += 1
     return pieces, state
 
@@ -134,17 +120,15 @@ class Departure(NamedTuple):
     right: str
 
 
-def departure(
-    tokens: list[str], lines: list[list[list[str]]], onsets: list[list[str]], *, redo: bool
-) -> Departure | None:
+def departure(tokens, lines, onsets, *, redo: bool, opening=None) -> Departure | None:
     """The first wrong token of a response; None if no token is wrong.
 
     tokens: of the response, the end of its turn included where it is finished. lines: those of the
     solution in their order, each in all ways to write it, as tokens; the last one ends the turn.
-    Right are these lines, one after the other. Onsets may stand between them, and a line that was
-    reached before may be written again (redo: with all that follow it). What is taken back later
-    was wrong all the same; an attempt that just breaks off is not. `right` is the first of the
-    ways where there are several.
+    Right are the opening, if there is one, and these lines, one after the other. Onsets may stand
+    between them, and a line that was reached before may be written again (redo: with all that
+    follow it). What is taken back later was wrong all the same; an attempt that just breaks off is
+    not. `right` is the first of the ways where there are several.
     """
 
     def may_follow(reached: int) -> list[tuple[int, list[str]]]:
@@ -152,7 +136,8 @@ def departure(
         again = [(n + 1, way) for n in numbers for way in lines[n]]
         return again + [(reached, onset) for onset in onsets]
 
-    reached, open_ = 0, may_follow(0)  # lines written; what may follow, and where that leads
+    reached = 0  # lines written
+    open_ = [(0, opening)] if opening else may_follow(0)  # what may follow, and where that leads
     for index, token in enumerate(tokens):
         fitting = [(n, rest[1:]) for n, rest in open_ if rest[0] == token]
         if not fitting:

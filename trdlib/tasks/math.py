@@ -28,7 +28,6 @@ from trdlib.tasks.hub import check, files, notes, sizes  # noqa: F401 - of every
 
 SECONDS = 5  # for one step of Math-Verify: reading an answer, comparing two
 LONGEST = 2_000  # characters; what is longer is no final answer, and would cost time to read
-
 POINTS: dict[str, tuple[dict[str, int], ...]] = {  # by the id of the problem
     "AMO-Bench-5": tuple({"n": n} for n in range(1, 21)),
     "AMO-Bench-37": tuple({"a": a, "b": a + 1, "c": a + 2} for a in range(2, 19)),
@@ -116,9 +115,8 @@ def _by_rule(given: str | None, answer: str) -> bool | None:
     units = [_METRIC.search(_TEXT.sub("", text)) for text in (given, answer)]
     if all(units) and units[0][1] != units[1][1]:
         return False
-    if re.fullmatch(r"\\\{[^(){}]*\\\}", re.sub(r"\\left|\\right", "", given)) and re.fullmatch(
-        r"\([^(){}]*,[^(){}]*\)", re.sub(r"\\left|\\right", "", answer)
-    ):
+    both = re.sub(r"\\left|\\right", "", f"{given}\n{answer}")
+    if re.fullmatch(r"\\\{[^(){}]*\\\}\n\([^(){}]*,[^(){}]*\)", both):
         return False  # a set has no order, a pair has
     return None
 
@@ -159,9 +157,8 @@ def _judge(given: str, answer: str, problem: str | None) -> bool:
 
 
 def _by_math_verify(questions: list[tuple]) -> list[bool]:
-    """Math-Verify's verdicts, in order, by up to four processes, or one inside a job. One that
-    overruns is killed, as signals cannot stop a long operation on huge integers: then, or where it
-    dies, the answer is wrong."""
+    """Math-Verify's verdicts, by up to four processes, or one inside a job. One that overruns is
+    killed (no signal stops an operation on huge integers); then, or if it dies, it is wrong."""
     import math_verify  # noqa: F401 - once, for all that are forked
     import pebble
 

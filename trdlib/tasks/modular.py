@@ -9,8 +9,7 @@ from trdlib.tasks.language import ONSETS, Departure, Piece, text_of
 from trdlib.tasks.sets import ProblemSet
 
 KINDS = {"chain": chain, "trail": trail}
-# The options of a problem set: the share of trails with the flag `=`, and of letters that are new
-# to the student.
+# Of a problem set: the share of trails with the flag `=`, and of letters new to the student.
 OPTIONS = {"chain": {}, "trail": {"local_share": 0.0, "unknown": 0.5}}
 
 _WORDS = ["user", "assistant", "Compute", "Route", "Solve", "Attempt", "Reference", "Rewrite"]
@@ -25,7 +24,8 @@ def build_tokenizer():
 
 def clean(problem: str) -> list[Piece]:
     """The reference solution y*."""
-    return (chain if problem.startswith("Compute:") else trail).clean(problem)
+    kind = chain if problem.startswith("Compute:") else trail
+    return kind.write(random.Random(0), problem)
 
 
 def is_right(problem: str, text: str) -> bool:
@@ -33,10 +33,8 @@ def is_right(problem: str, text: str) -> bool:
 
 
 def first_wrong(problem: str, tokens: list[str]) -> Departure | None:
-    """Where a response (its tokens, the end of its turn included) leaves the clean solution.
-
-    An onset word, with its comma, may open a line.
-    """
+    """Where a response (its tokens, the end of its turn included) leaves the clean solution, whose
+    lines an onset word, with its comma, may open."""
     lines = text_of(clean(problem)).splitlines(keepends=True)
     spelled = [[re.findall(_PATTERN, line)] for line in lines]
     spelled[-1][0].append(language.END)
@@ -45,17 +43,15 @@ def first_wrong(problem: str, tokens: list[str]) -> Departure | None:
 
 def solved(problem: str) -> tuple[str, str, str]:
     """With its answer and its solution."""
-    *_, box = pieces = clean(problem)
-    return problem, box.text.removeprefix("\\boxed{").removesuffix("}"), text_of(pieces)
+    pieces = clean(problem)
+    return problem, re.search(r"\d", pieces[-1].text)[0], text_of(pieces)
 
 
 def row(rng: random.Random, part: ProblemSet, split: str) -> tuple[str, str, str]:
     """A problem of a set, its answer and its solution."""
-    how = {}
+    how = OPTIONS[part.kind] | part.options
     if part.kind == "trail":
-        chosen = OPTIONS["trail"] | part.options
-        flag = "=" if rng.random() < chosen["local_share"] else "#"
-        how = {"flag": flag, "unknown": chosen["unknown"]}
+        how["flag"] = "=" if rng.random() < how.pop("local_share") else "#"
     return solved(language.draw(rng, KINDS[part.kind], rng.choice(part.steps), split, **how))
 
 
@@ -63,9 +59,8 @@ def problem(text: str) -> tuple[str, str, str]:
     """A problem that a person typed, its answer and its solution; SettingsError if it is none."""
     text = "".join(text.split())
     if re.fullmatch(r"Compute:[0-6]([a-z][-+*][0-6]){1,12}", text):
-        start, steps = chain.parse(text)
-        terms = (f"{c}{op}{d}" for c, (op, d) in zip(chain.LABELS, steps, strict=False))
-        right = f"Compute:{start}{''.join(terms)}"
+        labels = iter(chain.LABELS)
+        right = re.sub("(?<=[0-9])[a-z]", lambda _: next(labels), text)
         if text != right:
             raise SettingsError(f"steps are called o, p, q, ...: write {right}")
     elif not re.fullmatch(r"Route[#=](?:([A-Za-n])(?!.*\1))+", text):

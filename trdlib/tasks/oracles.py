@@ -15,10 +15,8 @@ import math
 from decimal import Decimal, InvalidOperation
 
 NOT_NONE = ("check_str", "text_match_three", "text_starta_endb")
-AS_SETS = (
-    "similar_elements", "find_char_long", "common_in_nested_lists", "extract_singly", "larg_nnum",
-    "intersection_array", "find_dissimilar", "Diff",
-)  # fmt: skip
+AS_SETS = ("similar_elements", "find_char_long", "common_in_nested_lists", "extract_singly",
+           "larg_nnum", "intersection_array", "find_dissimilar", "Diff")  # fmt: skip
 
 
 def _close(got, want, atol) -> bool:
@@ -32,8 +30,8 @@ def _matches(got, want, rule, entry, args, atol) -> bool:
     if rule in ("livecodebench", "taco") and isinstance(got, tuple):
         got = list(got)
     if rule == "taco" and got != want and isinstance(want, list) and want:
-        tuples = isinstance(got, list) and got and isinstance(got[0], tuple)
-        return want[0] in (got, [list(row) for row in got] if tuples else got)
+        tuples = isinstance(got, list) and bool(got) and isinstance(got[0], tuple)
+        return got == want[0] or (tuples and [list(row) for row in got] == want[0])
     if rule == "mbpp" and entry in AS_SETS:
         return set(got) == set(want)
     if rule == "mbpp" and entry in NOT_NONE and not isinstance(got, bool):
@@ -64,7 +62,7 @@ def judge(call, groups, rule, entry, atol) -> None:
                 continue
             same = _matches(got, want, rule, entry, args, tolerance)
             row = isinstance(want, list | tuple)
-            if tolerance == 0 and all(isinstance(x, float) for x in (want if row else [want])):
+            if tolerance == 0 and all(isinstance(x, float) for x in (row and want) or [want]):
                 tolerance = 1e-6
             if not same and tolerance and type(got) is type(want):
                 same = (not row or len(got) == len(want)) and _close(got, want, tolerance)

