@@ -8,7 +8,7 @@ from conftest import REPOSITORY
 
 from trdlib import distill, models, settings, tasks
 from trdlib.analysis import map as the_map
-from trdlib.analysis import oracle
+from trdlib.analysis import signals
 from trdlib.refine import training_sets
 from trdlib.rollout import rollout
 from trdlib.run import get_run
@@ -102,7 +102,7 @@ def test_the_cut_attempt_ends_with_its_first_wrong_token(smoke):
     train = task.sets()["train"]
     y_o, seen = rollout(run, task, train), 0
     runs = [smoke("opd", "forward_kl"), run]
-    tables = {"opd": {"y_o": y_o, "y_o_cut": oracle.cut(run, task, train, y_o)}}
+    tables = {"opd": {"y_o": y_o, "y_o_cut": signals.cut(run, task, train, y_o)}}
     plain, cut = training_sets(runs, train, tables)
     problems = train.set_index("id")["problem"]
     for seed in run.settings.seeds:

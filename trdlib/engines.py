@@ -4,11 +4,10 @@
 - `vllm`: vLLM's offline `LLM`, adapters swapped in per request.
 - `openai`: vLLM's server (`vllm serve`); no weights are loaded here.
 
-All return responses as token ids, since what is trained on are the sampled ids, never re-encoded
-text. Every row has a random seed of its own; vLLM is not batch-invariant, so there another batch
-may give other samples. Of a server it is checked that it serves a model of the wanted name, that
-prompts, stop tokens and budgets come back as asked for, and that an adapter changes what the model
-says. Which weights stand behind a name, and how the server samples, cannot be checked.
+All return the sampled token ids, which are trained on. Every row has a random seed of its own; vLLM
+is not batch-invariant: in another batch a row may differ. Of a server it is checked that it serves
+a model of the wanted name, that prompts, stop tokens and budgets come back as asked for, and that
+an adapter changes what is said; which weights stand behind a name cannot be checked.
 """
 
 import atexit

@@ -55,7 +55,7 @@ def trajectory(run: Run, problems: pd.DataFrame, tables: dict[str, pd.DataFrame]
     name, settings = run.recipe.trajectory, run.settings
     if name == "y_star":
         students = {seed: run.model_path("student", seed) for seed in settings.seeds}
-        return _references(problems, students, settings.lengths.reference)
+        return references(problems, students, settings.lengths.reference)
     if (found := tables.get(name)) is None:
         raise ValueError(f"{run} trains on {name}: give its table")
     if name == "y_o":
@@ -64,7 +64,7 @@ def trajectory(run: Run, problems: pd.DataFrame, tables: dict[str, pd.DataFrame]
     return found.assign(attempt=tables["y_o"]["text"]) if refined else found
 
 
-def _references(problems: pd.DataFrame, students: dict[int, str], limit: int) -> pd.DataFrame:
+def references(problems: pd.DataFrame, students: dict[int, str], limit: int) -> pd.DataFrame:
     """The reference solutions as if they were responses: a cut one has no end token to learn."""
     found, same = [], {"id": problems["id"], "text": problems["solution"], "correct": True}
     for seed, student in students.items():

@@ -7,9 +7,8 @@ at step 0, on the very tokens and contexts that training would see (y_o: the tea
 context, y_r: its refine context), in nats, at temperature 1. What is ours:
 
 1. The list of onset words (params.yaml, `onsets`): the paper's 16 are unknown.
-2. Where the first mistake lies, some tasks know (`Task.first_wrong`). There the curves are aligned
-   at it, and y_r at the same token of the y_o that it rewrites; elsewhere they run along the
-   relative position only.
+2. Where a task knows the first mistake (`Task.first_wrong`), curves are aligned at it, and y_r at
+   the same token of its y_o; elsewhere they run along the relative position only.
 3. Intervals from resampling problems; a problem's tokens, samples and base seeds go together.
 """
 
@@ -264,7 +263,7 @@ def _cosines(run: Run, seed: int, problems, responses: pd.DataFrame) -> list[tup
         return torch.cat([g.flatten().float() for g in gradients])
 
     students, limit = {seed: run.model_path("student", seed)}, run.settings.lengths.reference
-    solutions = refine._references(problems, students, limit).set_index("id")["token_ids"]
+    solutions = refine.references(problems, students, limit).set_index("id")["token_ids"]
     for source, mine in responses.groupby("source", sort=True):
         few = mine["id"].unique()[: run.settings.diagnosis.gradient_problems]
         mine = mine[mine["id"].isin(few)]

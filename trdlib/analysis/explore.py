@@ -1,12 +1,9 @@
 """Look inside trajectories: one problem at a time, token by token, under student and teacher.
 
-What training sees, made visible: the sampled token ids (never re-encoded text), in the contexts
-that are trained on, with the loss of `distill.Distiller`. `view` and `live` return a view, plain
-JSON (numbers in nats); `export` writes one as a page that needs no network. The page is
-explore.html, which widget.py shows in Jupyter.
-
-Paper: section 1 (what the teacher says after a mistake), section 4 (trajectory analysis). The
-method's divergence is at the training temperature, all other numbers are at temperature 1.
+What training sees (paper sections 1 and 4): the sampled token ids, in the contexts that are trained
+on, with the loss of `distill.Distiller`. `view` and `live` return a view, plain JSON (nats);
+`export` writes one as a page that needs no network, explore.html, which widget.py shows in Jupyter.
+The method's divergence is at the training temperature, all other numbers are at temperature 1.
 """
 
 import base64

@@ -1,10 +1,9 @@
 """The map: when does TRD help? One knob at a time, on the procedural problems `trail`.
 
-The paper says why token-level methods on y_o should fail (section 1: prefix failure) and that they
-do at its scales; it cannot turn the causes on and off. Here each cell of the map is a small
-experiment of its own, rollouts, rewrites and training included, in mode OPD, in which one thing
-differs from the cell where every knob rests. It is a scale of its own (a `Run` with other
-settings), and as resumable as any. One learning rate serves all. Notebook 6_map draws the figure.
+The paper says why token-level methods on y_o should fail (section 1: prefix failure); it cannot
+turn the causes on and off. Here each cell is a small experiment of its own in mode OPD, a scale of
+its own (a `Run` with other settings, as resumable as any), in which one thing differs from the cell
+where every knob rests. One learning rate serves all. Notebook 6_map draws the figure.
 """
 
 import sys
@@ -16,7 +15,7 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from trdlib import generate, jobs, models, stats, store, tasks
-from trdlib.analysis import oracle, show
+from trdlib.analysis import show, signals
 from trdlib.distill import distill
 from trdlib.evaluate import correct_counts, evaluate
 from trdlib.refine import refine, solve
@@ -144,7 +143,7 @@ def _measure(cell: Cell) -> dict:
     train = problems["train"]
     y_o = rollout(run, task, train)
     texts = {"y_o": y_o, "y_r": refine(run, task, train, y_o), "y_t": solve(run, task, train)}
-    cut = oracle.cut(run, task, train, y_o)
+    cut = signals.cut(run, task, train, y_o)
     trained = distill(runs, task, problems, {MODE: {**texts, "y_o_cut": cut}})
     adapters = [None, *(one.adapters for one in trained)]
     samples = evaluate([run.with_("none", "base"), *runs], task, problems, adapters)

@@ -1,9 +1,12 @@
-"""What student and teacher say at each token of a response: what `diagnose` and `explore` share."""
+"""What student and teacher say at each token of a response, and where it goes wrong."""
 
+import pandas as pd
 import torch
 
 from trdlib import models
 from trdlib.divergence import logits_in_chunks
+from trdlib.run import Run
+from trdlib.settings import SettingsError
 
 
 def hidden_at(model, input_ids, labels) -> torch.Tensor:
@@ -46,3 +49,16 @@ def token_signals(
         }
         parts.append(found)
     return {name: torch.cat([part[name] for part in parts]) for name in found}
+
+
+def cut(run: Run, task, problems: pd.DataFrame, y_o: pd.DataFrame) -> pd.DataFrame:
+    """An oracle: the attempts up to and with their first wrong token (trajectory y_o_cut)."""
+    if task.first_wrong is None:
+        raise SettingsError(f"y_o_cut: the task {task.name} knows no first wrong token")
+    asked, cut = problems.set_index("id")["problem"], []
+    for seed, mine in y_o.groupby("seed", sort=False):
+        spell = models.load_tokenizer(run.model_path("student", seed)).convert_ids_to_tokens
+        for name, ids in zip(mine["id"], map(list, mine["token_ids"]), strict=True):
+            wrong = task.first_wrong(asked[name], spell(ids))
+            cut.append(ids if wrong is None else ids[: wrong.index + 1])
+    return y_o.assign(token_ids=cut)

@@ -1,9 +1,8 @@
 """From metrics files to tables: Markdown, CSV, LaTeX, and the README's headline.
 
-Every cell carries its interval and its seeds; differences are paired by problem and marked by the
-rule of `stats.marked`; the base stands twice, as the table's own noise floor. What has not been run
-is shown as missing, never as a number. The best token-level baseline is picked per benchmark by its
-test score, which favours it. Notebook 7 draws the figures.
+Differences are paired by problem and marked by `stats.marked`; the base stands twice, as the noise
+floor. What has not been run is shown as missing. The best token-level baseline is picked per
+benchmark by its test score, which favours it. Notebook 7 draws the figures.
 """
 
 import re
@@ -55,7 +54,7 @@ def collect(run: Run) -> pd.DataFrame:
 
     run: was it? to_...: the paired difference of avg to `base`, the best y_o method, `sft`,
     `off_policy` and the parent (a subset's method on all rows); p is adjusted (Holm) over the rows
-    of the main table or of the ablation. rows: trained on, mean of base seeds. Fractions, or none.
+    of the main table or of the ablation. rows: mean of base seeds. Fractions, NaN or None if none.
     """
     names, recipes = row_names(run), run.settings.methods
     about = {name: {"subset": "all", "parent": None} for name in names}

@@ -1,7 +1,6 @@
 """The explorer in Jupyter: choose an attempt, or type a problem, and look.
 
-Everything that is shown is made in explore.py; the page is that of `explore.export`, in a frame of
-its own, from which no script of it reaches the notebook.
+The page is that of `explore.export`, in a frame from which no script of it reaches the notebook.
 """
 
 import html

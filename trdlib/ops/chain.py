@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from trdlib import store
-from trdlib.analysis import oracle
+from trdlib.analysis.signals import cut
 from trdlib.evaluate import correct_counts
 from trdlib.refine import refine, solve
 from trdlib.rollout import answers, rollout
@@ -13,30 +13,29 @@ from trdlib.run import Run
 
 
 def sampled(runs: list[Run], task, problems: pd.DataFrame) -> dict[str, dict[str, pd.DataFrame]]:
-    """{mode: {"y_o": ..., "y_r": ..., "y_t": ...}}: those that the runs' methods train on.
+    """{mode: {"y_o": ..., "y_r": ..., "y_t": ...}}: what the runs (of one scale) train on.
 
-    runs: of one scale, not of mode none; problems: the train set. What is on file is read, the rest
-    is sampled.
+    problems: the train set. What is on file is read, the rest is sampled.
     """
     needed = {run.recipe.trajectory for run in runs}
     y_o = rollout(runs[0], task, problems) if needed - {"y_t", "y_star"} else None
     tables = {}
     for run in {run.mode: run for run in runs}.values():
-        tables[run.mode] = {"y_o": y_o}
+        found = tables[run.mode] = {"y_o": y_o}
         if "y_r" in needed:
-            tables[run.mode]["y_r"] = refine(run, task, problems, y_o)
+            found["y_r"] = refine(run, task, problems, y_o)
         if "y_t" in needed:
-            tables[run.mode]["y_t"] = solve(run, task, problems)
+            found["y_t"] = solve(run, task, problems)
         if "y_o_cut" in needed:
-            tables[run.mode]["y_o_cut"] = oracle.cut(run, task, problems, y_o)
+            found["y_o_cut"] = cut(run, task, problems, y_o)
     return tables
 
 
 def counts(correct, k: int, problems: str = "") -> dict:
     """A measured accuracy as a notebook records it, so that it can be resampled and compared.
 
-    correct: right samples of k, (seeds, problems); problems: a hash of the problems, so that only
-    what was measured on the same ones is compared problem by problem.
+    correct: right samples of k, (seeds, problems); problems: a hash, so that only what was measured
+    on the same ones is compared.
     """
     rows = [[int(value) for value in row] for row in correct]
     return {"correct": rows, "k": int(k), "problems": problems}

@@ -42,11 +42,8 @@ def check() -> Settings:
 
 
 def stamp(scales: list[str]) -> None:
-    """Write to runs/stamps what of the code and of params.yaml shapes each stage, for DVC.
-
-    <notebook>.json: what the notebook is made of; <scale>.json: what shapes its results;
-    models-<scale>.json: what shapes the models that it makes. What is unchanged is not written.
-    """
+    """Write to runs/stamps what of code and settings shapes each stage, for DVC: <notebook>.json,
+    <scale>.json, and models-<scale>.json of the models that it makes; what is unchanged is kept."""
     settings = check()
     paths = sorted((root() / "notebooks").glob("*.ipynb"))
     found = {path.stem: notebooks.made_of(path) for path in paths}
@@ -66,13 +63,11 @@ def stamp(scales: list[str]) -> None:
 def shaped_by(run: Run) -> dict:
     """What of params.yaml, and of files of one's own, shapes the results of a scale, plain JSON."""
     other = ("workers", "tracker", "map", "only", "ablation", "methods", "pretraining", "packaged")
-    other = {**dict.fromkeys(other, True), "models": {"server"}}
+    kept = {"mode": "json", "exclude": {**dict.fromkeys(other, True), "models": {"server"}}}
     cells = get_runs(run.scale, "all", "all", run.all_settings)
-    return {
-        "settings": run.settings.model_dump(mode="json", exclude=other),
-        "methods": [[c.mode, c.method, c.recipe.model_dump(mode="json")] for c in cells],
-        "files": tasks.of(run).files(),
-    }
+    methods = [[cell.mode, cell.method, cell.recipe.model_dump(mode="json")] for cell in cells]
+    found = {"settings": run.settings.model_dump(**kept), "methods": methods}
+    return found | {"files": tasks.of(run).files()}
 
 
 def report(since: float, update: bool) -> None:

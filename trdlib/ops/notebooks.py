@@ -1,13 +1,8 @@
 """What a notebook takes, what it gives, and what it is made of.
 
-Parameters stand in the cell tagged `parameters`, each with a type and a comment, which is where
-`papermill --help-notebook` reads them. Plain papermill only warns of an unknown name, and lets the
-notebook fail on a wrong value; its engine `trd` (papermill_engine.py) and a sweep ask `check`
-first, before a kernel starts.
-
-What a notebook found it leaves in its own output (`record`), so that an executed notebook says
-which parameters gave which numbers, and nothing else has to be kept with it.
-
+Parameters stand in the cell tagged `parameters`. Plain papermill only warns of an unknown name, and
+lets the notebook fail on a wrong value; its engine `trd` (papermill_engine.py) and a sweep ask
+`check` first, before a kernel starts. What a notebook found it leaves in its own output (`record`).
 What it is made of (`made_of`) is its code and all that it uses of trdlib, from the parsed imports:
 DVC's stages and the jobs of a sweep are done again when that changes.
 """
@@ -76,9 +71,6 @@ def check(notebook, given: dict[str, Any], settings: Settings | None = None) -> 
         get_runs(**usual | {k: v for k, v in values.items() if k in takes}, settings=settings)
 
 
-# ----------------------------------------------------------------------------------- what it found
-
-
 def record(**found) -> None:
     """Leave what the notebook found in its output: numbers, texts, and accuracies.
 
@@ -99,9 +91,6 @@ def recorded(notebook) -> dict:
             if MIME in output.get("data", {}):
                 return output["data"][MIME]
     return {}
-
-
-# ------------------------------------------------------------------------------ what it is made of
 
 
 def made_of(path: Path) -> dict:
@@ -134,10 +123,9 @@ def code_hash(path: Path) -> str:
 def modules_of(source: str) -> set[str]:
     """The files of trdlib that a source needs, directly or not: {"trdlib/run.py", ...}.
 
-    Those that an import names, wherever it stands and however it is written, the packages around
-    them, and what a text names: a module ("trdlib.tasks.math"), all of a package (f"trdlib.tasks.
-    {name}"), or a file beside the one that names it ("page.html", with_suffix(".yaml"); a script,
-    and what that imports from beside it).
+    Those that an import names, however it is written, the packages around them, and what a text
+    names: a module ("trdlib.tasks.math"), all of a package (f"trdlib.tasks.{name}"), or a file
+    beside the one that names it ("page.html", with_suffix(".yaml"); a script, and what it imports).
     """
     return set(hashes(source))
 

@@ -2,22 +2,20 @@
 
 Rows and tokens follow from the settings and the runs; what they cost, from the models' shapes:
 
-1. A matrix of n weights costs 2n operations a token forward. With LoRA the frozen matrices have no
-   gradient, so backward costs 2n more; gradient checkpointing adds a second forward. Attention is
-   causal; its backward costs twice its forward. The head is read at response tokens only.
-2. A decode step reads all weights once and the cache of every row, and launches its layers one
-   after the other. Batches are full and their rows end together; vLLM holds as many rows as its
-   cache has room for, up to 256. It and Unsloth replay CUDA graphs: launches ten times faster.
+1. A matrix of n weights costs 2n operations a token forward and, frozen under LoRA, 2n backward;
+   gradient checkpointing adds a forward. Attention is causal. The head is read at responses only.
+2. A decode step reads all weights once and the cache of every row, and launches layer by layer.
+   Batches are full and end together; vLLM's have as many rows as its cache has room for, up to 256.
+   It and Unsloth replay CUDA graphs: launches ten times faster.
 3. A GPU reaches 20-40 % of its dense bf16 peak and 50-70 % of its bandwidth, and launches a layer
    in 0.5-3 ms (tests/bench_*.py on an H100: 26-37 %, 1.6-3 ms, memory 1-16 % below this plan's).
 4. Training keeps what autograd saves in every layer, or with checkpointing each layer's input and
    one whole layer; adapter, gradients and AdamW's moments in float32.
-5. Lengths: files of this scale where they are there; else of published sets the paper's medians
-   (y_o 7.7k, y_r 0.88k), and 250 and 700 tokens for a problem and a solution, which is a guess;
-   else at most. y_t and evaluations are as long as y_o.
+5. Lengths: of files that are there; else of published sets the paper's medians (y_o 7.7k, y_r
+   0.88k) and a guess (problem 250, solution 700); else at most. y_t, evaluations: as y_o.
 
-Pairs of numbers are [expected, at most]; hours are from expected lengths at a GPU's good end to
-lengths at most at its poor end. Not counted: pretraining, the diagnosis, the map.
+Pairs are [expected, at most]; hours: expected at a GPU's good end to most at its poor end. Not
+counted: pretraining, the diagnosis, the map.
 """
 
 from pathlib import Path
@@ -38,8 +36,7 @@ GPUS = {"H200": (141, 989, 4800), "H100": (80, 989, 3350), "A100": (80, 312, 203
 _KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 KNOWN = {"Qwen/Qwen3-1.7B": (2048, 28, 16, 6144), "Qwen/Qwen3-4B": (2560, 36, 32, 9728),
          "Qwen/Qwen3-8B": (4096, 36, 32, 12288)}  # fmt: skip
-LEGEND = """\
-sampled, trained: rows; GiB: peak memory; done: files that are there (stale or not);
+LEGEND = """sampled, trained: rows; GiB: peak memory; done: files that are there (stale or not);
 then time on one GPU, "no": it does not fit. What is assumed: trdlib/ops/plan.py"""
 _COUNT, _BYTES = EngFormatter(places=1), EngFormatter("B", places=1)
 

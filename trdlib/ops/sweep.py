@@ -2,14 +2,12 @@
 
     python -m trdlib sweep 4_distill -p scale=tiny -p learning_rate=2e-3,6e-3 -p seed=0..2
 
-A name is a parameter of the notebook or, dotted, a setting of params.yaml (`lora.r=4,8`). What a
-changed setting touches lies apart from the usual run, what it does not touch is shared with it
-(run.py). A sweep is a folder, runs/sweeps/<name>:
+A name is a parameter of the notebook or, dotted, a setting of params.yaml (`lora.r=4,8`; see
+run.py). A sweep is a folder, runs/sweeps/<name>:
 
-    sweep.json                 the notebook and the names that are swept
-    <job>.ipynb                an executed notebook for each job; what it found stands in it
-    <job>.failed.ipynb         of a job that failed: it is tried again by the next call
-    table.csv                  one row per job: its parameters, what it found, or its error
+    sweep.json             the notebook and the names that are swept
+    <job>.ipynb            an executed notebook for each job; <job>.failed.ipynb is tried again
+    table.csv              one row per job: its parameters, what it found, or its error
 
 A job whose notebook, code and settings are as they were is not run again; a killed one starts again
 and finds what it had made. Notebook 9_sweep plots a sweep.
@@ -181,11 +179,10 @@ def rank(
     """The points from best to worst; jobs that differ in the seed alone are one point.
 
     Columns: the names that differ; seeds, problems; value, low, high (fractions; problems are
-    resampled, the seeds taken as given); behind, behind_low, behind_high: what the best is ahead,
-    paired by problem; separate: that difference is marked by the rule of the tables, corrected for
-    all pairs of points, any of which could have become the comparison; chance: in how many
-    resamples the point is the best. Points on other problems or seeds than the best are not
-    compared (missing). The best was picked by these numbers: its value is flattering.
+    resampled); behind, behind_low, behind_high: what the best is ahead, paired by problem;
+    separate: marked by the rule of the tables, corrected for all pairs of points; chance: in how
+    many resamples the point is the best. Points on other problems or seeds than the best are not
+    compared. The best was picked by these numbers: its value is flattering.
     """
     known("accuracy that every job recorded", metric, metrics(done))
     done, how = done[done["error"] == ""], {"resamples": resamples, "confidence": confidence}

@@ -2,12 +2,9 @@
 
 A scale's `task` in params.yaml is a name of TASKS, each a module of this folder (math and code have
 the published problems), or a Python file of your own, `task: mine/sums.py`. It has
-
-    draw(rng, steps) -> (problem, answer, solution)    three texts, as in story.py
-
-and, as it likes, `grade(pairs) -> verdicts`, one for each (response, answer), else answers are
-mathematics; `first_wrong(problem, tokens)` as in modular.py; and `problem(text)` for what a person
-types, the same three texts.
+`draw(rng, steps) -> (problem, answer, solution)`, three texts, as in story.py, and, as it likes,
+`grade(pairs) -> verdicts`, one for each (response, answer), else answers are mathematics;
+`first_wrong(problem, tokens)` as in modular.py; and `problem(text)`, the same of what is typed.
 """
 
 import functools
@@ -32,10 +29,8 @@ def _own(name: str, source: str) -> ModuleType:
     module = sys.modules[name] = ModuleType(name)
     exec(compile(source, name, "exec"), module.__dict__)
     if not callable(getattr(module, "draw", None)):
-        raise SettingsError(
-            f"{name} has no draw(rng, steps) -> (problem, answer, solution): write it, as in "
-            "trdlib/tasks/story.py"
-        )
+        how = "write it, as in trdlib/tasks/story.py"
+        raise SettingsError(f"{name} has no draw(rng, steps) -> (problem, answer, solution): {how}")
     module.OPTIONS, code = {name: {}}, store.source_hash(source)
     if own := getattr(module, "grade", None):
         module.grade = lambda run, pairs: [*map(bool, own([(t, r["answer"]) for t, r in pairs]))]
@@ -44,11 +39,8 @@ def _own(name: str, source: str) -> ModuleType:
 
 
 def check(name: str, scale: Scale) -> tuple:
-    """SettingsError, in one sentence, on the first fault of what a scale says of its task.
-
-    -> its module, and the sections of its own: data (None: published problems), pretraining and
-    packaged (None: not there).
-    """
+    """The module of a scale's task, and its sections: data (None: published problems), pretraining
+    and packaged (None: not there). SettingsError, in one sentence, on the first fault of them."""
     where, own = f"scales.{name}", root() / scale.task
     if scale.task in TASKS:
         module = importlib.import_module(f"trdlib.tasks.{scale.task}")
@@ -110,9 +102,8 @@ class Task:
         if not row["problem"]:
             raise SettingsError("there is no problem: type one")
         if self.run.mode == "opsd" and not row["solution"]:
-            raise SettingsError(
-                "in mode opsd the teacher needs a solution: give one, or choose mode opd"
-            )
+            how = "give one, or choose mode opd"
+            raise SettingsError(f"in mode opsd the teacher needs a solution: {how}")
         return row
 
     def files(self) -> dict[str, str]:

@@ -6,9 +6,8 @@ A problem's `answer` is JSON that says how a program is tested, one of
 - `{"kind": "stdin", "rule", "cases": [[input, output], ...]}`
 - `{"kind": "asserts", "tests": "assert f(1) == 2"}`
 - `{"kind": "file", "name": "<hash>.json.gz"}`: one of these, beside the sets, where it is large.
-args and want are plain data as jail.pack writes it. `solution` is a reference program in a
-```python block, or "". Programs run in the sandbox and nowhere else; oracles.py says which outputs
-are right. Where we differ from the benchmarks' own graders:
+args and want are as jail.pack writes them, `solution` is a reference program in a ```python block,
+or ""; oracles.py says which outputs are right. Where we differ from the benchmarks' own graders:
 1. What is read: the last complete ```python block after the thinking block, else the last one
    without a language. EvalPlus takes the longest part that parses, LiveCodeBench a pair of fences.
 2. Time is CPU time, SECONDS per call or run, not wall time: a verdict does not depend on the load.
@@ -139,7 +138,6 @@ def grade(run, pairs: Iterable[tuple[str, dict]]) -> list[bool]:
 
 
 def grader(run) -> str:
-    """Hash of the code behind a verdict."""
     return store.code_hash(math, jail, sandbox, oracles, sys.modules[__name__])
 
 
@@ -314,8 +312,7 @@ def _records(one: hub.HubSet, rows: Iterable, left_out: dict, folder: Path) -> I
 
 
 def sets(run) -> dict:
-    """train, validation and every benchmark (hub.prepare); large tests in files beside them. Train
-    problems whose prompt is longer than lengths.prompt are left out."""
+    """hub.prepare; train problems whose prompt is longer than lengths.prompt are left out."""
     seed, asked = run.settings.seeds[0], run.settings.models
 
     def fits(problem: str) -> bool:

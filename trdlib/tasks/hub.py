@@ -6,10 +6,7 @@ see code.py. Of the train set we drop, and count (`notes`), problems without an 
 solution where one is required, that occur twice, or that occur in a benchmark. Two problems are the
 same if their texts agree but for case, white space, LaTeX spacing and delimiters, and punctuation;
 a reworded problem is not found. Validation and train problems are drawn by a hash of their text.
-
-The pins are those of public code, not looked up at the source, which was out of reach. Unknown is
-which commits the paper's authors used, which rows of DeepScaleR and TACO they trained on, and what
-they do with the many rows of DeepScaleR without a solution.
+Which commits and rows the authors used is unknown; the pins are those of public code.
 """
 
 import glob
@@ -149,7 +146,6 @@ def sizes(scale: Scale) -> dict[str, int]:
 
 
 def files(run) -> dict[str, str]:
-    """The files here, not of the hub, that problems come from, each with its SHA-256."""
     found = section(run.settings)
     sources = [source for one in found.sets.values() for source in one.sources]
     own = [s.place(found.root) for s in sources if s.repo is None or found.root is not None]
@@ -318,8 +314,7 @@ def notes(run) -> dict[str, dict]:
 
 def prepare(run, made_by: list, read_rows: Callable, fits=None) -> dict[str, pd.DataFrame]:
     """The problem sets of a run: read if they were made by the same, else made; REPORT beside them.
-    made_by: what shapes them beside the settings and files of one's own. SettingsError where a
-    source is out of reach, or not what params.yaml says. read_rows, fits: as of problem_sets."""
+    made_by: what shapes them beside settings and files. read_rows, fits: as of problem_sets."""
     found, folder = section(run.settings, run.scale), run.data
     stamp = store.content_hash(found.model_dump(exclude={"root"}), files(run), made_by)
     if notes(run).get("made_by") == stamp:

@@ -38,18 +38,16 @@ _SIGNS = {
     "≤": r"\le ", "≥": r"\ge ", "×": r"\times ", "·": r"\cdot ", "∪": r"\cup ",
 }  # fmt: skip
 _REWRITE = [  # applied in this order, to answers and references alike
-    (r"√\s*(\d+|\w)", r"\\sqrt{\1}"),
-    (r"√", r"\\sqrt "),
+    (r"√\s*(\d+|\w)", r"\\sqrt{\1}"), (r"√", r"\\sqrt "),
     (r"\\[bB]igg?[lrm]?(?![A-Za-z])", ""),
-    (r"\\lbrace(?![A-Za-z])", r"\\{"),
-    (r"\\rbrace(?![A-Za-z])", r"\\}"),
+    (r"\\lbrace(?![A-Za-z])", r"\\{"), (r"\\rbrace(?![A-Za-z])", r"\\}"),
     (r"\\varnothing(?![A-Za-z])", r"\\emptyset"),
     (r"(?<!\\)\\!", ""),
     (r"(?<!\\)\\[,;:> ]|~|\\q?quad(?![A-Za-z])", " "),  # `\\ ` ends the row of a matrix
     (r"(?<![\d.])(\d{1,3})((?: \d{3})+)(?!\d)", lambda m: m[0].replace(" ", "")),  # 1 024
     (r"(?<!\\right)(?<=[\w})\]])\.\s*$", ""),
     (r"^\s*([-+]?\d+(?:\.\d+)?)[eE]([-+]?\d{1,4})\s*$", r"\1 \\times 10^{\2}"),
-]
+]  # fmt: skip
 _TEXT = re.compile(r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf|it)|mbox|operatorname)\s*(?=\{)")
 _SINE = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*\^\s*(?:\\circ|\{\s*\\circ\s*\})")
@@ -193,7 +191,6 @@ def is_correct(response: str, answer: str) -> bool:
 
 
 def grader(run=None) -> str:
-    """Hash of the code behind a verdict."""
     return store.code_hash(sys.modules[__name__])
 
 
@@ -206,6 +203,5 @@ def plain_answer(value) -> str:
 
 
 def sets(run) -> dict:
-    """train, validation and every benchmark (hub.prepare)."""
     made_by = [store.code_hash(hub), grader()]
     return hub.prepare(run, made_by, lambda one, rows, _: hub.records(one, rows, plain_answer))

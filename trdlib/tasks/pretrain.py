@@ -1,6 +1,6 @@
 """Pretraining of the tiny models: student and teacher of a base seed, from one foundation.
 
-The paper has no such scale; the recipe is ours, measured in prototypes. A language is a module
+The recipe is ours, measured in prototypes. A language is a module
 (modular, tinycode) with build_tokenizer, clean and is_right. Its KINDS are modules that write
 (chain, trail, tinycode): they have random_problem(rng, steps, **VARIED), write(rng, problem,
 habits), rewrite(rng, problem, attempt) if a rewrite is another text than the clean solution, and
@@ -75,9 +75,7 @@ def example(rng, tokenizer, language, of: str, mixture: dict[str, float], proble
 
 def stage_batch(rng, tokenizer, language, stage: str, progress: float, tokens: int):
     """The examples of one step, `progress` (0 to 1) into the stage, each kind its share of tokens.
-
-    The foundation starts on short problems, then all lengths, without references or attempts.
-    """
+    The foundation starts on short problems, then all lengths, without references or attempts."""
     examples: list[Example] = []
     for of, writer in language.KINDS.items():
         lengths, mixture, count = writer.LENGTHS, writer.MIXTURES[stage], 0
@@ -106,22 +104,18 @@ def build_model(tokenizer, shape: dict[str, int], seed: int):
 
 
 def train_stage(task, model, tokenizer, stage: str, seed: int) -> list[float]:
-    """One round of a stage: Muon on the matrices, AdamW on the rest, linear decay to 5 %.
-
-    Muon learns the facts several times faster than AdamW alone, and many small batches beat few
-    large ones (measured). Returns the loss of each step.
-    """
+    """One round of a stage: Muon on the matrices, AdamW on the rest, linear decay to 5 %. Returns
+    the loss of each step. Muon learns the facts several times faster than AdamW alone, and many
+    small batches beat few large ones (measured)."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
     rng, schedule = random.Random(f"{stage}/{seed}"), getattr(task.pretraining, stage)
     matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and "embed" not in name]
     others = [p for p in model.parameters() if not any(p is m for m in matrices)]
-    muon = {"momentum": 0.95, "weight_decay": 0.0, "adjust_lr_fn": "original"}
-    optimizers = [
-        torch.optim.Muon(matrices, lr=schedule.muon_lr, **muon),
-        torch.optim.AdamW(others, lr=schedule.adamw_lr, weight_decay=0.0, betas=(0.9, 0.95)),
-    ]
+    fixed = {"momentum": 0.95, "weight_decay": 0.0, "adjust_lr_fn": "original"}
+    muon = torch.optim.Muon(matrices, lr=schedule.muon_lr, **fixed)
+    adamw = torch.optim.AdamW(others, lr=schedule.adamw_lr, weight_decay=0.0, betas=(0.9, 0.95))
     losses = []
     model.train()
     for step in range(schedule.steps):
@@ -135,7 +129,7 @@ def train_stage(task, model, tokenizer, stage: str, seed: int) -> list[float]:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         factor = min(1.0, (step + 1) / 20) * (1 - 0.95 * step / schedule.steps)
-        for optimizer in optimizers:
+        for optimizer in (muon, adamw):
             optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] * factor
             optimizer.step()
         losses.append(loss.item())
@@ -143,10 +137,8 @@ def train_stage(task, model, tokenizer, stage: str, seed: int) -> list[float]:
 
 
 def accuracy(language: ModuleType, model, tokenizer, name: str, decode, batches) -> float:
-    """How often the model answers 256 prompts, at the temperature of the rollouts (0.6).
-
-    Problems of 4 or 5 steps, from the validation split: seen in no stage. name: as in thresholds.
-    """
+    """How often the model is right on 256 problems of 4 or 5 steps of the validation split, seen in
+    no stage, at the temperature of the rollouts (0.6). name: as in thresholds."""
     rng, kind = random.Random(f"accuracy/{name}"), language.KINDS[name.partition("/")[0]]
     asked = [draw(rng, kind, rng.choice([4, 5]), "validation") for _ in range(256)]
     contexts = [_context(rng, tokenizer, language, name, problem)[0] for problem in asked]
@@ -154,9 +146,8 @@ def accuracy(language: ModuleType, model, tokenizer, name: str, decode, batches)
     right = 0
     for indices in batches(contexts, 256):
         done = decode(model, [contexts[i] for i in indices], **how)
-        for i, (token_ids, _) in zip(indices, done, strict=True):
-            text = tokenizer.decode(token_ids, skip_special_tokens=True)
-            right += language.is_right(asked[i], text)
+        for i, (ids, _) in zip(indices, done, strict=True):
+            right += language.is_right(asked[i], tokenizer.decode(ids, skip_special_tokens=True))
     return right / len(asked)
 
 
@@ -168,17 +159,12 @@ def _examples(stage: str, language: ModuleType) -> list[list[Example]]:
 
 
 def recipe_hash(task, stage: str, seed: int) -> str:
-    """Hash of a model's settings, and of examples as the code now makes them.
-
-    A change to tasks, mixtures, prompts or tokenizer changes the examples. (One to the optimizer
-    does not: delete the models to pretrain again.)
-    """
-    settings = task.pretraining
-    stages = [
-        [getattr(settings, one), settings.thresholds.get(one), _examples(one, task.module)]
-        for one in dict.fromkeys(["foundation", stage])
-    ]
-    return store.content_hash(settings.shape, settings.tokens_per_step, stages, seed)
+    """Hash of a model's settings, and of examples as the code now makes them: tasks, mixtures,
+    prompts and tokenizer shape these. (The optimizer does not: delete models after a change.)"""
+    made, stages = task.pretraining, []
+    for one in dict.fromkeys(["foundation", stage]):
+        stages.append([getattr(made, one), made.thresholds.get(one), _examples(one, task.module)])
+    return store.content_hash(made.shape, made.tokens_per_step, stages, seed)
 
 
 def place(task, stage: str, seed: int) -> Path:

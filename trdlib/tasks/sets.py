@@ -1,7 +1,4 @@
-"""Problem sets: their one schema, and how procedural ones are drawn.
-
-Every source ends in the columns id, source, problem, answer, solution (design: "Data flow").
-"""
+"""Problem sets: their one schema (design: "Data flow"), and how procedural ones are drawn."""
 
 import random
 from pathlib import Path
@@ -58,9 +55,7 @@ class Data(Section):
 
 def section(kind: type[Section], raw: dict[str, Any] | None, where: str, context=None):
     """The raw section as its type, None as None; SettingsError with one sentence on a fault.
-
-    where: its place in params.yaml, as scales.tiny.data; context: of its validators.
-    """
+    where: its place in params.yaml, as scales.tiny.data; context: of its validators."""
     try:
         return None if raw is None else kind.model_validate(raw, context=context)
     except pydantic.ValidationError as error:
@@ -89,11 +84,9 @@ def check_disjoint(sets: dict[str, pd.DataFrame]) -> None:
 
 
 def draw(settings: Data, task: ModuleType) -> dict[str, pd.DataFrame]:
-    """train, validation and every benchmark in the one schema; no problem occurs twice.
-
-    task: has row(rng, part, split), split being "train", "validation" or "test", or draw(rng,
-    steps); either gives (problem, answer, solution).
-    """
+    """train, validation and every benchmark in the one schema; no problem occurs twice. task: has
+    row(rng, part, split), split being "train", "validation" or "test", or draw(rng, steps); either
+    gives (problem, answer, solution)."""
     row = getattr(task, "row", lambda rng, part, split: task.draw(rng, rng.choice(part.steps)))
     frames, seen = {}, set()
     for name, parts in settings.parts.items():
@@ -108,10 +101,9 @@ def draw(settings: Data, task: ModuleType) -> dict[str, pd.DataFrame]:
                     raise SettingsError(f"{part.kind}: {wants}, not {drawn!r}")
                 again = again + 1 if drawn[0] in seen else 0
                 if again > 10_000:
-                    raise SettingsError(
-                        f"data: {name} wants {part.problems} problems of {part.kind}, and there "
-                        f"are no more than {len(rows)}: ask for fewer, or for other steps"
-                    )
+                    wants = f"{name} wants {part.problems} problems of {part.kind}"
+                    most = f"no more than {len(rows)}: ask for fewer, or for other steps"
+                    raise SettingsError(f"data: {wants}, and there are {most}")
                 if not again:
                     seen.add(drawn[0])
                     rows.append((f"{name}-{len(rows):04d}", part.kind, *drawn))

@@ -10,13 +10,11 @@ is a Python function with one statement per clause, each on the value of the one
         c = [v for v in b if v % 2 == 1]
         return c
 
-A response is graded by running it on the lists INPUTS: whatever computes the same is right. So
-references are not unique: y* is written in another hand (the second of the two ways to write each
-clause) than most programs of the models, and a rewrite keeps what is right as it is.
-
-One wrong statement spoils the value of all that follow; only a correction mends it, an onset
-comment (`# Wait`) and all from there on written again. It is local: the next clause still says what
-to do next. The student holds false beliefs: a part of the clauses it takes for others.
+A response is graded by running it on the lists INPUTS: whatever computes the same is right. So y*
+is not unique: it is in another hand (the second of the two ways to write each clause) than most
+programs of the models, and a rewrite keeps what is right as it is. A wrong statement spoils the
+value of all that follow, until an onset comment (`# Wait`) and all from there on written again. It
+is local: the next clause still says what to do. The student takes a part of the clauses for others.
 """
 
 import random
@@ -114,7 +112,6 @@ def write_problem(clauses: list[Clause]) -> str:
 
 
 def parse(problem: str) -> list[Clause]:
-    """The clauses of a problem, in order."""
     found = re.findall(r"\w (\D+?)(?: (\d+))?(?:; |$)", problem.removeprefix("f(x): "))
     return [(op, int(k) if k else None) for op, k in found]
 
@@ -253,11 +250,9 @@ def first_wrong(problem: str, tokens: list[str]) -> Departure | None:
 
 
 def grade(run, pairs: list[tuple[str, dict]]) -> list[bool]:
-    """One verdict per (response, row): the response is run in the sandbox, on all INPUTS.
-
-    What it prints is compared here, where no program can touch it; a program that prints the right
-    values by itself had to compute them. Equal pairs are run once in a process.
-    """
+    """One verdict per (response, row): the response is run in the sandbox, on all INPUTS. What it
+    prints is compared here, where no program can touch it; a program that prints the right values
+    by itself had to compute them. Equal pairs are run once in a process."""
 
     def passes(pair: tuple[str, str]) -> bool:
         program = f"{pair[0]}\nprint([f(xs) for xs in {INPUTS}])\n"
@@ -271,5 +266,4 @@ def grade(run, pairs: list[tuple[str, dict]]) -> list[bool]:
 
 
 def grader(run=None) -> str:
-    """Hash of the code behind a verdict."""
     return store.code_hash(jail, sandbox, sys.modules[__name__])
