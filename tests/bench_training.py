@@ -1,4 +1,4 @@
-"""A training step at the real shapes, random weights: tokens/s, peak memory, share of the peak.
+"""A training step at the real shapes, random weights: tokens/s, peak memory, TFLOP/s.
 
     python tests/bench_training.py --model Qwen/Qwen3-8B --lengths 2048 8192 34816
     python tests/bench_training.py --model Qwen/Qwen3-1.7B --backend unsloth
@@ -12,78 +12,74 @@ import argparse
 import tempfile
 import time
 
+import numpy as np
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from trdlib import config, costs, distill, models, plan, tiny
+from trdlib import distill, models
+from trdlib.ops import plan
+from trdlib.run import Run, get_run
+from trdlib.tasks import modular
 
 PROMPT, MORE = 512, 1024
-SMALL = costs.Shape(64, 2, 4, 2, 16, 128, 1000, True)
+SHAPES = {**plan.KNOWN, "small": (64, 2, 4, 128)}
 
 
-def random_model(shape: costs.Shape, dtype: torch.dtype):
+def options(about: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--model", default="small", choices=list(SHAPES))
+    parser.add_argument("--backend", default="transformers", choices=["transformers", "unsloth"])
+    return parser
+
+
+def load(name: str, run: Run, dtype: torch.dtype, backend: str):
+    """A model of the shape with random weights, on the GPU if there is one."""
+    hidden, layers, heads, ffn = SHAPES[name]
     about = Qwen3Config(
-        hidden_size=shape.hidden, num_hidden_layers=shape.layers, num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads, head_dim=shape.head_dim, intermediate_size=shape.ffn,
-        vocab_size=shape.vocab, tie_word_embeddings=shape.tied, max_position_embeddings=40960,
+        hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=8 if heads >= 8 else 2, intermediate_size=ffn,
+        head_dim=128 if heads >= 8 else 16, vocab_size=151_936 if heads >= 8 else 1000,
+        tie_word_embeddings=hidden < 4096, max_position_embeddings=40_960,
     )  # fmt: skip
     torch.manual_seed(0)
     torch.set_default_dtype(dtype)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = Qwen3ForCausalLM(about).requires_grad_(False)
     torch.set_default_dtype(torch.float32)
-    return model
-
-
-def load(shape: costs.Shape, run: config.Run, dtype: torch.dtype, backend: str):
-    model = random_model(shape, dtype)
     if backend == "unsloth":  # it loads from a folder
         how = run.settings.models.model_copy(update={"backend": backend, "dtype": str(dtype)[6:]})
-        run.settings = run.settings.model_copy(update={"models": how})
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
-            tiny.build_tokenizer().save_pretrained(folder)
+            modular.build_tokenizer().save_pretrained(folder)
             del model
-            torch.cuda.empty_cache()
-            model, _ = models.load(folder, run)
+            models.free_gpu()
+            model, _ = models.load(folder, how, run.context_length)
     return model
-
-
-def build(shape: costs.Shape, run: config.Run, dtype: torch.dtype, backend: str):
-    model, lora = load(shape, run, dtype, backend), run.settings.lora
-    student = models.add_lora(model, lora, backend=backend, seed=0, checkpointing=True)
-    recipe = run.settings.methods["trd"]
-    return distill.Distiller(student, None, recipe, vocabulary=shape.vocab).train()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--model", default="small", choices=["small", *(n for n in costs.SHAPES if "/" in n)]
-    )
+    parser = options(__doc__)
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 2048])
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--backend", default="transformers", choices=["transformers", "unsloth"])
-    arguments = parser.parse_args()
-    if arguments.backend == "unsloth":
+    asked = parser.parse_args()
+    if asked.backend == "unsloth":
         import unsloth  # noqa: F401 (before a model is made: it patches transformers)
-    run = config.run("qwen3-8b", "math", "opsd", "trd")
-    settings = run.settings
-    shape = SMALL if arguments.model == "small" else costs.SHAPES[arguments.model][0]
-    cuda = torch.cuda.is_available()
-    distiller = build(shape, run, torch.bfloat16 if cuda else torch.float32, arguments.backend)
+    run, cuda = get_run("qwen3-8b", "opsd", "trd"), torch.cuda.is_available()
+    model = load(asked.model, run, torch.bfloat16 if cuda else torch.float32, asked.backend)
+    vocabulary = model.config.vocab_size
+    lora = {"backend": asked.backend, "seed": 0, "checkpointing": True}
+    student = models.add_lora(model, run.settings.lora, **lora)
+    distiller = distill.Distiller(student, None, run.recipe, vocabulary=vocabulary).train()
     optimizer = torch.optim.AdamW(p for p in distiller.parameters() if p.requires_grad)
-    peak = next(
-        (g[1] for name, g in costs.GPUS.items() if name.split()[0] in plan.device_name()), 0
-    )
-    print(f"{arguments.model}, {arguments.backend}, {plan.device_name()}, {torch.__version__}")
-    for length in arguments.lengths:
+    shape = plan.model(run, "student") if asked.model == "Qwen/Qwen3-8B" else None
+    print(f"{asked.model}, {asked.backend}, torch {torch.__version__}, {distiller.device}")
+    for length in asked.lengths:
         draw = torch.Generator().manual_seed(0)
-        ids = torch.randint(shape.vocab, (length + MORE,), generator=draw).tolist()
+        ids = torch.randint(vocabulary, (length + MORE,), generator=draw).tolist()
         row = distill.Pair(ids[:PROMPT], ids[: PROMPT + MORE], ids[PROMPT + MORE :])
         batch = {k: t.to(distiller.device) for k, t in distill.collate([row]).items()}
         seconds = []
-        for _ in range(1 + arguments.steps):
+        for _ in range(1 + asked.steps):
             if cuda:
                 torch.cuda.synchronize()
                 torch.cuda.reset_peak_memory_stats()
@@ -96,23 +92,19 @@ def main() -> None:
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - begun)
         step = min(seconds[1:])
-        flops = costs.training_flops(
-            shape, shape, settings.lora, lengths=(length, length + MORE), response=length - PROMPT,
-            checkpointing=True,
-        )  # fmt: skip
-        on_gpu = ""
+        line = f"{length:6} tokens: {step:7.2f} s a step, "
+        line += f"{(2 * length + MORE) / step:8.0f} tokens/s read by both"
+        if shape:
+            x, context, new = (
+                np.array([n, n], float) for n in (PROMPT, PROMPT + MORE, length - PROMPT)
+            )
+            work = plan.training(run, "", [], shape, shape, 1, x, context, new)
+            line += (
+                f", {work.flops[0] / step / 1e12:6.2f} TFLOP/s [{work.memory / plan.GIB:.1f} GiB]"
+            )
         if cuda:
-            expected = costs.training_memory(
-                shape, shape, 2, settings.lora, own_teacher=True, lengths=(length, length + MORE),
-                rows=1, checkpointing=True,
-            )  # fmt: skip
-            on_gpu = f", {torch.cuda.max_memory_allocated() / costs.GIB:.1f} GiB"
-            on_gpu += f" [{expected / costs.GIB:.1f}]"
-            on_gpu += f", {flops / step / peak / 1e12:.0%} of the bf16 peak" if peak else ""
-        print(
-            f"{length:6} tokens: {step:7.2f} s a step, {(2 * length + MORE) / step:8.0f} tokens/s "
-            f"read by both, {flops / step / 1e12:6.2f} TFLOP/s{on_gpu}"
-        )
+            line += f", {torch.cuda.max_memory_allocated() / plan.GIB:.1f} GiB"
+        print(line, flush=True)
 
 
 if __name__ == "__main__":
