@@ -1,7 +1,7 @@
 r"""The graders' table: what a model may write, the reference answer, the right verdict, and why.
 
 BOXED holds the content of a response's only box, RESPONSES whole responses. The verdict is a
-person's, not Math-Verify's; where raw Math-Verify says otherwise is in test_grading.py.
+person's, not Math-Verify's; where raw Math-Verify says otherwise is in test_tasks_math.py.
 """
 
 BOXED = [
@@ -368,7 +368,7 @@ RESPONSES = [
 ]
 
 # Where raw Math-Verify (the authors' grader, on the whole response) gives another verdict than the
-# table: (box content or response, reference), under the number of the reason in trdlib/grading.py.
+# table: (box content or response, reference), under the number of the reason in trdlib/tasks/math.py.
 MATH_VERIFY_DIFFERS = {
     1: [  # what is read
         ("\\boxed {4}", "4"),
