@@ -368,7 +368,7 @@ RESPONSES = [
 ]
 
 # Where raw Math-Verify (the authors' grader, on the whole response) gives another verdict than the
-# table: (box content or response, reference), under the number of the reason in trdlib/tasks/math.py.
+# table: (box content or response, reference), by the number of the reason in tasks/math.py.
 MATH_VERIFY_DIFFERS = {
     1: [  # what is read
         ("\\boxed {4}", "4"),
