@@ -256,11 +256,14 @@ def test_four_bits(project):
     )
     assert log[-1]["loss"] < 0.9 * log[0]["loss"]
     student.save_pretrained(project / "adapter")
-    engine = engines.Transformers(run.settings, run.context_length, "models/smoke/0/student")
-    before = engine.complete(PROMPTS, max_new_tokens=20, temperature=0, top_p=1, top_k=0, seed=0)
-    engine.use(project / "adapter")
-    after = engine.complete(PROMPTS, max_new_tokens=20, temperature=0, top_p=1, top_k=0, seed=0)
-    assert before != after
-    same = generate.decode(student.eval(), PROMPTS, max_new_tokens=20, stop_ids=engine.stop_ids,
+    how = settings.Sampling(temperature=0, max_new_tokens=20)
+    found = []
+    for adapter in (None, project / "adapter"):
+        asked = engines.Asked(PROMPTS, how, project / f"parts{len(found)}", (0,), adapter)
+        groups = engines.sample(run, "models/smoke/0/student", asked, "test")
+        found.append([response for (response,) in groups])
+    assert found[0] != found[1]
+    stop_ids = models.stop_ids(student.generation_config, tokenizer)
+    same = generate.decode(student.eval(), PROMPTS, max_new_tokens=20, stop_ids=stop_ids,
                            temperature=0)  # fmt: skip
-    assert same == after
+    assert same == found[1]

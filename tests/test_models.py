@@ -6,7 +6,8 @@ import sys
 import pytest
 import torch
 
-from trdlib import models, settings
+from trdlib import divergence, models, settings
+from trdlib.analysis.signals import token_signals
 from trdlib.run import get_run
 from trdlib.tasks import modular
 
@@ -45,7 +46,7 @@ def test_adapter_off_is_the_base_model_and_does_not_move(project):
         optimizer.step()
         with models.step0(student) as teacher:
             hidden = models.hidden_states(teacher, input_ids=IDS)
-            found = hidden @ models.head(teacher, len(tokenizer)).T
+            found = hidden @ models.head(teacher, len(tokenizer)).weight.T
         assert torch.equal(found, before)
         assert student.training
     assert not torch.allclose(logits(student), before)
@@ -93,11 +94,160 @@ def test_vocabularies_of_equal_size_can_differ(tokenizer):
 
 
 def test_padded_rows_are_not_vocabulary(small_model):
-    assert models.head(small_model, 50).shape == (50, 32)
+    assert models.head(small_model, 50).weight.shape == (50, 32)
     with torch.no_grad():
         hidden = models.hidden_states(small_model, input_ids=IDS)
-        full = hidden @ models.head(small_model, small_model.config.vocab_size).T
+        full = hidden @ models.head(small_model, small_model.config.vocab_size).weight.T
     torch.testing.assert_close(full, logits(small_model))
+
+
+# ------------------------------------------------------------- what a family does after its decoder
+
+SIZES = {
+    "vocab_size": 60,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "max_position_embeddings": 32,
+    **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+}
+OLD = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}
+FAMILIES = {
+    "LlamaConfig": {},
+    "Qwen3Config": {},
+    "GraniteConfig": {"logits_scaling": 8.0},
+    "CohereConfig": {"logit_scale": 0.0625},
+    "Cohere2Config": {"logit_scale": 0.25, "tie_word_embeddings": True},
+    "Gemma2Config": {"final_logit_softcapping": 3.0},
+    "Gemma3TextConfig": {"final_logit_softcapping": 2.0},
+    "OPTConfig": {"ffn_dim": 24, "word_embed_proj_dim": 8},
+    "Olmo2Config": {},
+    "GlmConfig": {},
+    "GPTNeoXConfig": {},
+    "GPT2Config": OLD,
+    "PhiConfig": {},
+    "GPTJConfig": OLD | {"rotary_dim": 4},
+    "BloomConfig": {"n_layer": 1, "n_head": 2},
+}
+
+
+def random_model(family: str, seed: int):
+    """Of random weights (biases too), float64; what lies between embeddings and head is trained."""
+    import transformers
+
+    torch.manual_seed(seed)
+    config = getattr(transformers, family)(**SIZES | FAMILIES[family])
+    model = transformers.AutoModelForCausalLM.from_config(config).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.4)
+    frozen = (model.get_input_embeddings(), model.get_output_embeddings())
+    for module in frozen:
+        module.requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_loss_is_that_of_the_models_own_logits(family):
+    """Value and gradient, by autograd through all that the model does after its head."""
+    student, teacher = random_model(family, 0), random_model(family, 1)
+    models._check_logits(family, student)
+    ids, kept = torch.tensor([[5, 9, 31, 44, 50, 7, 3]]), 57  # three padded rows
+    with torch.no_grad():
+        log_t = teacher(input_ids=ids).logits[0, :, :kept].log_softmax(-1)
+        teachers = models.hidden_states(teacher, input_ids=ids)[0], models.head(teacher, kept)
+
+    def gradients(loss):
+        student.zero_grad()
+        loss.backward()
+        return {n: p.grad.clone() for n, p in student.named_parameters() if p.grad is not None}
+
+    weights = torch.linspace(-1, 2, ids.shape[1])
+    log_s = student(input_ids=ids).logits[0, :, :kept].log_softmax(-1)
+    expected = (log_t.exp() * (log_t - log_s)).sum(-1)
+    slopes = gradients((weights * expected).sum())
+    students = models.hidden_states(student, input_ids=ids)[0], models.head(student, kept)
+    found = divergence.token_divergence(*students, *teachers, kind="forward_kl")
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert expected.min() > 1e-3
+    ours = gradients((weights * found).sum())
+    assert ours.keys() == slopes.keys() and len(ours) > 3
+    torch.testing.assert_close(ours, slopes, rtol=1e-4, atol=1e-6)
+
+    # and for diagnosis: the same number
+    none = torch.full((ids.shape[1],), -1)
+    signals = token_signals(*students, *teachers, none + 6, onsets=[4, 5], rights=none)
+    torch.testing.assert_close(signals["forward_kl"], expected.detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("change", [lambda z: z.roll(1, -1), lambda z: 1.2 * z, lambda z: z * z])
+def test_what_a_model_does_after_its_head_and_we_do_not_know_is_refused(
+    project, monkeypatch, change
+):
+    from transformers import Qwen3ForCausalLM
+
+    forward = Qwen3ForCausalLM.forward
+
+    def changed(self, *args, **kwargs):
+        output = forward(self, *args, **kwargs)
+        output.logits = change(output.logits)
+        return output
+
+    monkeypatch.setattr(Qwen3ForCausalLM, "forward", changed)
+    with pytest.raises(settings.SettingsError, match=r"smoke/0/student \(Qwen3.* away from those"):
+        fresh_student()
+    change = lambda z: torch.empty(0)  # noqa: E731  as unsloth's, where it forms none
+    fresh_student()
+
+
+def test_a_head_that_cannot_be_read_is_refused(small_model):
+    import copy
+
+    model = copy.deepcopy(small_model)
+    rows, width = model.lm_head.weight.shape
+    model.lm_head.weight = torch.nn.Parameter(torch.zeros(rows, width).byte(), requires_grad=False)
+    with pytest.raises(settings.SettingsError, match=r"Qwen3ForCausalLM .* quantised"):
+        models._check_logits("four", model)
+    import peft
+
+    adapted = peft.get_peft_model(
+        copy.deepcopy(small_model), peft.LoraConfig(target_modules=["q_proj", "lm_head"])
+    )
+    with pytest.raises(settings.SettingsError, match="or has an adapter"):
+        models.head(adapted, 50)
+
+
+@pytest.mark.parametrize("backend", ["transformers", "unsloth"])
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens", "norm", "mlp", "q_prj", "proj"])
+def test_a_target_of_lora_that_the_loss_would_not_see_is_refused(small_model, backend, target):
+    lora = settings.Lora(r=2, alpha=2, targets=("q_proj", target))
+    names = [name for name, _ in small_model.named_modules()]
+    with pytest.raises(
+        settings.SettingsError, match=f"lora.targets: {target} is no .*down_proj, g"
+    ):
+        models.add_lora(small_model, lora, backend=backend, seed=0)
+    assert [name for name, _ in small_model.named_modules()] == names
+
+
+def test_targets_may_be_written_with_the_module_around_them(small_model):
+    import copy
+
+    lora = settings.Lora(r=2, alpha=2, targets=("self_attn.q_proj",))
+    model = models.add_lora(copy.deepcopy(small_model), lora, backend="transformers", seed=0)
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert trained and all("self_attn.q_proj" in name for name in trained)
+
+
+def test_modules_to_save_are_refused(project):
+    path = project / "params.yaml"
+    text = path.read_text()
+    path.write_text(text.replace("  lora: {", "  lora: {modules_to_save: [lm_head], ", 1))
+    assert path.read_text() != text
+    with pytest.raises(settings.SettingsError, match="modules_to_save: unknown key; remove it"):
+        settings.load()
 
 
 UNSLOTH = """

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import gc
 import importlib.util
+import math
 import os
 import warnings
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 import torch
 
 from trdlib import store
+from trdlib.divergence import Head, logits_in_chunks
 from trdlib.settings import Lora, Models, SettingsError, root
 
 
@@ -89,7 +91,8 @@ def check_4bit(settings: Models) -> None:
 def load(name: str, settings: Models, context_length: int):
     """-> (model, tokenizer), on the GPU if there is one, in evaluation mode, weights frozen.
 
-    context_length: the longest sequence it will see, in tokens (Run.context_length).
+    context_length: the longest sequence it will see, in tokens (Run.context_length). SettingsError
+    if `hidden_states` and `head` do not make the logits that the model itself makes.
     """
     check_4bit(settings)
     free_gpu()
@@ -130,12 +133,48 @@ def load(name: str, settings: Models, context_length: int):
         model = model if settings.load_in_4bit else model.to(place)
         tokenizer = load_tokenizer(name)
     tokenizer.padding_side = "left"
-    model.requires_grad_(False)
-    return model.eval(), tokenizer
+    model.requires_grad_(False).eval()
+    _check_logits(name, model)
+    return model, tokenizer
+
+
+@torch.no_grad()
+def _check_logits(name: str, model) -> None:
+    """SettingsError unless the losses see the logits that the model samples from: on four tokens,
+    to 0.01 % of the largest (5 % in 16 bits: they are rounded elsewhere)."""
+    whole = head(model, None)
+    ids = torch.arange(1, 5, device=model.device)[None] * (len(whole.weight) // 5)
+    _, ours = next(logits_in_chunks(hidden_states(model, input_ids=ids)[0], whole))
+    theirs = model(input_ids=ids, use_cache=False).logits
+    if not isinstance(theirs, torch.Tensor) or not theirs.numel():
+        return  # unsloth forms none where it has been told to save them: nothing to compare with
+    theirs = theirs[0].to(ours)
+    apart, most = (ours[:, : theirs.shape[-1]] - theirs).abs().max(), theirs.abs().max()
+    if not apart <= most * (1e-4 if model.dtype.itemsize > 2 else 0.05):
+        raise SettingsError(
+            f"the logits of {name} ({type(model).__name__}) are up to {apart:.3g} away from those "
+            f"of its decoder and output head, of up to {most:.3g}: it does something after its "
+            "head that the losses here do not know, choose a model of another family"
+        )
 
 
 def add_lora(model, settings: Lora, *, backend: str, seed: int, checkpointing: bool = False):
-    """A fresh LoRA adapter on the model; its initialisation depends on the seed alone."""
+    """A fresh LoRA adapter on the model; its initialisation depends on the seed alone.
+
+    SettingsError unless each target is a projection of the decoder: the losses read the head
+    itself, without an adapter, and merging one into tied embeddings would change the head.
+    """
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    matrices = {n: m for n, m in model.named_modules() if getattr(m, "weight", None) is not None}
+    layers = {n for n, m in matrices.items() if m.weight.ndim == 2 and m not in ends}
+    for target in settings.targets:
+        found = {n for n in matrices if f".{n}".endswith(f".{target}")}
+        if not found or found - layers:
+            among = ", ".join(sorted({n.rpartition(".")[2] for n in layers}))
+            raise SettingsError(
+                f"lora.targets: {target} is no projection of {type(model).__name__}'s decoder, "
+                f"where the loss sees an adapter: choose among {among}"
+            )
     torch.manual_seed(seed)
     if backend == "unsloth":
         import unsloth
@@ -186,13 +225,32 @@ def _causal_lm(model):
 
 def hidden_states(model, **inputs) -> torch.Tensor:
     """Last hidden states (B, T, H): what the output head reads. No logits are formed."""
-    return _causal_lm(model).model(**inputs, use_cache=False).last_hidden_state
+    return _causal_lm(model).get_decoder()(**inputs, use_cache=False).last_hidden_state
 
 
-def head(model, vocabulary: int | torch.Tensor) -> torch.Tensor:
-    """Weight (vocabulary, H) of the output head without its padded rows, or only these tokens'."""
-    weight = _causal_lm(model).get_output_embeddings().weight
-    return weight[:vocabulary] if isinstance(vocabulary, int) else weight[vocabulary]
+def head(model, vocabulary: int | torch.Tensor | None) -> Head:
+    """The output head over so many tokens, without its padded rows (None: with them), or over these
+    tokens alone. SettingsError if there is none, it is quantised, or it carries an adapter."""
+    model = _causal_lm(model)
+    layer, config = model.get_output_embeddings(), model.config.get_text_config()
+    weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
+    if weight is None or weight.dtype.itemsize < 2 or hasattr(layer, "base_layer"):
+        raise SettingsError(
+            f"{type(model).__name__} has no output head that the losses can read: it is missing, "
+            "quantised, or has an adapter"
+        )
+
+    def given(*names: str) -> list[float]:
+        values = [getattr(config, name, None) for name in names]
+        return [value for value in values if isinstance(value, int | float)]
+
+    # What the families call it; whoever does more, or means something else, fails _check_logits.
+    divided = given("logits_scaling", "logits_mup_width_multiplier")
+    scale = math.prod(given("logit_scale", "output_multiplier", "lm_head_multiplier"))
+    cap = given("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+    kept = vocabulary if isinstance(vocabulary, torch.Tensor) else slice(vocabulary)
+    bias = bias if bias is None else bias[kept]
+    return Head(weight[kept], bias, scale / math.prod(divided), cap[0] if cap else None)
 
 
 def onset_ids(tokenizer, words) -> list[int]:

@@ -18,34 +18,31 @@ def hidden_at(model, input_ids, labels) -> torch.Tensor:
 def token_signals(
     student_hidden, student_head, teacher_hidden, teacher_head, targets, *, onsets, rights
 ) -> dict[str, torch.Tensor]:
-    """The signals at N positions, each (N,).
+    """The signals at N positions, each (N,); KL, entropy and log-probability in nats.
 
-    student_hidden (N, H_S), teacher_hidden (N, H_T): at the positions that predict the tokens
-    targets (N,). Heads (V, H). onsets: token ids; rights (N,): the right token, or -1 where none
-    is known. forward_kl, reverse_kl, student_entropy, teacher_entropy in nats; student_logp and
-    teacher_logp of the target; onset_mass and right_mass: the teacher's probability (right_mass
-    NaN where unknown); onset_kl: what the onset words add to the forward KL; own_kl: what the
-    target adds to the reverse KL; gradient (N, H_S): of the forward KL by the student's hidden
-    state, (s - t) @ head.
+    Hidden states (N, H): at the positions that predict the tokens targets (N,). onsets: token ids;
+    rights (N,): the right token, or -1 where none is known. student_logp, teacher_logp: of the
+    target. onset_mass, right_mass (NaN where unknown): the teacher's probability. onset_kl: what
+    the onset words add to the forward KL; own_kl: what the target adds to the reverse KL.
     """
     parts = []
     students = logits_in_chunks(student_hidden, student_head)
     teachers = logits_in_chunks(teacher_hidden, teacher_head)
-    for (rows, log_s), (_, log_t) in zip(students, teachers, strict=True):
-        log_s, log_t = log_s.log_softmax(-1), log_t.log_softmax(-1)
+    for (rows, student), (_, teacher) in zip(students, teachers, strict=True):
+        log_s, log_t = student.log_softmax(-1), teacher.log_softmax(-1)
         s, t, target, right = log_s.exp(), log_t.exp(), targets[rows, None], rights[rows, None]
+        forward, reverse = t * (log_t - log_s), s * (log_s - log_t)
         found = {
-            "forward_kl": (t * (log_t - log_s)).sum(-1),
-            "reverse_kl": (s * (log_s - log_t)).sum(-1),
+            "forward_kl": forward.sum(-1),
+            "reverse_kl": reverse.sum(-1),
             "student_entropy": -(s * log_s).sum(-1),
             "teacher_entropy": -(t * log_t).sum(-1),
             "student_logp": log_s.gather(-1, target)[:, 0],
             "teacher_logp": log_t.gather(-1, target)[:, 0],
             "onset_mass": t[:, onsets].sum(-1),
-            "onset_kl": (t * (log_t - log_s))[:, onsets].sum(-1),
-            "own_kl": (s * (log_s - log_t)).gather(-1, target)[:, 0],
+            "onset_kl": forward[:, onsets].sum(-1),
+            "own_kl": reverse.gather(-1, target)[:, 0],
             "right_mass": t.gather(-1, right.clamp(min=0)).where(right >= 0, torch.nan)[:, 0],
-            "gradient": ((s - t).to(student_head.dtype) @ student_head).float(),
         }
         parts.append(found)
     return {name: torch.cat([part[name] for part in parts]) for name in found}
