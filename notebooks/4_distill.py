@@ -54,7 +54,7 @@ pd.DataFrame(
         "run": [str(run) for run in runs],
         "right %": [100 * found.accuracy for found in training],
         "word for word y* %": [100 * found.like_reference for found in training],
-        "rows": [np.mean([len(rows) for rows in found.rows.values()]) for found in training],
+        "rows": [np.mean(found.counts) for found in training],
     }
 ).set_index("run").round(1)
 
@@ -104,8 +104,8 @@ pd.Series(chosen, name="chosen learning rate").to_frame()
 
 # %% [markdown]
 # Accuracy on the validation set against the learning rate, a line per base model, black the mean,
-# red the choice. Is it inside the grid, or at its edge? (A method on a subset of the rows has one
-# rate, and an empty plot.)
+# red the choice. Is it inside the grid, or at its edge? (A variant, on a
+# subset of the rows or in rounds, has the rate that its method chose, and an empty plot.)
 
 # %%
 width = min(5, len(runs))
@@ -115,7 +115,7 @@ fig, axes = plt.subplots(height, width, figsize=size, sharey=True, squeeze=False
 for axis in axes.flat[len(runs) :]:
     axis.set_axis_off()
 for axis, run, found in zip(axes.flat, runs, trained, strict=False):
-    scores = pd.DataFrame(found.choice["validation_by_seed"], index=run.settings.seeds).T
+    scores = pd.DataFrame(found.choice["validation_by_seed"]).T
     if len(scores):
         scores.index = scores.index.astype(float)
         axis.plot(scores, "o-", lw=1, ms=4, label=[f"seed {s}" for s in scores.columns])

@@ -20,8 +20,10 @@
 # Each benchmark problem is solved k times by each trained base model. avg@k is the mean accuracy,
 # pass@k the chance that at least one of k is right (unbiased estimator). The intervals resample
 # problems, because samples of one problem are a cluster. `method = "all"` evaluates every method
-# that `dvc repro` runs. `mode = "none"` is for the rows that are not trained: `base`, `base_again`
-# (other random numbers: the noise floor) and `teacher`; `mode = "all"` has them too.
+# that `dvc repro` runs. Every benchmark is sampled at each temperature of the scale, the paper's
+# 0.6 first: a higher one rewards sharp models more. `mode = "none"` is for the rows that are not
+# trained: `base`, `base_again` (other random numbers: the noise floor) and `teacher`;
+# `mode = "all"` has them too.
 
 # %% tags=["parameters"]
 scale: str = "smoke"  # a scale of params.yaml, changed settings behind it (docs/sweeps.md)
@@ -54,7 +56,8 @@ if mode in ("none", "all"):
     adapters, choices = ([None] * len(untrained) + found for found in (adapters, choices))
 samples = evaluate(runs, task, sets, adapters)
 metrics = measure(runs, sets, samples, choices)
-benchmarks = list(metrics[0]["benchmarks"])
+temperatures = list(metrics[0]["benchmarks"])  # the primary one first
+benchmarks = list(metrics[0]["benchmarks"][temperatures[0]])
 
 # %% [markdown]
 # ## The numbers
@@ -68,6 +71,7 @@ pd.DataFrame(
         {
             "mode": run.mode,
             "method": run.method,
+            "temperature": temperature,
             "benchmark": benchmark,
             "metric": f"{metric}@{m['k']}",
             **{k: round(100 * v, 1) for k, v in m[f"{metric}_at_k"].items()},
@@ -77,16 +81,18 @@ pd.DataFrame(
             "unfinished %": round(100 * m["unfinished"], 2),
         }
         for run, found in zip(runs, metrics, strict=True)
-        for benchmark, m in found["benchmarks"].items()
+        for temperature in temperatures
+        for benchmark, m in found["benchmarks"][temperature].items()
         for metric in ("avg", "pass")
     ]
-).set_index(["mode", "method", "benchmark", "metric"])
+).set_index(["mode", "method", "temperature", "benchmark", "metric"])
 
 # %% [markdown]
 # ## Where is the accuracy?
 #
-# The share of problems by how many of their k samples are right, a line per base model. Two hills,
-# at 0 and at k, are a model that knows or does not; a hill in the middle is one that guesses.
+# The share of problems by how many of their k samples are right, a line per base model, at the
+# first temperature. Two hills, at 0 and at k, are a model that knows or does not; a hill in the
+# middle is one that guesses.
 
 # %%
 for one in dict.fromkeys(run.mode for run in runs):
@@ -94,7 +100,8 @@ for one in dict.fromkeys(run.mode for run in runs):
     size = (2.6 * len(benchmarks), 1.5 * len(rows) + 1)
     fig, axes = plt.subplots(len(rows), len(benchmarks), figsize=size, sharey=True, squeeze=False)
     for i, (row, (run, found)) in enumerate(zip(axes, rows, strict=True)):
-        for axis, (benchmark, m) in zip(row, found["benchmarks"].items(), strict=True):
+        measured = found["benchmarks"][temperatures[0]]
+        for axis, (benchmark, m) in zip(row, measured.items(), strict=True):
             for base, right in zip(m["seeds"], m["correct"], strict=True):
                 share = pd.Series(right).value_counts(normalize=True).reindex(range(m["k"] + 1))
                 style = {"drawstyle": "steps-mid", "color": f"C{base}", "label": f"seed {base}"}
@@ -114,7 +121,7 @@ notebooks.record(
             m["correct"], m["k"], m["problems"]
         )
         for run, found in zip(runs, metrics, strict=True)
-        for benchmark, m in found["benchmarks"].items()
+        for benchmark, m in found["benchmarks"][temperatures[0]].items()
     }
 )
 jobs.write_timing(f"5_evaluate-{runs[0].scale}", runs[0].settings.workers)

@@ -4,13 +4,14 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import peft
 import pytest
 import torch
 from transformers import Trainer
 
 from trdlib import distill, models, prompts, rollout, store
 from trdlib.ops.chain import sampled
-from trdlib.refine import Pair, refine, solve, training_sets
+from trdlib.refine import Pair, next_round, refine, solve, training_sets
 from trdlib.run import get_run
 
 ROWS = [
@@ -319,7 +320,7 @@ def test_distill_chooses_on_validation_and_skips_what_is_finished(smoke, task, s
 
 
 def test_runs_of_one_pool_end_as_each_alone(smoke, task, sets):
-    runs = [smoke("opd", "trd"), smoke("opsd", "sft"), smoke("opsd", "forward_kl_failed")]
+    runs = [smoke("opd", "trd"), smoke("opsd", "sft"), smoke("opd", "trd_rounds")]
     together = distill.distill(runs, task, sets, sampled(runs, task, sets["train"]))
     for run, found in zip(runs, together, strict=True):
         run.choice.unlink()
@@ -332,19 +333,95 @@ def test_a_given_learning_rate_is_taken(smoke, task, sets):
     run = get_run("smoke", "opd", "sft", learning_rate=0.003)
     choice, adapters = distilled(run, task, sets)
     assert (choice["chosen"], choice["grid"], choice["validation_by_seed"]) == (0.003, [0.003], {})
-    assert store.read_json(adapters[2] / "run.json")["learning_rate"] == 0.003
+    assert store.read_json(adapters[1] / "run.json")["learning_rate"] == 0.003
 
 
-def test_a_subset_trains_with_its_own_rates_and_says_how_many_rows(smoke, task, sets):
+def test_a_variant_trains_with_its_own_rates_and_says_how_many_rows(smoke, task, sets):
     run = smoke("opd", "forward_kl_failed")
-    choice, adapters = distilled(run, task, sets)
-    assert choice["grid"] == list(run.settings.training.subset_learning_rates)
+    choice, _ = distilled(run, task, sets)
+    assert choice["grid"] == list(run.settings.training.variant_learning_rates)
     assert choice["validation_by_seed"] == {}  # one rate: nothing to choose
     y_o = rollout.rollout(run, task, sets["train"])
     failed = y_o[~y_o["correct"]].groupby("seed").size()
     assert choice["rows_by_seed"] == failed.reindex(run.settings.seeds).tolist()
-    for seed, folder in adapters.items():
-        assert choice["adapters"][str(seed)] == store.weights_hash(folder)
+
+
+def test_rounds_carry_the_adapter_on_along_fresh_attempts(smoke, task, sets, monkeypatch):
+    run, train_set = smoke("opd", "trd_rounds"), sets["train"]
+    _, adapters = distilled(run, task, sets)
+    rate, folder = run.rates[0], run.folder(1) / "rounds" / str(run.rates[0])
+    everything = sampled([run], task, train_set)["opd"]["y_o"].set_index(["seed", "id"])
+    asked = []
+    for number in range(1, run.recipe.rounds):
+        place, before = folder / str(number + 1), folder / str(number) / "adapter"
+        y_o, y_r = (store.load(place / f"{name}.parquet") for name in ("y_o", "y_r"))
+        assert list(y_o["id"]) == list(y_r["id"]) == list(train_set["id"][number::4])
+        asked += list(y_o["id"])
+        rows = next_round(run, task, 1, train_set.iloc[number::4], before, number, place)
+        ids = [list(map(int, ids)) for ids in y_r["token_ids"]]
+        assert [pair.response_ids for pair in rows] == ids
+        shown = models.load_tokenizer(run.model_path("student", 1)).decode(rows[0].teacher_ids)
+        assert y_o["text"][0] in shown
+    assert set(asked) | set(train_set["id"][::4]) == set(train_set["id"])
+    first = everything.loc[1].loc[asked]["text"].tolist()
+    again = [t for n in (2, 3, 4) for t in store.load(folder / str(n) / "y_o.parquet")["text"]]
+    assert again != first  # another student, other random numbers
+    # the last round is a training from the adapter of the round before
+    distiller = distill.build(run, 1, folder / "3" / "adapter")
+    how = {"learning_rate": rate, "seed": distill._stream(run.recipe, 1, 3)}
+    distill.train(distiller, rows, run.settings.training, checkpoints=folder / "mine", **how)
+    kept = peft.load_peft_weights(str(adapters[1]), "cpu")
+    mine = peft.get_peft_model_state_dict(distiller.student)
+    assert all(torch.equal(mine[name], weight) for name, weight in kept.items())
+    # a run that was stopped in its last round goes on with that alone
+    calls, original = [], Trainer.train
+    monkeypatch.setattr(Trainer, "train", lambda *a, **k: calls.append(1) or original(*a, **k))
+    shutil.rmtree(adapters[1])
+    distilled(run, task, sets)
+    assert len(calls) == 1
+
+
+def test_damaged_weights_are_set_aside_and_made_again(smoke, task, sets, capsys):
+    run = get_run("smoke", "opd", "sft", learning_rate=0.003)
+    _, adapters = distilled(run, task, sets)
+    weights = adapters[0] / "adapter_model.safetensors"
+    right = weights.read_bytes()
+    weights.write_bytes(right[:-4] + bytes(b ^ 1 for b in right[-4:]))
+    distilled(run, task, sets)
+    assert weights.read_bytes() == right
+    assert "adapter is damaged" in capsys.readouterr().err
+
+
+def test_a_twin_has_other_random_numbers(smoke, task, sets):
+    one, twin = (distilled(smoke("opd", m), task, sets) for m in ("trd", "trd_again"))
+    files = [found.adapters[0] / "adapter_model.safetensors" for found in (one, twin)]
+    assert files[0].read_bytes() != files[1].read_bytes()
+    logs = [store.read_json(f.with_name("training_log.json"))[0]["loss"] for f in files]
+    assert logs[0] != logs[1]  # other rows first
+
+
+def test_pruning_ends_at_the_first_token_that_the_teacher_gives_up(project):
+    distiller = smoke_distiller("reverse_kl")
+    teacher = distiller._teacher[0]
+    full = distill.token_losses(distiller, ROWS)
+    surprise = []
+    for pair in ROWS:
+        ids = torch.tensor([[*pair.teacher_ids, *pair.response_ids]])
+        with torch.no_grad():
+            said = teacher(input_ids=ids).logits[0].double().softmax(-1)
+        at = range(len(pair.teacher_ids) - 1, ids.shape[1] - 1)
+        surprise.append([float(said[i, ids[0, i + 1]]) for i in at])
+    below = float(np.median(np.concatenate(surprise)))
+    distiller.recipe = distiller.recipe.model_copy(update={"prune_below": below})
+    cut = 0
+    for ours, usual, given in zip(
+        distill.token_losses(distiller, ROWS, batch_size=3), full, surprise, strict=True
+    ):
+        end = next((i for i, p in enumerate(given) if p < below), len(given))
+        torch.testing.assert_close(ours[:end], usual[:end])
+        assert (ours[end:] == 0).all()
+        cut += len(given) - end
+    assert 0 < cut < sum(map(len, surprise))
 
 
 def test_ties_go_to_the_smaller_rate():

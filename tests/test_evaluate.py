@@ -30,18 +30,23 @@ def test_metrics_of_a_run_are_those_of_its_samples(smoke, task, sets):
         return evaluate.measure(runs, sets, samples, [None, None])
 
     run, (found, again) = runs[0], measured()
-    assert list(found["benchmarks"]) == [n for n in sets if n not in ("train", "validation")]
+    assert list(found["benchmarks"]) == ["0.6", "1"]
+    names = [n for n in sets if n not in ("train", "validation")]
+    assert all(list(cells) == names for cells in found["benchmarks"].values())
     assert store.read_json(run.metrics) == found
-    for name, cell in found["benchmarks"].items():
-        frames = [pd.read_parquet(run.samples(seed, name)) for seed in run.settings.seeds]
+    cells = [(t, n, cell) for t, of in found["benchmarks"].items() for n, cell in of.items()]
+    for temperature, name, cell in cells:
+        places = [run.samples(s, float(temperature), name) for s in run.settings.seeds]
+        frames = [pd.read_parquet(place) for place in places]
         assert cell["avg_at_k_by_seed"] == [f["correct"].mean() for f in frames]
         assert cell["avg_at_k"]["value"] == pytest.approx(
-            np.mean([f["correct"].mean() for f in frames])
+            np.mean([f["correct"].mean() for f in frames]), abs=1e-6
         )
         assert cell["mean_tokens"] == pytest.approx(pd.concat(frames)["n_tokens"].mean())
         assert cell["unfinished"] == pytest.approx(1 - pd.concat(frames)["finished"].mean())
         assert not pd.concat(frames).query("correct and not finished").shape[0]
-        other = again["benchmarks"][name]
+        other = again["benchmarks"][temperature][name]
         assert (cell["k"], cell["n"]) == (other["k"], other["n"])
+        assert cell["k"] == run.settings.evaluation.at(float(temperature)).samples
         assert cell["mean_tokens"] != other["mean_tokens"]  # other random numbers
     assert measured() == [found, again]

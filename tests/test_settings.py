@@ -74,8 +74,12 @@ def at(raw, path, value):
         ("run/scales", ["huge"], "no scale 'huge': choose from .*smoke.*smol, tiny"),
         ("run/methods", ["dpo"], "no method 'dpo'"),
         ("scales/tiny/modes", ["opd"], "no mode of the scale 'opsd'"),
-        ("scales/tiny/ablation/opsd", ["trd"], "trains on all rows"),
-        ("scales/tiny/ablation/opsd", ["trd_lost"], "no method 'trd_lost'"),
+        ("scales/tiny/variants/opsd", ["trd_lost"], "no method 'trd_lost'"),
+        ("methods/trd_right/rounds", 2, "rounds sample y_o or y_r anew: .* with all rows"),
+        ("methods/seq_kd/rounds", 2, "rounds sample y_o or y_r anew"),
+        ("methods/reverse_kl_tail/top_k", None, "tail is what top_k leaves out: set top_k"),
+        ("methods/seq_kd/prune_below", 0.1, "cross_entropy has no teacher"),
+        ("methods/reverse_kl_no_onsets/prune_below", 0.1, "drop skip_onsets"),
         ("scales/smol/only", ["dpo"], "no method 'dpo'"),
         ("methods/forward_kl/context", "plain", "context is of the trajectory y_r"),
         ("scales/tiny/task", "poetry", "there is no task 'poetry': choose from modular"),
@@ -114,6 +118,102 @@ def test_unreadable_files(tmp_path, monkeypatch):
         settings.load()
 
 
+EMPTY = "run: {scales: [], methods: []}\ndefaults: {}\nmethods: {}\nscales: {}\n"
+BOMB = "b0: &b0 [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"b{i}: &b{i} [{', '.join([f'*b{i - 1}'] * 9)}]\n" for i in range(1, 25)
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (EMPTY + "scales: {}\n", "the key 'scales' stands twice: drop one .*line 5"),
+        (EMPTY + "x: {a: 1, b: {c: 1, c: 2}}\n", "the key 'c' stands twice"),
+        (EMPTY + "x: &x {y: *x}\n", "an alias holds itself"),
+        (EMPTY + "x: &x [[*x]]\n", "an alias holds itself"),
+        (EMPTY + "x: &x {<<: *x}\n", "an alias holds itself"),
+        (EMPTY + BOMB, "unfolds into millions of values"),
+        *(
+            (EMPTY + f"{key}: x\n", "line 5.*|a key is no text")
+            for key in ("1", "null", "on", "1.5")
+        ),
+        (EMPTY + "? [a]\n: x\n", "a key is no text"),
+        (EMPTY + f"x: {'9' * 6000}\n", "cannot be read"),
+        (EMPTY + f"x: {2**63}\n", "no number here is so large"),
+        (EMPTY + "x: 2026-13-45\n", "'2026-13-45' cannot be read"),
+        (EMPTY + 'x: "\\ud800"\n', "cannot be read .*surrogates"),
+        (EMPTY + "x: !!python/object/apply:os.abort []\n", "could not determine a constructor"),
+        (EMPTY + "x: " + "[" * 900 + "]" * 900, "nested too deeply"),
+        (EMPTY + "---\na: 1\n", "expected a single document"),
+        (EMPTY.encode("utf-16"), "is not UTF-8 text"),
+        ("run: \u00e4".encode("latin-1"), "is not UTF-8 text"),
+        (bytes(range(256)), "is not UTF-8 text"),
+        (EMPTY.encode("utf-16-le"), "not valid YAML: unacceptable character"),
+        ("", "needs the sections"),
+        ("- a\n", "needs the sections"),
+        *(
+            (EMPTY.replace(f"{name}: {{}}", f"{name}: {value}"), f"{name} must be a section, not")
+            for name in ("defaults", "methods", "scales")
+            for value in ("null", "[]", "[1]", "text", "5")
+        ),
+    ],
+)
+def test_a_file_that_is_no_settings(tmp_path, content, words):
+    path = tmp_path / "params.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(settings.SettingsError) as error:
+        settings.load(path)
+    assert re.search(words, str(error.value)) and "\n" not in str(error.value), str(error.value)
+
+
+def test_what_yaml_may_do(tmp_path):
+    """Merges that overlap, aliases, a byte order mark: all as before."""
+    path = tmp_path / "params.yaml"
+    more = "x: &x {a: 1, b: &b [1, 2]}\ny: &y {<<: *x, a: 2, c: *b}\nz: {<<: [*y, *x], d: *b}\n"
+    path.write_bytes(b"\xef\xbb\xbf" + more.encode())
+    assert settings.read_yaml(path) == yaml.safe_load(more)
+    text = (REPOSITORY / "params.yaml").read_text()
+    path.write_text(text)
+    assert settings.read_yaml(path) == yaml.safe_load(text)
+
+
+NAMES = ["../x", "a/b", "x;touch y", "a b", "5x", "-x", ".x", "\u00e4", "", "x" * 81, "a\n", "a\0"]
+TAKEN = ["train", "validation", "All", "none", "base", "base_again", "teacher", "stamps"]
+
+
+def test_one_rule_for_names():
+    for name in NAMES:
+        with pytest.raises(ValueError, match=r"cannot be a name: at most 80 letters, digits"):
+            settings.check_name(name)
+    for name in (*TAKEN, "models-tiny"):  # the last: a stamp of the scale tiny
+        with pytest.raises(ValueError, match="has a meaning of its own here"):
+            settings.check_name(name)
+    for name in ("qwen3-1.7b", "tiny_code", "A", "models", "training", "sums.py", "x" * 80):
+        assert settings.check_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["../x", "train"])
+def test_the_rule_holds_for_scales_methods_benchmarks_and_tasks(raw, tmp_path, name):
+    """They become paths, commands, and names beside those of the sets."""
+    data = copy.deepcopy(raw["scales"]["qwen3-1.7b"]["data"])
+    data["benchmarks"][name] = data["benchmarks"]["aime24"]
+    recipe = {"trajectory": "y_o", "divergence": "jsd"}
+    for path, value in (
+        ("scales", {**raw["scales"], name: raw["scales"]["tiny"]}),
+        ("methods", {**raw["methods"], name: recipe}),
+        ("scales/tiny/methods", {name: recipe}),
+        ("scales/tiny/data/benchmarks", {name: CHAIN_SET}),
+        ("scales/qwen3-1.7b/data", data),
+        ("scales/tiny/task", f"{name}/sums.py"),
+    ):
+        with pytest.raises(settings.SettingsError) as error:
+            load(at(raw, path, value), tmp_path)
+        assert re.search("cannot be a name|a meaning of its own", str(error.value)), str(
+            error.value
+        )
+        assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -130,14 +230,20 @@ def test_a_notebooks_parameters_are_checked(project, arguments, words):
 
 def test_paths_follow_the_design(project):
     run = get_run("smoke", "opsd", "trd")
-    places = [run.data, run.attempts, run.rewrites("y_r"), run.adapter(1), run.samples(1, "chain")]
+    places = [
+        run.data,
+        run.attempts,
+        run.rewrites("y_r"),
+        run.adapter(1),
+        run.samples(1, 0.6, "chain"),
+    ]
     places += [run.choice, run.metrics]
     assert [str(p.relative_to(project)) for p in places] == [
         "data/smoke",
         "runs/smoke/y_o.parquet",
         "runs/smoke/refine/opsd/y_r.parquet",
         "runs/smoke/distill/opsd/trd/1/adapter",
-        "runs/smoke/evaluate/opsd/trd/1/chain.parquet",
+        "runs/smoke/evaluate/opsd/trd/1/0.6/chain.parquet",
         "results/training/smoke/opsd/trd.json",
         "results/metrics/smoke/opsd/trd.json",
     ]
@@ -146,18 +252,15 @@ def test_paths_follow_the_design(project):
 def test_all_means_what_dvc_runs(project):
     names = [str(run) for run in get_runs("smoke", "all", "all")]
     known = settings.load()
-    ablation = known.scales["smoke"].ablation["opsd"]
+    more = known.scales["smoke"].variants
     assert names == [
-        *(f"smoke/opd/{method}" for method in known.run.methods),
-        *(f"smoke/opsd/{method}" for method in (*known.run.methods, *ablation)),
+        f"smoke/{mode}/{m}" for mode in ("opd", "opsd") for m in (*known.run.methods, *more[mode])
     ]
     assert [str(r) for r in get_runs("smoke", "opsd", "trd")] == ["smoke/opsd/trd"]
-    rows = [run.method for run in get_runs("smol", "none", "all")]
+    rows = [run.method for run in get_runs("qwen3-8b", "none", "all")]
     assert rows == ["base", "base_again"]  # it has no teacher
-    assert [str(r) for r in get_runs("smol", "all", "all")] == [
-        "smol/opsd/forward_kl",
-        "smol/opsd/trd",
-    ]
+    only = ("forward_kl", "trd")
+    assert [str(r) for r in get_runs("smol", "all", "all")] == [f"smol/opsd/{m}" for m in only]
 
 
 def test_the_refine_prompt_has_the_papers_room():

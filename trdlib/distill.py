@@ -10,10 +10,13 @@ Deviations from the authors' code, on purpose:
 1. The sampled token ids are trained on (never decoded and re-encoded text), with the chat template
    around them, and the end-of-turn token of a finished response is a target.
 2. All methods choose their learning rate from one grid, on one validation set.
+3. Rounds (Method.rounds), which the paper's recipe does not have, are those of online distillation
+   at the cost of one epoch: each takes its part of the problems.
 """
 
 import contextlib
 import functools
+import math
 import os
 import shutil
 from pathlib import Path
@@ -22,12 +25,12 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 
-from trdlib import divergence, engines, jobs, models, store
+from trdlib import divergence, engines, jobs, models, prompts, store
 from trdlib.divergence import token_cross_entropy, token_divergence
-from trdlib.refine import Pair, TrainingSet, training_sets
+from trdlib.refine import Pair, TrainingSet, next_round, training_sets
 from trdlib.rollout import answers, pool
 from trdlib.run import Run
-from trdlib.settings import Method, Sampling, Training
+from trdlib.settings import Method, Training
 
 
 def collate(batch: list[Pair], pad: int = 0) -> dict[str, torch.Tensor]:
@@ -85,16 +88,24 @@ class Distiller(torch.nn.Module):
         own = models.step0(self.student) if teacher is None else contextlib.nullcontext(teacher)
         with torch.no_grad(), own as teacher:
             teacher_hidden = models.hidden_states(teacher, input_ids=teacher_ids)[:, :-1]
+        teacher_hidden = teacher_hidden[teacher_labels[:, 1:] != -100]
+        teacher_head = models.head(teacher, self.vocabulary)
         losses = token_divergence(
             hidden,
             student_head,
-            teacher_hidden[teacher_labels[:, 1:] != -100],
-            models.head(teacher, self.vocabulary),
+            teacher_hidden,
+            teacher_head,
             kind=self.recipe.divergence,
             temperature=self.temperature,
             beta=self.recipe.beta,
             top_k=self.recipe.top_k,
+            tail=self.recipe.tail,
         )
+        if self.recipe.prune_below:
+            surprise = token_cross_entropy(teacher_hidden, teacher_head, labels[:, 1:][targets])
+            given_up = surprise > -math.log(self.recipe.prune_below)
+            rows = given_up.split(targets.sum(1).tolist())
+            losses = losses * torch.cat([row.cumsum(0) == 0 for row in rows])
         return losses if self.recipe.clip is None else losses.clamp(max=self.recipe.clip)
 
     def forward(self, input_ids, labels, num_items_in_batch=None, **teacher_inputs):
@@ -115,8 +126,8 @@ class Distiller(torch.nn.Module):
         return torch.nn.modules.module._IncompatibleKeys([], unexpected)
 
 
-def build(run: Run, seed: int) -> Distiller:
-    """The run's distiller, as it is before the first step."""
+def build(run: Run, seed: int, adapter: Path | None = None) -> Distiller:
+    """The run's distiller before its first step: a fresh adapter, or that of the round before."""
     settings, recipe = run.settings, run.recipe
     how = settings.models, run.context_length
     student, tokenizer = models.load(run.model_path("student", seed), *how)
@@ -124,9 +135,13 @@ def build(run: Run, seed: int) -> Distiller:
     if run.mode == "opd" and recipe.divergence != "cross_entropy":
         teacher, teachers = models.load(run.model_path("teacher", seed), *how)
         models.check_same_vocabulary(tokenizer, teachers)
-    lora = {"backend": settings.models.backend, "seed": seed}
+    lora = {"backend": settings.models.backend, "seed": _stream(recipe, seed)}
     lora["checkpointing"] = settings.training.gradient_checkpointing
     student = models.add_lora(student, settings.lora, **lora)
+    if adapter:
+        import peft
+
+        peft.set_peft_model_state_dict(student, peft.load_peft_weights(str(adapter), "cpu"))
     vocabulary = len(tokenizer)
     if recipe.skip_onsets:
         onsets = models.onset_ids(tokenizer, settings.onsets)
@@ -134,6 +149,11 @@ def build(run: Run, seed: int) -> Distiller:
         vocabulary = torch.tensor(kept, device=student.device)
     temperature = settings.training.temperature
     return Distiller(student, teacher, recipe, vocabulary=vocabulary, temperature=temperature)
+
+
+def _stream(recipe: Method, seed: int, number: int = 0) -> int:
+    """The seed of LoRA's initialisation and of the rows' order, in a round of a method's twin."""
+    return seed + 1000 * recipe.again + 100 * number
 
 
 @torch.no_grad()
@@ -184,57 +204,53 @@ def train(
             self.bar.close()
 
     arguments = TrainingArguments(
-        output_dir=str(checkpoints),
-        per_device_train_batch_size=settings.micro_batch_size,
+        output_dir=str(checkpoints), per_device_train_batch_size=settings.micro_batch_size,
         gradient_accumulation_steps=settings.batch_size // settings.micro_batch_size,
-        num_train_epochs=settings.epochs,
-        max_steps=settings.max_steps or -1,
-        learning_rate=learning_rate,
-        adam_beta1=settings.betas[0],
-        adam_beta2=settings.betas[1],
-        weight_decay=settings.weight_decay,
-        warmup_steps=settings.warmup,
+        num_train_epochs=settings.epochs, max_steps=settings.max_steps or -1,
+        learning_rate=learning_rate, adam_beta1=settings.betas[0], adam_beta2=settings.betas[1],
+        weight_decay=settings.weight_decay, warmup_steps=settings.warmup,
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": settings.min_lr_ratio},
-        max_grad_norm=settings.max_grad_norm,
-        bf16=settings.bf16,
-        logging_steps=1,
-        save_steps=settings.save_steps,
-        save_total_limit=2,
-        seed=seed,
+        max_grad_norm=settings.max_grad_norm, bf16=settings.bf16, logging_steps=1,
+        save_steps=settings.save_steps, save_total_limit=2, seed=seed,
         use_cpu=distiller.device.type == "cpu",
-        dataloader_pin_memory=distiller.device.type != "cpu",
-        remove_unused_columns=False,
-        report_to=tracker,
-        run_name=name,
-        disable_tqdm=True,
-    )
+        dataloader_pin_memory=distiller.device.type != "cpu", remove_unused_columns=False,
+        report_to=tracker, run_name=name, disable_tqdm=True,
+    )  # fmt: skip
     trainer = Trainer(
-        model=distiller,
-        args=arguments,
-        train_dataset=rows,
-        data_collator=collate,
+        model=distiller, args=arguments, train_dataset=rows, data_collator=collate,
         callbacks=[Progress(), *callbacks],
-    )
+    )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     whole = [path.parent for path in checkpoints.glob("checkpoint-*/whole")]
     last = max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
-    with jobs.model_compute():
+    with jobs.model_compute(), store.enough_disk(checkpoints):
         trainer.train(resume_from_checkpoint=last and str(last))
     wanted, log = ("step", "loss", "grad_norm", "learning_rate"), trainer.state.log_history
     return [{key: entry[key] for key in wanted} for entry in log if "loss" in entry]
 
 
+def _shapes(run: Run) -> tuple:
+    """What shapes a training run besides weights, rows, seed and learning rate."""
+    settings, recipe = run.settings, run.recipe
+    others = {"learning_rates", "variant_learning_rates", "choice_seeds", "save_steps"}
+    training = settings.training.model_dump(mode="json", exclude=others)
+    used = *divergence.code(recipe.divergence), *models.CODE
+    code = store.code_hash(*used, collate, Distiller, build, train)
+    loaded = settings.models.model_dump(exclude={"engine", "gpu_share", "server", "date"})
+    return run.mode, recipe, training, settings.lora, loaded, code
+
+
+def _sampled(run: Run) -> tuple:
+    """What shapes attempts and rewrites besides weights and prompts."""
+    return engines.identity(run.settings.models), run.settings.rollout, run.settings.refinement
+
+
 def fingerprint(run: Run, seed: int, rows: list[Pair]) -> str:
     """Hash of all that shapes a training run, but for the learning rate."""
-    settings = run.settings
-    others = {"learning_rates", "subset_learning_rates", "save_steps"}
-    training = settings.training.model_dump(mode="json", exclude=others)
     weights = [models.identity(run.model_name(role, seed)) for role in ("student", "teacher")]
-    code = store.code_hash(divergence, *models.CODE, collate, Distiller, build, train)
-    loaded = settings.models.model_dump(exclude={"engine", "gpu_share", "server"})
-    how = (run.mode, run.recipe, training, settings.lora, loaded, code, seed)
-    return store.content_hash(weights, rows, *how)
+    later = _sampled(run) if run.recipe.rounds > 1 else ()
+    return store.content_hash(weights, rows, *_shapes(run), seed, *later)
 
 
 class Candidate(NamedTuple):
@@ -250,10 +266,11 @@ class Candidate(NamedTuple):
     def folder(self) -> Path:
         return self.run.folder(self.seed) / "candidates" / str(self.rate)
 
-    def is_in(self, folder: Path) -> bool:
-        """Is this candidate's finished adapter in the folder?"""
-        path = folder / "run.json"
-        return path.is_file() and store.read_json(path)["fingerprint"] == self.stamp
+
+def _is_in(folder: Path, stamp: str) -> bool:
+    """Is this finished adapter in the folder, its weights undamaged?"""
+    about = store.read_json(folder / "run.json", {})
+    return about.get("fingerprint") == stamp and store.check_weights(folder, about.get("weights"))
 
 
 def cost_file(run: Run, seed: int, learning_rate: float) -> Path:
@@ -261,20 +278,51 @@ def cost_file(run: Run, seed: int, learning_rate: float) -> Path:
     return run.folder(seed) / "cost" / f"{learning_rate}.json"
 
 
-def train_adapter(candidate: Candidate) -> None:
-    """Train an adapter into its folder if it is not there: weights, training_log.json, run.json."""
+def train_adapter(candidate: Candidate, task, problems: pd.DataFrame) -> None:
+    """Train an adapter into the candidate's folder if it is not there: weights, training_log.json,
+    run.json.
+
+    problems: the train set, of which a later round (Method.rounds) samples its part anew. Each
+    round is a training of its own, with its own warm-up, that starts with the adapter before.
+    """
     run, seed, rate, rows, stamp = candidate
-    if candidate.is_in(candidate.folder):
+    if _is_in(candidate.folder, stamp):
+        return
+    rounds, adapter, tokens = run.recipe.rounds, None, {"student_tokens": 0, "teacher_tokens": 0}
+    with jobs.metered() as cost:
+        for number in range(rounds):
+            place = run.folder(seed) / "rounds" / str(rate) / str(number + 1)
+            folder = candidate.folder if number == rounds - 1 else place / "adapter"
+            if number == 0:  # attempts of the step-0 student: those that all methods share
+                of_one = len(rows) // len(problems) if rounds > 1 else 1
+                part = [pair for i, pair in enumerate(rows) if (i // of_one) % rounds == 0]
+            else:
+                asked = problems.iloc[number::rounds]
+                part = next_round(run, task, seed, asked, adapter, number, place)
+            one = candidate._replace(rows=part, stamp=stamp)
+            _train_round(one, number, folder, adapter)
+            for who in ("student", "teacher"):
+                seen = [(getattr(pair, f"{who}_ids"), pair.response_ids) for pair in part]
+                tokens[f"{who}_tokens"] += sum(len(x) + len(y) for x, y in seen if x)
+            adapter = folder
+    about = store.read_json(candidate.folder / "run.json")
+    store.write_json(cost_file(run, seed, rate), about | cost | tokens)
+
+
+def _train_round(candidate: Candidate, number: int, folder: Path, before: Path | None) -> None:
+    """Train one round into the folder, on the candidate's rows, from the adapter before."""
+    run, seed, rate, rows, stamp = candidate
+    if _is_in(folder, stamp):
         return
     engines.close()
-    distiller, tracker = build(run, seed), run.settings.tracker
+    distiller, tracker = build(run, seed, before), run.settings.tracker
     checkpoints = candidate.folder.with_name(f"{rate}.checkpoints")
     if tracker == "tensorboard":  # else its files would go with the checkpoints
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.folder(seed) / tracker / str(rate))
-    how = {"learning_rate": rate, "seed": seed, "checkpoints": checkpoints / stamp}
+    how = {"learning_rate": rate, "seed": _stream(run.recipe, seed, number)}
     how |= {"tracker": tracker, "name": f"{run} seed {seed} rate {rate:g}"}
-    with jobs.metered() as cost:
-        log = train(distiller, rows, run.settings.training, **how)
+    how["checkpoints"] = checkpoints / f"{stamp}.{number}"
+    log = train(distiller, rows, run.settings.training, **how)
     about = {"run": str(run), "seed": seed, "learning_rate": rate, "fingerprint": stamp}
     about |= {"rows": len(rows), "response_tokens": sum(len(pair.response_ids) for pair in rows)}
     base, _, commit = run.model_path("student", seed).partition("@")
@@ -284,20 +332,17 @@ def train_adapter(candidate: Candidate) -> None:
     def write(temporary: Path) -> None:
         distiller.student.save_pretrained(temporary)
         store.write_json(temporary / "training_log.json", log)
+        about["weights"] = store.weights_hash(temporary)
         store.write_json(temporary / "run.json", about)
 
-    for who in ("student", "teacher"):
-        seen = [(getattr(pair, f"{who}_ids"), pair.response_ids) for pair in rows]
-        cost[f"{who}_tokens"] = sum(len(asked) + len(answer) for asked, answer in seen if asked)
-    store.write_json(cost_file(run, seed, rate), about | cost)
-    store.write_folder(candidate.folder, write)
+    store.write_folder(folder, write)
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 class Trained(NamedTuple):
     """What distillation leaves of a run."""
 
-    choice: dict  # as in the file `run.choice`: grid, accuracies by seed, choice, hashes
+    choice: dict  # as in the file `run.choice`: grid, accuracies by seed, choice
     adapters: dict[int, Path]  # of each base seed
 
 
@@ -313,63 +358,66 @@ def distill(
 
     sets: {"train": ..., "validation": ...}, problem sets; tables: as in `training_sets`, whose
     result may be given as `training`. The learning rate is the one of the shared grid
-    (training.learning_rates; subsets may have one of their own) that does best on the validation
-    set, averaged over seeds. All candidates are jobs of one pool; finished work is not done again.
+    (training.learning_rates; variants may have one of their own) that does best on the validation
+    set, averaged over the first training.choice_seeds base seeds. All candidates are jobs of one
+    pool; finished work is not done again.
     """
     training = training or training_sets(runs, sets["train"], tables)
-    grids = [_grid(run, found.rows) for run, found in zip(runs, training, strict=True)]
     with contextlib.ExitStack() as locks:
         for path in sorted({run.choice for run in runs}):
             locks.enter_context(store.locked(path))
-        choices = _choose(runs, task, sets["validation"], training, grids)
-        wanted = zip(grids, choices, strict=True)
-        _install([c for grid, choice in wanted for c in grid if c.rate == choice["chosen"]])
+        choices = _choose(runs, task, sets, training)
+        wanted = [
+            _candidate(run, seed, choice["chosen"], found.rows[seed])
+            for run, choice, found in zip(runs, choices, training, strict=True)
+            for seed in run.settings.seeds
+        ]
+        _install(wanted, task, sets["train"])
         trained = []
         for run, choice in zip(runs, choices, strict=True):
-            places = {seed: run.adapter(seed) for seed in run.settings.seeds}
-            choice["adapters"] = {str(s): store.weights_hash(path) for s, path in places.items()}
             store.write_json(run.choice, choice)  # last: it says that the adapters are there
+            places = {seed: run.adapter(seed) for seed in run.settings.seeds}
             for seed in places:
                 shutil.rmtree(run.folder(seed) / "candidates", ignore_errors=True)
             trained.append(Trained(choice, places))
         return trained
 
 
-def _grid(run: Run, rows: dict[int, list[Pair]]) -> list[Candidate]:
-    """The candidates: every learning rate with every base seed."""
-    stamps = {seed: fingerprint(run, seed, mine) for seed, mine in rows.items()}
-    return [
-        Candidate(run, seed, rate, rows[seed], store.content_hash(stamps[seed], rate))
-        for rate in dict.fromkeys(run.rates)
-        for seed in rows
-    ]
+def _candidate(run: Run, seed: int, rate: float, rows: list[Pair]) -> Candidate:
+    return Candidate(run, seed, rate, rows, store.content_hash(fingerprint(run, seed, rows), rate))
 
 
-def _choose(runs, task, validation, training, grids) -> list[dict]:
-    """For each run the choice on file if it is of this training set and grid, else a new one."""
+def _choice_stamp(run: Run, seeds: tuple[int, ...], sets: dict[str, pd.DataFrame]) -> str:
+    """Hash of all that shapes the choice of a rate and is the same on every machine: what was
+    sampled is not, in its last bits, and a choice that is in git stands on another CPU too."""
+    roles, settings = ("student", "teacher"), run.settings
+    weights = [models.identity(run.model_name(role, s)) for s in seeds for role in roles]
+    asked = [sets[name].to_json(orient="values") for name in ("train", "validation")]
+    wording = [prompts.TEMPLATES[settings.models.style], settings.examples, settings.lengths]
+    how = (run.rates, settings.evaluation.validation, *_sampled(run), *_shapes(run))
+    return store.content_hash(seeds, weights, asked, wording, *how)
+
+
+def _choose(runs: list[Run], task, sets: dict, training: list[TrainingSet]) -> list[dict]:
+    """For each run the choice on file if it was made from the same settings, else a new one."""
     choices, todo = [], []
-    for run, found, grid in zip(runs, training, grids, strict=True):
-        rates = list(dict.fromkeys(candidate.rate for candidate in grid))
-        sampling = run.settings.evaluation.validation if len(rates) > 1 else None
-        asked = validation["problem"].tolist() if sampling else None
-        stamp = store.content_hash([candidate.stamp for candidate in grid], asked, sampling)
-        choice = store.read_json(run.choice) if run.choice.is_file() else {}
+    for run, found in zip(runs, training, strict=True):
+        settings, rates = run.settings, list(dict.fromkeys(run.rates))
+        seeds = settings.seeds[: settings.training.choice_seeds]
+        stamp = _choice_stamp(run, seeds, sets)
+        choice = store.read_json(run.choice, {})
         if choice.get("fingerprint") != stamp:
-            choice = {
-                "grid": rates,
-                "validation_by_seed": {},
-                "chosen": rates[0],
-                "trajectory_accuracy": found.accuracy,
-                "trajectory_like_reference": found.like_reference,
-                "rows_by_seed": [len(rows) for rows in found.rows.values()],
-                "fingerprint": stamp,
-            }
-            todo += [(c, task, validation, sampling) for c in grid if sampling]
-        choices.append(choice)
-    of_run = {run.choice: choice for run, choice in zip(runs, choices, strict=True)}
-    found = pool(runs[0], _try, todo, "distill", training=True)
-    for (candidate, *_), score in zip(todo, found, strict=True):
-        scores = of_run[candidate.run.choice]["validation_by_seed"]
+            if choice:
+                store.is_stale(run.choice)
+            choice = {"grid": rates, "chosen": rates[0], "fingerprint": stamp}
+            choice["validation_by_seed"] = {}
+            if len(rates) > 1:
+                grid = [_candidate(run, s, r, found.rows[s]) for r in rates for s in seeds]
+                todo += [(c, task, sets, choice["validation_by_seed"]) for c in grid]
+        choice |= {"trajectory_accuracy": found.accuracy, "rows_by_seed": found.counts}
+        choices.append(choice | {"trajectory_like_reference": found.like_reference})
+    tried = pool(runs[0], _try, [job[:3] for job in todo], "distill", training=True)
+    for (candidate, *_, scores), score in zip(todo, tried, strict=True):
         scores.setdefault(str(candidate.rate), []).append(score)
     for choice in choices:
         if scores := choice["validation_by_seed"]:
@@ -377,19 +425,20 @@ def _choose(runs, task, validation, training, grids) -> list[dict]:
     return choices
 
 
-def _try(candidate: Candidate, task, validation: pd.DataFrame, sampling: Sampling) -> float:
+def _try(candidate: Candidate, task, sets: dict) -> float:
     """Train the candidate; its mean accuracy on the validation set."""
-    train_adapter(candidate)
+    train_adapter(candidate, task, sets["train"])
     path = candidate.folder.with_name(f"{candidate.rate}.validation.parquet")
     who = {"seed": candidate.seed, "adapter": candidate.folder}
-    found = answers(candidate.run, task, validation, path, sampling, **who)
+    sampling = candidate.run.settings.evaluation.validation
+    found = answers(candidate.run, task, sets["validation"], path, sampling, **who)
     return float(found["correct"].mean())
 
 
-def _install(wanted: list[Candidate]) -> None:
+def _install(wanted: list[Candidate], task, problems: pd.DataFrame) -> None:
     """Put the chosen adapters in their places, trained again where they are lost."""
-    missing = [c for c in wanted if not c.is_in(c.run.adapter(c.seed))]
-    lost = [(c,) for c in missing if not c.is_in(c.folder)]
+    missing = [c for c in wanted if not _is_in(c.run.adapter(c.seed), c.stamp)]
+    lost = [(c, task, problems) for c in missing if not _is_in(c.folder, c.stamp)]
     pool(wanted[0].run, train_adapter, lost, "distill", training=True)
     for c in missing:
         copy = functools.partial(shutil.copytree, c.folder, dirs_exist_ok=True)

@@ -3,47 +3,58 @@
 The metrics are those of stats.py. An evaluation that cannot be made raises: none defaults to zero.
 """
 
+import functools
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from trdlib import stats, store
-from trdlib.rollout import answers, pool
+from trdlib.prompts import student_prompts
+from trdlib.rollout import Request, pool, table
 from trdlib.run import Run
 from trdlib.stats import avg_at_k, pass_at_k
 
 
-def _evaluate(run: Run, task, seed: int, name: str, problems: pd.DataFrame, adapter: Path | None):
-    who = {"role": "teacher" if run.method == "teacher" else "student", "seed": seed}
-    who |= {"adapter": adapter, "stream": int(run.method == "base_again")}
-    how = (run.samples(seed, name), run.settings.evaluation.sampling)
-    return answers(run, task, problems, *how, **who)
-
-
 def evaluate(
     runs: list[Run], task, sets: dict[str, pd.DataFrame], adapters: list[dict[int, Path] | None]
-) -> list[dict[str, pd.DataFrame]]:
-    """Sample and grade every benchmark with every base seed: {benchmark: samples} for each run.
+) -> list[dict[float, dict[str, pd.DataFrame]]]:
+    """Sample and grade every benchmark with every base seed at every temperature of the scale:
+    {temperature: {benchmark: samples}} for each run.
 
     The runs are of one scale; adapters: of each run by seed, None for rows that are not trained.
     All samples of all runs are jobs of one pool. The tables have the columns of a generation file
     plus `seed`. What is there is read.
     """
     benchmarks = {name: sets[name] for name in sets if name not in ("train", "validation")}
-    seeds = runs[0].settings.seeds
+    seeds, temperatures = runs[0].settings.seeds, runs[0].settings.evaluation.temperatures
+
+    @functools.cache
+    def asked(role: str, seed: int, name: str) -> tuple[list[dict], list]:
+        rows = benchmarks[name].to_dict("records")
+        return rows, student_prompts(runs[0], seed, rows, role)
+
+    def cell(run: Run, temperature: float, name: str, seed: int, adapter: Path | None) -> tuple:
+        """The arguments of `table`."""
+        role = "teacher" if run.method == "teacher" else "student"
+        again = int(run.method == "base_again") if run.mode == "none" else run.recipe.again
+        request = Request(role, seed, *asked(role, seed, name), adapter, stream=again)
+        how = run.samples(seed, temperature, name), request, run.settings.evaluation.at(temperature)
+        return run, task, *how
+
     cells = [
-        (run, task, seed, name, benchmarks[name], found and found[seed])
+        cell(run, temperature, name, seed, found and found[seed])
         for run, found in zip(runs, adapters, strict=True)
+        for temperature in temperatures
         for name in benchmarks
         for seed in seeds
     ]
-    tables = iter(pool(runs[0], _evaluate, cells, "evaluate"))
+    tables = iter(pool(runs[0], table, cells, "evaluate"))
 
     def whole() -> pd.DataFrame:
         return pd.concat([next(tables).assign(seed=seed) for seed in seeds], ignore_index=True)
 
-    return [{name: whole() for name in benchmarks} for _ in runs]
+    return [{t: {name: whole() for name in benchmarks} for t in temperatures} for _ in runs]
 
 
 def correct_counts(samples: pd.DataFrame) -> tuple[np.ndarray, int]:
@@ -53,6 +64,11 @@ def correct_counts(samples: pd.DataFrame) -> tuple[np.ndarray, int]:
     if sizes.nunique() != 1:
         raise ValueError("every problem must have the same number of samples")
     return grouped.sum().unstack("id").to_numpy(), int(sizes.iloc[0])
+
+
+def _rounded(found: stats.Estimate) -> dict:
+    """What is kept: the last digits of an interval differ between machines."""
+    return {name: round(value, 6) for name, value in found._asdict().items()}
 
 
 def _metrics(samples: pd.DataFrame, problems: pd.DataFrame, run: Run) -> dict:
@@ -69,8 +85,8 @@ def _metrics(samples: pd.DataFrame, problems: pd.DataFrame, run: Run) -> dict:
         "n": right.shape[1],
         "seeds": sorted(run.settings.seeds),
         "problems": store.content_hash(problems["problem"].tolist()),
-        "avg_at_k": stats.bootstrap(right / k, **how)._asdict(),
-        "pass_at_k": stats.bootstrap(passed, **how)._asdict(),
+        "avg_at_k": _rounded(stats.accuracy(right / k, **how)),
+        "pass_at_k": _rounded(stats.accuracy(passed, **how)),
         "avg_at_k_by_seed": [avg_at_k(row / k) for row in right],
         "pass_at_k_by_seed": [float(row.mean()) for row in passed],
         "mean_tokens": float(samples["n_tokens"].mean()),
@@ -82,20 +98,19 @@ def _metrics(samples: pd.DataFrame, problems: pd.DataFrame, run: Run) -> dict:
 def measure(
     runs: list[Run], sets: dict[str, pd.DataFrame], samples: list[dict], choices: list[dict | None]
 ) -> list[dict]:
-    """The metrics of each run from its samples (see `evaluate`), written to its metrics file.
+    """The metrics of each run from its samples (see `evaluate`), written to its metrics file:
+    {"benchmarks": {temperature: {benchmark: ...}}}.
 
     choices: how each was trained (distill.Trained.choice), None for the rows that are not.
     """
     found = []
-    for run, tables, choice in zip(runs, samples, choices, strict=True):
-        seeds, stamp = run.settings.seeds, store.fingerprint_of
-        stamps = {b: {str(s): stamp(run.samples(s, b)) for s in seeds} for b in tables}
-        metrics = {
-            "run": {"scale": run.scale, "mode": run.mode, "method": run.method},
-            "benchmarks": {name: _metrics(t, sets[name], run) for name, t in tables.items()},
-            "fingerprints": stamps,
+    for run, at, choice in zip(runs, samples, choices, strict=True):
+        measured = {
+            f"{temperature:g}": {name: _metrics(t, sets[name], run) for name, t in tables.items()}
+            for temperature, tables in at.items()
         }
-        metrics |= {"training": choice} if choice else {}
+        metrics = {"run": {"scale": run.scale, "mode": run.mode, "method": run.method}}
+        metrics |= {"benchmarks": measured} | ({"training": choice} if choice else {})
         store.write_json(run.metrics, metrics)
         found.append(metrics)
     return found

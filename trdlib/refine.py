@@ -6,12 +6,13 @@
 """
 
 from itertools import compress
+from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
 from trdlib import models, prompts
-from trdlib.rollout import Request, tables_of_seeds
+from trdlib.rollout import Request, table, tables_of_seeds
 from trdlib.run import Run
 from trdlib.settings import Method
 
@@ -26,16 +27,18 @@ def refine(run: Run, task, problems: pd.DataFrame, y_o: pd.DataFrame) -> pd.Data
 
     problems: the train set. The rows and columns of y_o, plus y_o_correct and prompt_truncated.
     """
-    requests = []
-    for seed in run.settings.seeds:
-        mine = y_o[y_o["seed"] == seed]
-        rows = rows_of(problems, mine)
-        contexts = prompts.teacher_prompts(run, seed, rows, mine["text"].tolist())
-        requests.append(Request("teacher", seed, rows, contexts))
+    requests = [_rewriting(run, s, problems, y_o[y_o["seed"] == s]) for s in run.settings.seeds]
     columns = {"sample": y_o["sample"].tolist(), "y_o_correct": y_o["correct"].tolist()}
     columns["prompt_truncated"] = [p.truncated for r in requests for p in r.prompts]
     path, sampling = run.rewrites("y_r"), run.settings.refinement
     return tables_of_seeds(run, task, path, requests, sampling, **columns)
+
+
+def _rewriting(run: Run, seed: int, problems: pd.DataFrame, y_o: pd.DataFrame, **more) -> Request:
+    """What asks the teacher for the rewrites of a base seed's attempts."""
+    rows = rows_of(problems, y_o)
+    contexts = prompts.teacher_prompts(run, seed, rows, y_o["text"].tolist())
+    return Request("teacher", seed, rows, contexts, **more)
 
 
 def solve(run: Run, task, problems: pd.DataFrame) -> pd.DataFrame:
@@ -99,12 +102,36 @@ def pairs(run: Run, seed: int, responses, problems, *, teacher: bool = True) -> 
     return [Pair(*row) for row in zip(student, theirs, tokens, strict=True)]
 
 
+def next_round(
+    run: Run, task, seed: int, problems, adapter: Path, number: int, folder: Path
+) -> list[Pair]:
+    """What round `number` (the second is 1) trains on: attempts of the student as it is now, and,
+    for y_r, the teacher's rewrites of them. The teacher stays what it was, in OPSD the step-0
+    student. problems: this round's; adapter: of the round before; folder: for y_o and y_r."""
+    rows, settings = problems.to_dict("records"), run.settings
+    asked = prompts.student_prompts(run, seed, rows)
+    request = Request("student", seed, rows, asked, adapter, stream=number)
+    y_o = table(run, task, folder / "y_o.parquet", request, settings.rollout)
+    tables = {"y_o": y_o.assign(seed=seed)}
+    if run.recipe.trajectory == "y_r":
+        request = _rewriting(run, seed, problems, y_o, stream=number)
+        y_r = table(run, task, folder / "y_r.parquet", request, settings.refinement)
+        tables["y_r"] = y_r.assign(seed=seed)
+    responses = trajectory(run, problems, tables)
+    return pairs(run, seed, responses, problems, teacher=run.recipe.divergence != "cross_entropy")
+
+
 class TrainingSet(NamedTuple):
     """What a method trains on, and how good its trajectory is."""
 
     rows: dict[int, list[Pair]]  # of each base seed
     accuracy: float  # share of right responses
     like_reference: float  # share of responses that are the reference solution, word for word
+
+    @property
+    def counts(self) -> list[int]:
+        """Rows of each base seed."""
+        return [len(rows) for rows in self.rows.values()]
 
 
 def training_sets(runs: list[Run], problems: pd.DataFrame, tables: dict) -> list[TrainingSet]:
@@ -140,6 +167,8 @@ def _subset(responses: pd.DataFrame, recipe: Method) -> pd.Series:
     """Which rows the recipe trains on."""
     if recipe.subset == "all":
         return pd.Series(True, index=responses.index)
+    if recipe.subset == "right":
+        return responses["correct"].astype(bool)
     passed = responses["y_o_correct"].astype(bool)
     mended = ~passed & responses["correct"]
     return {"passed": passed, "failed": ~passed, "failed_then_passed": mended}[recipe.subset]

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import pandas as pd
 
-from trdlib import engines, generate, jobs, models, prompts, store
+from trdlib import engines, jobs, models, prompts, store
 from trdlib.run import Run
 from trdlib.settings import Sampling
 
@@ -53,13 +53,21 @@ def _verdicts_hash(task, rows: list[dict], *more) -> str:
 
 def _reuse(path: Path, stamps: tuple[str, str], rows: list[dict], task, **columns):
     """The table of this generation, or None. Graded by other rules, it is graded again."""
-    if not path.is_file() or store.fingerprint_of(path).split("/")[0] != stamps[0]:
+    if (found := store.fingerprint_of(path)) is None:
         return None
+    if found.split("/")[0] != stamps[0]:
+        return store.is_stale(path)
     table = store.load(path)
-    if store.fingerprint_of(path) != "/".join(stamps):
+    if table is not None and found != "/".join(stamps):
         table = table.assign(correct=grade(task, table, rows), **columns)
         store.save(table, path, "/".join(stamps))
     return table
+
+
+def _asked(path: Path, stamp: str, request: Request, sampling: Sampling) -> engines.Asked:
+    """What the table at this path asks of an engine."""
+    parts, ids = path.with_name(f"{path.name}.parts") / stamp, [p.ids for p in request.prompts]
+    return engines.Asked(ids, sampling, parts, (request.seed, request.stream), request.adapter)
 
 
 def table(run: Run, task, path: Path, request: Request, sampling: Sampling) -> pd.DataFrame:
@@ -72,14 +80,9 @@ def table(run: Run, task, path: Path, request: Request, sampling: Sampling) -> p
     stamps = fingerprint(run, request, sampling), _verdicts_hash(task, rows)
     if (found := _reuse(path, stamps, rows, task)) is not None:
         return found
-    parts = path.with_name(f"{path.name}.parts")
     name = run.model_name(request.role, request.seed)
-    asked = [prompt.ids for prompt in request.prompts]
-    how = {"parts": parts / stamps[0], "seed": (request.seed, request.stream)}
-    how["label"] = f"{request.seed}/{path.stem}"
-    with engines.opened(run, name, request.adapter) as engine:
-        tokenizer = engine.tokenizer
-        groups = generate.sample(engine.complete, asked, sampling, **how)
+    asked = _asked(path, stamps[0], request, sampling)
+    groups = engines.sample(run, name, asked, f"{request.seed}/{path.stem}")
     done = [completion for group in groups for completion in group]
     token_ids = [completion.token_ids for completion in done]
     found = pd.DataFrame(
@@ -87,7 +90,7 @@ def table(run: Run, task, path: Path, request: Request, sampling: Sampling) -> p
             "id": [row["id"] for row in rows],
             "sample": [number for group in groups for number in range(len(group))],
             "token_ids": token_ids,
-            "text": tokenizer.batch_decode(token_ids, skip_special_tokens=True),
+            "text": models.load_tokenizer(name).batch_decode(token_ids, skip_special_tokens=True),
             "finished": [completion.finished for completion in done],
             "correct": False,
             "n_tokens": [len(ids) for ids in token_ids],
@@ -95,7 +98,7 @@ def table(run: Run, task, path: Path, request: Request, sampling: Sampling) -> p
     )
     found["correct"] = grade(task, found, rows)
     store.save(found, path, "/".join(stamps))
-    shutil.rmtree(parts, ignore_errors=True)
+    shutil.rmtree(asked.parts.parent, ignore_errors=True)
     return found
 
 
@@ -142,8 +145,18 @@ def pool(run: Run, function, todo: list[tuple], label: str, *, training: bool = 
     """`jobs.run_jobs` with the workers of the run's scale.
 
     Before they are forked, the imports and a first load are made, once instead of in each worker.
+    An engine that has a queue (engines.fill) samples what all tables lack before they are made.
     """
     settings, how = run.settings, run.settings.models
+    if function is table and how.engine != "transformers":
+        lacking: dict[str, list] = {}
+        for one, _, path, request, sampling in todo:
+            stamp = fingerprint(one, request, sampling)
+            if (store.fingerprint_of(path) or "").split("/")[0] != stamp:
+                name = one.model_name(request.role, request.seed)
+                lacking.setdefault(name, []).append(_asked(path, stamp, request, sampling))
+        for name, asked in lacking.items():
+            engines.fill(run, name, asked, label)
     if todo and settings.workers > 1 and (training or how.engine == "transformers"):
         for module in ("peft", "transformers.trainer") if training else ("peft",):
             importlib.import_module(module)

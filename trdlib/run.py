@@ -1,8 +1,7 @@
 """A run: (scale, mode, method), its settings and its files; scales with changed settings.
 
-A scale may carry changes, "tiny lora.r=8": such a run is a scale of its own. Whatever a change
-shapes lies under a name of its own and never replaces what the usual run made; whatever it does not
-touch (here the problems, y_o and y_r) is shared.
+A scale may carry changes, "tiny lora.r=8". Whatever a change shapes lies under a name of its own
+and never replaces what the usual run made; what it does not touch (the problems, y_o) is shared.
 """
 
 import contextlib
@@ -25,7 +24,7 @@ _DATA = ("task", "data")
 _ATTEMPTS = (*_DATA, "models", "lengths", "examples", "rollout", "seeds")
 _REWRITES = (*_ATTEMPTS, "refinement")
 _ADAPTERS = (*_REWRITES, "lora", "training", "methods", "onsets")
-_SHAPES_NOTHING = {"workers", "tracker", "only", "ablation"}  # no result, that is
+_SHAPES_NOTHING = {"workers", "tracker", "only", "variants"}  # no result, that is
 
 _HUB_MODEL = re.compile(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}")
 
@@ -49,18 +48,15 @@ class Run:
 
     def _check(self) -> None:
         for role in ("student", "teacher"):
-            name = getattr(self.settings.models, role)
-            made = "{seed}" in (name or "") or self.settings.packaged
-            local = name is None or made or (root() / name).is_dir()
-            if not local and not _HUB_MODEL.fullmatch(name):
+            name = getattr(self.settings.models, role) or "{seed}"
+            made = "{seed}" in name or self.settings.packaged or (root() / name).is_dir()
+            if not made and not _HUB_MODEL.fullmatch(name):
                 raise ValueError(
                     f"models.{role} {name!r} is neither a folder here nor a hub model at a commit: "
                     "write owner/name@ and the 40 hex digits of the commit"
                 )
         if self.mode == "none":
-            known("reference row (mode none)", self.method, s.REFERENCES)
-            if self.method == "teacher" and self.settings.models.teacher is None:
-                raise ValueError(f"the scale {self.scale} has no teacher: leave this row out")
+            known("reference row (mode none)", self.method, self.methods)
         else:
             known(f"mode of the scale {self.scale}", self.mode, self.settings.modes)
             known("method", self.method, self.settings.methods)
@@ -75,31 +71,24 @@ class Run:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """What `dvc repro` makes in this mode: what is trained, the ablation's last, or the rows
-        that are not trained."""
+        """What `dvc repro` makes in this mode; variants are last."""
         if self.mode == "none":
             has_teacher = self.settings.models.teacher
             return tuple(name for name in s.REFERENCES if name != "teacher" or has_teacher)
-        usual = self.all_settings.run.methods + self.settings.ablation.get(self.mode, ())
-        return self.settings.only or usual
+        usual = self.settings.only or self.all_settings.run.methods
+        return tuple(dict.fromkeys((*usual, *self.settings.variants.get(self.mode, ()))))
 
     @property
     def rates(self) -> tuple[float, ...]:
-        """The learning rates among which the method chooses; subsets may have their own."""
-        training = self.settings.training
-        on_subset = self.mode != "none" and self.recipe.subset != "all"
-        return (on_subset and training.subset_learning_rates) or training.learning_rates
-
-    @property
-    def is_changed(self) -> bool:
-        """Does a setting differ from the scale's usual ones?"""
-        return "~" in self.scale
+        """The learning rates among which the method chooses; variants may have their own."""
+        how, variant = self.settings.training, self.mode != "none" and self.recipe.is_variant
+        return (variant and how.variant_learning_rates) or how.learning_rates
 
     def _place(self, *sections: str) -> str:
         """The name under which lies what these sections of the settings shape."""
-        if not self.is_changed:
-            return self.scale
-        usual = self.scale.partition("~")[0]
+        usual, changed, _ = self.scale.partition("~")
+        if not changed:
+            return usual
         return _named(usual, self.all_settings.scales[usual], self.settings, sections)
 
     def _place_of_training(self) -> str:
@@ -125,11 +114,12 @@ class Run:
     def adapter(self, seed: int) -> Path:
         return self.folder(seed) / "adapter"
 
-    def samples(self, seed: int, benchmark: str) -> Path:
+    def samples(self, seed: int, temperature: float, benchmark: str) -> Path:
         """What the trained student of this seed answered."""
         trained = () if self.mode == "none" else _ADAPTERS
         place = root() / "runs" / self._place(*_ATTEMPTS, *trained, "evaluation") / "evaluate"
-        return place / self.mode / self.method / str(seed) / f"{benchmark}.parquet"
+        file = f"{temperature:g}/{benchmark}.parquet"
+        return place / self.mode / self.method / str(seed) / file
 
     @property
     def results(self) -> Path:
@@ -176,15 +166,10 @@ def _results(place: str) -> Path:
 
 
 def get_run(
-    scale: str = "smoke",
-    mode: str | None = None,
-    method: str = "trd",
-    settings: Settings | None = None,
-    *,
-    learning_rate: float | None = None,
-    seed: int | None = None,
-    tracker: str | None = None,
-) -> Run:
+    scale: str = "smoke", mode: str | None = None, method: str = "trd",
+    settings: Settings | None = None, *, learning_rate: float | None = None,
+    seed: int | None = None, tracker: str | None = None,
+) -> Run:  # fmt: skip
     """The run that a notebook's parameters name; SettingsError if there is no such run.
 
     scale: a name of params.yaml, with changes if there are any: "tiny lora.r=8". mode: None is the
@@ -192,7 +177,7 @@ def get_run(
     only one tried), seed (the only one run) and tracker are such changes too; None: as usual.
     """
     if learning_rate is not None:
-        scale += f" training.learning_rates=[{learning_rate}] training.subset_learning_rates=[]"
+        scale += f" training.learning_rates=[{learning_rate}] training.variant_learning_rates=[]"
     scale += "" if seed is None else f" seeds=[{seed}]"
     scale += "" if tracker is None else f" tracker={tracker}"
     return Run(scale, mode, method, settings or s.load())
@@ -217,21 +202,18 @@ def get_runs(
 
 def plain_value(text: str) -> Any:
     """What a value typed on a command line is: None, a bool, a number, a list, or the text."""
-    for kind in (int, float):  # first: YAML wants a point in 1.0e-6
-        with contextlib.suppress(ValueError):
-            return kind(text)
-    try:
-        return None if text == "None" else yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
+    for read in (int, float, yaml.safe_load):  # numbers first: YAML wants a point in 1.0e-6
+        with contextlib.suppress(ValueError, yaml.YAMLError):
+            return None if text == "None" else read(text)
+    return text
 
 
 def with_changes(settings: Settings, scale: str) -> tuple[str, Settings]:
-    """The settings with one more scale: `tiny lora.r=8 data.train.0.problems=64` is tiny with two
-    settings changed, by their dotted names.
+    """Those settings and one more scale, and its name: `tiny lora.r=8 data.train.0.problems=64` is
+    tiny with two settings changed, by their dotted names.
 
-    Returns the new scale's name too: `tiny~3f2a9c01`, a hash of what differs, so that its files are
-    its own; or the usual name if nothing differs that could show in a result. Raises ValueError.
+    The name, `tiny~3f2a9c01`, is a hash of what differs, so that its files are its own; it is the
+    usual one if nothing differs that could show in a result. Raises ValueError.
     """
     scale, *changes = shlex.split(scale) or [""]
     known("scale", scale, settings.scales)
@@ -251,16 +233,11 @@ def with_changes(settings: Settings, scale: str) -> tuple[str, Settings]:
     except pydantic.ValidationError as error:
         raise SettingsError(f"scale {scale}: {s.first_fault(error)}") from None
     if changed.pretraining != usual.pretraining:
-        raise SettingsError(
-            "pretraining makes the models of a scale, it cannot be changed for one run: give "
-            "params.yaml a scale of its own"
-        )
-    more = set(changed.seeds) - set(usual.seeds)
-    if more and usual.pretraining:
-        raise SettingsError(
-            f"the scale {scale} has base models for the seeds {', '.join(map(str, usual.seeds))}, "
-            f"not for {min(more)}: add it to seeds in params.yaml to pretrain one"
-        )
+        wants = "give params.yaml a scale of its own"
+        raise SettingsError(f"pretraining cannot be changed for one run: {wants}")
+    if usual.pretraining and (more := set(changed.seeds) - set(usual.seeds)):
+        have = f"the scale {scale} has base models for the seeds {', '.join(map(str, usual.seeds))}"
+        raise SettingsError(f"{have}, not for {min(more)}: add it to seeds in params.yaml")
     name = _named(scale, usual, changed, set(Scale.model_fields) - _SHAPES_NOTHING)
     scales = {**settings.scales, name: changed}
     return name, settings.model_copy(update={"scales": scales})

@@ -1,37 +1,39 @@
 """params.yaml -> validated settings.
 
 `defaults` are the paper's values (section 3); a scale overrides what it must; a method is a
-trajectory, a context and a divergence. What is wrong in the file is said in one sentence, before a
-model is loaded. A scale's data, and models that it makes itself, are its task's to check.
+trajectory, a context and a divergence. What is wrong is said in one sentence, before a model is
+loaded. A scale's data, and models that it makes itself, are its task's to check.
 """
 
 import functools
 import os
 import re
+import reprlib
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-import yaml
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt
+from ruamel.yaml import YAML, YAMLError
 
 Mode = Literal["opd", "opsd"]
 Probability = Annotated[float, Field(gt=0, le=1)]
 
+DATE = "2026-01-01"  # what chat templates that ask for today's date are told (models.date)
 REFERENCES = ("base", "base_again", "teacher")  # evaluated, not trained; their mode is "none"
+# These names have a meaning already: a set, all or none of them, a row, a folder of runs/ or data/.
+RESERVED = {"train", "validation", "all", "none", *REFERENCES, "downloads", "executed", "stamps",
+            "sweeps", "timings"}  # fmt: skip
+
+# What divergence.py marks (read: an import would bring torch along), and cross_entropy.
+_TEXT = Path(__file__).with_name("divergence.py").read_text(encoding="utf-8")
+DIVERGENCES = (*re.findall(r"^@divergence\n(?:@.*\n)*def (\w+)", _TEXT, re.M), "cross_entropy")
+_parse = functools.lru_cache(maxsize=4)(lambda raw: YAML(typ="safe", pure=True).load(raw))  # slow
 
 
 class SettingsError(ValueError):
     """params.yaml, or a notebook's parameter, is wrong; the message says how to mend it."""
-
-
-@functools.cache
-def divergences() -> tuple[str, ...]:
-    """Those that divergence.py marks, and cross_entropy, which has no teacher."""
-    # Read, not imported: that would bring torch along.
-    text = Path(__file__).with_name("divergence.py").read_text(encoding="utf-8")
-    marked = re.findall(r"^@divergence\n(?:@.*\n)*def (\w+)", text, re.MULTILINE)
-    return (*marked, "cross_entropy")
 
 
 def known(what: str, name: str, names) -> None:
@@ -40,43 +42,74 @@ def known(what: str, name: str, names) -> None:
         raise ValueError(f"there is no {what} {name!r}: choose from {', '.join(names)}")
 
 
+def check_name(name: str) -> str:
+    """The name of a scale, benchmark, method, task or sweep, if paths and commands can hold it."""
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]{0,79}", name):
+        rule = "at most 80 letters, digits, _ . and -, a letter first"
+        raise SettingsError(f"{reprlib.repr(name)} cannot be a name: {rule}")
+    if name.lower() in RESERVED or name.startswith("models-"):
+        raise SettingsError(f"the name {name!r} has a meaning of its own here: choose another")
+    return name
+
+
+Name = Annotated[str, AfterValidator(check_name)]
+
+
 class Section(pydantic.BaseModel):
     """A part of params.yaml: unknown keys are errors, values do not change."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    def faults(self) -> dict[str, Any]:
+        """What may be wrong with values that are each right: a sentence -> does it hold?"""
+        return {}
+
+    @pydantic.model_validator(mode="after")
+    def _has_none(self):
+        if found := [fault for fault, holds in self.faults().items() if holds]:
+            raise ValueError(found[0])
+        return self
 
 
 class Method(Section):
     """A point in the space trajectory x context x divergence (paper section 2)."""
 
     trajectory: Literal["y_o", "y_r", "y_t", "y_star", "y_o_cut"]
-    divergence: str  # one of `divergences()`
-    # What the teacher sees when it scores y_r: the prompt that made it, or (plain) x, in OPSD x and
-    # y*, as in the authors' later online code. Of every other trajectory it is plain.
+    divergence: str  # one of DIVERGENCES
+    # Under what the teacher scores y_r: the prompt that made it, or (plain, as the others) x, y*.
     context: Literal["refine", "plain"] = "refine"
     beta: float = Field(0.5, gt=0, lt=1)  # of the generalised JSD
     clip: PositiveFloat | None = None  # per-token ceiling on the divergence
-    top_k: int | None = None  # teacher's top-k support, both sides renormalised on it
-    # Rows to train on, by the verdicts on y_o and y_r.
-    subset: Literal["all", "failed", "passed", "failed_then_passed"] = "all"
+    top_k: int | None = Field(None, ge=2)  # teacher's top-k support, both sides renormalised on it
+    tail: bool = False  # with top_k: the other tokens as one more, instead of renormalising
+    # Rows to train on, by the verdicts: on y_o; right: on the trajectory itself.
+    subset: Literal["all", "failed", "passed", "failed_then_passed", "right"] = "all"
     skip_onsets: bool = False  # onset words left out of both distributions, the rest renormalised
+    rounds: PositiveInt = 1  # rollout, refine, distil on so many parts of the epoch, one by one
+    prune_below: Probability | None = None  # no loss from the first token on with less
+    again: int = Field(0, ge=0)  # with other random numbers, to compare the method with itself
 
-    @pydantic.model_validator(mode="after")
-    def _makes_sense(self):
-        known("divergence", self.divergence, divergences())
-        if self.top_k is not None and self.top_k < 2:
-            raise ValueError("top_k must be at least 2: on one token every divergence is zero")
-        if self.divergence == "cross_entropy" and (self.top_k or self.clip or self.skip_onsets):
-            raise ValueError("cross_entropy has no teacher: drop top_k, clip and skip_onsets")
-        if self.trajectory == "y_star" and self.divergence != "cross_entropy":
-            raise ValueError("y_star is trained with cross_entropy: it has no teacher context")
-        if self.context == "plain" and self.trajectory != "y_r":
-            raise ValueError("context is of the trajectory y_r: of the others it is always plain")
-        if self.subset == "failed_then_passed" and self.trajectory != "y_r":
-            raise ValueError("the subset failed_then_passed is defined by y_r: use that trajectory")
-        if self.subset != "all" and self.trajectory not in ("y_o", "y_r"):
-            raise ValueError("a subset selects attempts: use it with the trajectories y_o and y_r")
-        return self
+    @property
+    def is_variant(self) -> bool:
+        """Is it another method on fewer rows, in rounds, or once more?"""
+        return self.subset != "all" or self.rounds > 1 or self.again > 0
+
+    def faults(self) -> dict:
+        known("divergence", self.divergence, DIVERGENCES)
+        y_r, rows, onsets = self.trajectory == "y_r", self.subset, self.skip_onsets
+        hard, of_attempt = self.divergence == "cross_entropy", y_r or self.trajectory == "y_o"
+        of = self.top_k or self.clip or onsets or self.prune_below
+        return {
+            "cross_entropy has no teacher: drop top_k, clip, skip_onsets, prune_below": hard and of,
+            "y_star is trained with cross_entropy": self.trajectory == "y_star" and not hard,
+            "tail is of what top_k leaves out: set top_k": self.tail and not self.top_k,
+            "prune_below needs every token: drop skip_onsets": self.prune_below and onsets,
+            "context plain needs the trajectory y_r": self.context == "plain" and not y_r,
+            "failed_then_passed needs the trajectory y_r": rows == "failed_then_passed" and not y_r,
+            "this subset needs y_o or y_r": rows not in ("all", "right") and not of_attempt,
+            "rounds need y_o or y_r": self.rounds > 1 and not of_attempt,
+            "rounds need all rows: drop subset": self.rounds > 1 and rows != "all",
+        }
 
 
 class Sampling(Section):
@@ -90,8 +123,6 @@ class Sampling(Section):
 
 
 class Lengths(Section):
-    """Upper bounds, in tokens. A longer prompt is an error, a longer reference is cut visibly."""
-
     prompt: PositiveInt
     reference: PositiveInt
 
@@ -105,7 +136,8 @@ class Lora(Section):
 
 class Training(Section):
     learning_rates: tuple[PositiveFloat, ...] = Field(min_length=1)  # the grid
-    subset_learning_rates: tuple[PositiveFloat, ...] = ()  # of methods on a subset; (): the grid
+    variant_learning_rates: tuple[PositiveFloat, ...] = ()  # of variants of a method; (): the grid
+    choice_seeds: PositiveInt = 3  # the first so many base seeds choose among the rates
     batch_size: PositiveInt  # rows in one optimizer step
     micro_batch_size: PositiveInt  # rows in one forward pass
     epochs: PositiveInt = 1
@@ -120,23 +152,30 @@ class Training(Section):
     gradient_checkpointing: bool = False
     save_steps: PositiveInt = 50
 
-    @pydantic.model_validator(mode="after")
-    def _divides(self):
+    def faults(self) -> dict:
         rows, micro = self.batch_size, self.micro_batch_size
-        if rows % micro:
-            raise ValueError(f"batch_size {rows} must be a multiple of micro_batch_size {micro}")
-        return self
+        return {f"batch_size {rows} must be a multiple of micro_batch_size {micro}": rows % micro}
 
 
 class Evaluation(Section):
     sampling: Sampling  # samples: the k of avg@k and pass@k
+    also_at: dict[Annotated[float, Field(ge=0)], PositiveInt] = {}  # temperature: samples
     validation_samples: PositiveInt  # samples per validation problem, for the learning rate
     resamples: PositiveInt  # bootstrap
     confidence: float = Field(gt=0, lt=1)
 
     @property
+    def temperatures(self) -> tuple[float, ...]:
+        """Those of the benchmarks, the primary one first."""
+        return tuple(dict.fromkeys((self.sampling.temperature, *self.also_at)))
+
+    def at(self, temperature: float) -> Sampling:
+        samples = {self.sampling.temperature: self.sampling.samples} | self.also_at
+        how = {"temperature": temperature, "samples": samples[temperature]}
+        return self.sampling.model_copy(update=how)
+
+    @property
     def validation(self) -> Sampling:
-        """How the validation set is sampled."""
         return self.sampling.model_copy(update={"samples": self.validation_samples})
 
     @property
@@ -146,9 +185,7 @@ class Evaluation(Section):
 
 
 class Diagnosis(Section):
-    """How much of the training set the diagnosis looks at."""
-
-    problems: PositiveInt
+    problems: PositiveInt  # of the training set, the first
     gradient_problems: PositiveInt  # of each source, in a summed gradient
 
 
@@ -158,8 +195,6 @@ ENGINE_INSTALL = {"vllm": "pip install -e '.[vllm]'", "openai": "pip install -e 
 
 
 class Server(Section):
-    """vLLM's server (engine openai). Nothing here shapes a sample."""
-
     url: str = Field("http://127.0.0.1:8000/v1", pattern=r"^https?://")
     teacher_url: str | None = Field(None, pattern=r"^https?://")  # None: the same server
     key: str = Field("TRD_SERVER_KEY", pattern=r"^[A-Z_][A-Z0-9_]*$")  # a variable's name, no key
@@ -169,8 +204,7 @@ class Server(Section):
 
 
 class Models(Section):
-    """A folder of the project, {seed} the base seed of the run, or the hub's owner/name@commit."""
-
+    # A folder of the project, {seed} being the run's base seed, or the hub's owner/name@commit.
     student: str
     teacher: str | None = None  # only OPD needs one
     backend: Literal["transformers", "unsloth"] = "unsloth"
@@ -181,31 +215,26 @@ class Models(Section):
     threads: PositiveInt | None = None  # CPU threads per process; None: as torch thinks best
     student_thinking: bool | None = None
     teacher_thinking: bool | None = None
+    # "Today" for a chat template that names it: frozen, or prompts would differ from day to day.
+    date: Annotated[str, BeforeValidator(lambda v: str(date.fromisoformat(str(v))))] = DATE
     engine: Literal[tuple(ENGINES)] = "transformers"  # who samples (engines.py)
     gpu_share: Probability = 0.85  # of its memory, for vllm
-    server: Server = Server()
+    server: Server = Server()  # vLLM's, for the engine openai; it shapes no sample
 
-    @pydantic.model_validator(mode="after")
-    def _cpu_can_do_it(self):
-        if self.device == "cpu" and self.load_in_4bit:
-            raise ValueError("models.load_in_4bit needs a GPU: leave models.device at auto")
-        if self.device == "cpu" and self.engine == "vllm":
-            raise ValueError("the engine vllm needs a GPU: leave models.device at auto")
-        return self
+    def faults(self) -> dict:
+        chosen = self.device == "cpu" and (self.load_in_4bit or self.engine == "vllm")
+        return {"load_in_4bit needs a GPU, vllm its own device: leave device at auto": chosen}
 
 
 class Example(Section):
-    """An earlier turn of the chat, for models too small to follow instructions."""
-
     problem: str
     attempt: str
     reference: str
 
 
 class Scale(Section):
-    """Everything that a scale fixes, the defaults merged in."""
-
-    task: str  # what is asked, and who says what is right: a name of trdlib.tasks, or a file
+    # What is asked, and who says what is right: a name of trdlib.tasks, or a file in named folders.
+    task: Annotated[str, AfterValidator(lambda t: "/".join(map(check_name, t.split("/"))))]
     modes: tuple[Mode, ...] = Field(min_length=1)
     seeds: tuple[int, ...] = (0, 1, 2)
     workers: PositiveInt = 1  # processes that share the jobs of a stage (CPU scales)
@@ -213,59 +242,49 @@ class Scale(Section):
     data: dict[str, Any]  # the task's own (checked by trdlib.tasks), as are the next two
     pretraining: dict[str, Any] | None = None
     packaged: dict[str, Any] | None = None
-    lengths: Lengths
+    lengths: Lengths  # at most; a longer prompt is an error, a longer reference is cut visibly
     rollout: Sampling
     refinement: Sampling
     lora: Lora
     training: Training
     evaluation: Evaluation
-    methods: dict[str, Method]
-    examples: tuple[Example, ...] = ()  # shown in every prompt before what is asked
+    methods: dict[Name, Method]
+    examples: tuple[Example, ...] = ()  # earlier turns of every chat, for models too small to obey
     onsets: tuple[str, ...] = Field(min_length=1)  # words that open a correction
     diagnosis: Diagnosis
     only: tuple[str, ...] = ()  # the methods that are run here; (): those of `run`
-    ablation: dict[Mode, tuple[str, ...]] = {}  # methods on a subset of the rows, run after them
+    variants: dict[Mode, tuple[str, ...]] = {}  # more methods, run after them in this mode
     tracker: Literal["none", "tensorboard", "wandb"] = "none"  # of training
     map: dict[str, Any] | None = None  # of analysis/map.py
 
-    @pydantic.model_validator(mode="after")
-    def _can_do_its_modes(self):
-        if self.workers > 1 and self.models.engine == "vllm":
-            raise ValueError("the engine vllm fills the GPU: set workers to 1")
-        if self.refinement.samples != 1:
-            raise ValueError("refinement.samples must be 1: each attempt gets one rewrite")
-        if "opd" in self.modes and self.models.teacher is None:
-            raise ValueError("mode opd needs models.teacher: name one, or drop opd from modes")
-        for name in self.only:
-            known("method", name, self.methods)
-        for mode, names in self.ablation.items():
+    def faults(self) -> dict:
+        for mode in self.variants:
             known("mode of the scale", mode, self.modes)
-            for name in names:
-                known("method", name, self.methods)
-                if self.methods[name].subset == "all":
-                    raise ValueError(f"ablation: {name} trains on all rows: give it a subset")
-        return self
+        for name in (*self.only, *sum(self.variants.values(), ())):
+            known("method", name, self.methods)
+        return {
+            "vllm fills a GPU: set workers to 1": self.workers > 1 and self.models.engine == "vllm",
+            "refinement.samples must be 1: an attempt has one rewrite": self.refinement.samples > 1,
+            "mode opd needs models.teacher": "opd" in self.modes and not self.models.teacher,
+        }
 
 
 class Matrix(Section):
-    """What `dvc repro` runs: at each scale every mode of it with every method."""
-
     scales: tuple[str, ...]
     methods: tuple[str, ...]
 
 
 class Settings(Section):
-    run: Matrix
-    methods: dict[str, Method]  # as written; each scale has them with its own changes
-    scales: dict[str, Scale]
+    run: Matrix  # what `dvc repro` runs: at each scale every mode of it with every method
+    methods: dict[Name, Method]  # as written; each scale has them with its own changes
+    scales: dict[Name, Scale]  # each with the defaults merged in
 
-    @pydantic.model_validator(mode="after")
-    def _is_complete(self):
+    def faults(self) -> dict:
         for name in self.run.scales:
             known("scale", name, self.scales)
             for method in self.run.methods:
                 known("method", method, self.scales[name].methods)
-        return self
+        return {}
 
 
 def _merge(base: Any, over: Any) -> Any:
@@ -283,21 +302,35 @@ def root() -> Path:
     raise SettingsError(f"no params.yaml in {here} or above: run this inside the repository")
 
 
+def read_yaml(path: Path) -> Any:
+    """What a YAML file says; SettingsError, in one sentence, where it cannot be read."""
+    try:
+        found = _parse(path.read_bytes())
+        todo, count = [found], 0
+        while todo:
+            one, count = todo.pop(), count + 1
+            todo += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+            if isinstance(one, int) and abs(one) >= 2**63:
+                raise ValueError(f"no number here may be as large as {reprlib.repr(one)}")
+            if count > 1_000_000:
+                raise ValueError("an alias holds itself or unfolds into millions of values")
+        return found
+    except (OSError, ValueError, RecursionError, YAMLError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise SettingsError(f"{path.name} cannot be read as YAML: {why}") from None
+
+
 def load(path: str | os.PathLike = "params.yaml") -> Settings:
     """Read and check a params.yaml. Raises SettingsError with one sentence on the first fault."""
     path = Path(path) if Path(path).exists() else root() / path
+    raw, needed = read_yaml(path), ("run", "defaults", "methods", "scales")
+    if not isinstance(raw, dict) or not all(isinstance(raw.get(name), dict) for name in needed):
+        raise SettingsError(f"{path.name} needs the sections {', '.join(needed)}, none empty")
+    defaults = raw["defaults"] | {"methods": raw["methods"]}
+    scales = {name: _merge(defaults, part) for name, part in raw["scales"].items()}
+    given = {name: part for name, part in raw.items() if name != "defaults"}
     try:
-        raw = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise SettingsError(f"{path.name} does not exist: name an existing file") from None
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{path.name} is not valid YAML: {error}".replace("\n", " ")) from None
-    if not isinstance(raw, dict) or not {"run", "defaults", "methods", "scales"} <= set(raw):
-        raise SettingsError(f"{path.name} needs the sections run, defaults, methods and scales")
-    defaults = {**raw.pop("defaults"), "methods": raw["methods"]}
-    scales = {name: _merge(defaults, part) for name, part in raw.pop("scales").items()}
-    try:
-        return Settings(**raw, scales=scales)
+        return Settings.model_validate(given | {"scales": scales})
     except pydantic.ValidationError as error:
         raise SettingsError(f"{path.name}: {first_fault(error)}") from None
 
@@ -305,13 +338,10 @@ def load(path: str | os.PathLike = "params.yaml") -> Settings:
 def first_fault(error: pydantic.ValidationError) -> str:
     """The first error in one sentence: where it is, what is wrong, how to mend it."""
     first = error.errors()[0]
-    # "<...>": tags of kinds of data, which do not stand in the file
-    where = ".".join(str(part) for part in first["loc"] if not str(part).startswith("<"))
-    what = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        what = "unknown key; remove it or correct its spelling"
-    elif first["type"] == "missing":
-        what = "missing; add it"
-    elif first["type"] != "value_error":
-        what += f", not {first['input']!r}"
-    return f"{where + ': ' if where else ''}{what}"
+    where = ".".join(str(p) for p in first["loc"] if p != "[key]")
+    what = {
+        "extra_forbidden": "unknown key; remove it or correct its spelling",
+        "missing": "missing; add it",
+        "value_error": first["msg"].removeprefix("Value error, "),
+    }.get(first["type"], f"{first['msg']}, not {reprlib.repr(first['input'])}")
+    return " ".join(f"{where + ': ' if where else ''}{what}".split())
