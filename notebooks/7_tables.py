@@ -17,11 +17,11 @@
 # %% [markdown]
 # # 7 · Tables: what the pipeline found
 #
-# From the metrics files of one scale: for each mode the table (Markdown, CSV, LaTeX), the subset
-# ablation, coverage and frontier, cost, and the figures. Every cell has an interval; differences
-# are paired by problem and marked only by a rule that a model compared with itself almost never
-# sets off; the base model stands twice, so the table shows its own noise floor. What has not been
-# run is shown as missing.
+# From the metrics files of one scale: for each mode the table (Markdown, CSV, LaTeX), the figure
+# and the cost. Every cell has an interval. Differences are paired by problem and have two: *these
+# models* (problems resampled) and *new models* (base models and trainings random too); a star
+# needs the second. The base stands twice, and the last family of a table compares methods with
+# themselves: what differs there is noise. What has not been run is shown as missing.
 
 # %% tags=["parameters"]
 scale: str = "smoke"  # a scale of params.yaml, changed settings behind it (docs/sweeps.md)
@@ -33,121 +33,124 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
 
-from trdlib import distill, jobs, rollout, store, tasks
+from trdlib import distill, jobs, rollout, store
 from trdlib.analysis import show, tables
 from trdlib.ops import notebooks
 from trdlib.run import get_runs
 from trdlib.settings import root
 
 runs = get_runs(scale, mode, "trd")  # one for each mode
-written, found, curves = [], {}, {}
+written, found, gaps = [], {}, {}
 for run in runs:
-    found[run.mode], curves[run.mode] = tables.collect(run), tables.coverage(run)
-    written += tables.write(run, found[run.mode], curves[run.mode])
+    found[run.mode], gaps[run.mode] = tables.collect(run), tables.differences(run)
+    written += tables.write(run, found[run.mode], gaps[run.mode])
     display(Markdown(tables.paths(run)["md"].read_text(encoding="utf-8")))
 
 # %% [markdown]
 # ## All methods at a glance
 #
-# A dot is the mean over base models with its interval, the small ticks are the base models. The
-# grey band is the base model's interval. Colours tell the trajectory: blue are the token-level
-# methods on y_o, red is trd, green are the controls.
+# Above the accuracies, below the differences that decide, a panel for each benchmark. Thick: the
+# interval for these models; thin: for new models; ticks: the base seeds. A method has one colour
+# and marker in all figures (blue: on y_o; red: a teacher's distribution along y_r; green:
+# controls; hollow: a variant); a difference has those of what is subtracted.
 
 
 # %%
-def glance(run, table):
-    """avg@k of every method, a panel for each benchmark."""
-    methods, benchmarks = list(table["method"].unique()), list(table["benchmark"].unique())
-    size = (2.5 * len(benchmarks) + 1.2, 0.34 * len(methods) + 1.3)
-    fig, axes = plt.subplots(1, len(benchmarks), figsize=size, sharey=True, squeeze=False)
-    for axis, benchmark in zip(axes[0], benchmarks, strict=True):
-        rows = table[table["benchmark"] == benchmark].set_index("method")
-        for y, (method, row) in enumerate(rows.iterrows()):
-            if not row["run"]:
-                axis.text(50, y, show.MISSING, va="center", ha="center", fontsize=7, color="grey")
-                continue
-            color, marker = show.color(method), "D" if method == "trd" else "o"
-            value, low, high = (100 * row[f"avg_{end}"] for end in ("value", "low", "high"))
-            seeds = 100 * np.array(row["avg_by_seed"])
-            axis.plot([low, high], [y, y], color=color, lw=3, alpha=0.45, solid_capstyle="butt")
-            axis.plot(value, y, marker, color=color, ms=6, mec="black", mew=0.5)
-            axis.plot(seeds, [y] * len(seeds), "|", color="black", ms=6, mew=0.8)
-            if method == "base":
-                axis.axvspan(low, high, color="grey", alpha=0.15)
-        axis.set(title=benchmark, xlim=(0, 100))
-        axis.grid(axis="x", alpha=0.3)
-    axes[0][0].set_yticks(range(len(methods)), methods)
-    axes[0][0].invert_yaxis()
-    k = run.settings.evaluation.sampling.samples
-    fig.supxlabel(f"avg@{k} (%), {run.mode.upper()}, scale {run.scale}", fontsize=10)
-    fig.tight_layout()
+def draw(axis, y, row, of, names, thin=()):
+    """A value, its intervals and base seeds; names: the columns of value, low, high and seeds."""
+    first, style = row["first"], show.look(row[of])
+    y += -0.16 if first else 0.2
+    value, low, high, seeds = (100 * np.array(row[name]) for name in names)
+    axis.plot(seeds, [y] * len(seeds), "|", color="0.5", ms=5, mew=0.7, zorder=1)
+    axis.plot([100 * row[name] for name in thin], [y] * len(thin), color=style["color"], lw=1)
+    axis.plot([low, high], [y, y], color=style["color"], lw=6, alpha=0.4, solid_capstyle="butt")
+    axis.plot(value, y, ls="", mec=style["color"], ms=6 if first else 4, zorder=3, **style)
+    return y, value, low, high
+
+
+def accuracies(axis, rows):
+    """avg@k of every method, one benchmark."""
+    methods = list(rows["method"].unique())
+    for _, row in rows.iterrows():
+        y = methods.index(row["method"])
+        if not row["run"]:
+            axis.text(50, y, show.MISSING, va="center", ha="center", fontsize=7, color="grey")
+            continue
+        names = ("avg_value", "avg_low", "avg_high", "avg_by_seed")
+        y, value, low, high = draw(axis, y, row, "method", names)
+        n = int(row["k"] * row["n"]) * len(row["avg_by_seed"])
+        if value == 100:
+            axis.text(low - 3, y, f"none of {n} wrong", va="center", ha="right", fontsize=6)
+        elif value == 0:
+            axis.text(high + 3, y, f"none of {n} right", va="center", ha="left", fontsize=6)
+    axis.set(title=rows["benchmark"].iloc[0], xlim=(-3, 103), xlabel="avg@k, %")
+    axis.set_yticks(range(len(methods)), methods)
+
+
+def differences(axis, rows):
+    """Paired differences with both intervals, one benchmark."""
+    pairs = list(dict.fromkeys(zip(rows["ours"], rows["against"], strict=True)))
+    for _, row in rows.iterrows():
+        names = ("value", "low", "high", "by_seed")
+        y = pairs.index((row["ours"], row["against"]))
+        y, *_ = draw(axis, y, row, "against", names, ("new_low", "new_high"))
+        if row["marked"]:
+            axis.text(1, y, "*", va="center", ha="right", transform=axis.get_yaxis_transform())
+    axis.axvline(0, color="grey", lw=0.8, ls=":")
+    labels = [f"{ours} minus\n{other}" for ours, other in pairs]
+    axis.set_yticks(range(len(pairs)), labels, fontsize=8)
+    axis.set_xlabel("points")
+
+
+def figure(run, table, gaps):
+    """Accuracies and the differences that decide, every benchmark."""
+    temperatures, benchmarks = run.settings.evaluation.temperatures, table["benchmark"].unique()
+    gaps = gaps[gaps["family"].isin([tables.DECISIVE, tables.ROUNDS])]
+    table, gaps = (t.assign(first=t["temperature"] == temperatures[0]) for t in (table, gaps))
+    rows, pairs = table["method"].nunique(), len(gaps[["ours", "against"]].drop_duplicates())
+    heights = [0.34 * rows + 0.6, 0.46 * max(pairs, 1) + 0.6]
+    size = (2.5 * len(benchmarks) + 2, sum(heights) + 1.2)
+    fig, axes = plt.subplots(
+        2, len(benchmarks), figsize=size, sharex="row", sharey="row", squeeze=False,
+        height_ratios=heights, layout="constrained",
+    )  # fmt: skip
+    for (above, below), benchmark in zip(axes.T, benchmarks, strict=True):
+        accuracies(above, table[table["benchmark"] == benchmark])
+        differences(below, gaps[gaps["benchmark"] == benchmark])
+        above.grid(axis="x", alpha=0.3)
+        below.grid(axis="x", alpha=0.3)
+    for axis in axes[:, 0]:
+        axis.invert_yaxis()
+    dot = {"marker": "o", "ls": ""}
+    shown = {
+        "interval, these models": {"lw": 6, "alpha": 0.4},
+        "interval, new models": {"lw": 1},
+        "a base seed": {"marker": "|", "ls": ""},
+        **{f"temperature {t:g}": dot | {"ms": 4 if i else 6} for i, t in enumerate(temperatures)},
+        "marked": {"marker": "$*$", "ls": ""},
+    }
+    handles = [plt.Line2D([], [], color="black", label=name, **how) for name, how in shown.items()]
+    columns = min(len(handles), 1 + len(benchmarks))
+    fig.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8)
+    fig.suptitle(f"{run.mode.upper()}, scale {run.scale}", fontsize=10)
     return fig
 
 
 for run in runs:
-    fig = glance(run, found[run.mode].query("subset == 'all'"))
+    fig = figure(run, found[run.mode], gaps[run.mode])
     display(fig)
     written.append(show.save(tables.paths(run)["png"], fig))
-
-# %% [markdown]
-# ## Coverage
-#
-# The share of problems not solved in k samples: a line that falls faster than the base's sharpens
-# or repairs; one that ends above it has lost problems. Shares below half a problem of the largest
-# benchmark are drawn at the lower edge.
-
-
-# %%
-def coverage(run, curves):
-    """1 - pass@k against k with bands, on a log scale."""
-    task, k = tasks.of(run), run.settings.evaluation.sampling.samples
-    size = (2.5 * len(task.benchmarks) + 2.2, 3.2)
-    fig, axes = plt.subplots(1, len(task.benchmarks), figsize=size, sharey=True, squeeze=False)
-    floor = 0.5 / max(task.sizes()[benchmark] for benchmark in task.benchmarks)
-    marks = {name: "os^vDPX*<>hp"[i % 12] for i, name in enumerate(tables.row_names(run))}
-    for axis, benchmark in zip(axes[0], task.benchmarks, strict=True):
-        for method, rows in curves[curves["benchmark"] == benchmark].groupby("method", sort=False):
-            if method == "base_again":
-                continue
-            color = show.color(method)
-            missed, *ends = (np.maximum(1 - rows[c], floor) for c in ("value", "high", "low"))
-            axis.fill_between(rows["k"], *ends, color=color, alpha=0.15, lw=0)
-            axis.plot(
-                rows["k"], missed, color=color, lw=1.5, label=method, marker=marks[method], ms=4,
-                markevery=[0, 1, 3, 7, -1] if len(rows) > 8 else 1, mec="black", mew=0.4,
-                zorder=4 if method == "trd" else 3,
-            )  # fmt: skip
-        axis.set(title=benchmark, xlabel="k", xscale="log", yscale="log")
-        ticks = [tick for tick in (1, 2, 4, 8, 16) if tick <= k]
-        axis.set_xticks(ticks, ticks, minor=False)
-        axis.minorticks_off()
-        axis.grid(alpha=0.3)
-    low, high = axes[0][0].get_ylim()
-    if high < 10 * low:  # within a decade a log axis shows hardly a number
-        axes[0][0].yaxis.set_major_locator(plt.MaxNLocator(5))
-        axes[0][0].yaxis.set_major_formatter("{x:g}")
-    axes[0][0].set_ylabel("1 - pass@k (below: better)")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    fig.tight_layout(rect=(0, 0, 1 - 1.7 / size[0], 1))
-    fig.legend(handles, labels, loc="center right", fontsize=8)
-    return fig
-
-
-for run in runs:
-    fig = coverage(run, curves[run.mode])
-    display(fig)
-    written.append(show.save(tables.paths(run)["coverage_png"], fig))
 
 # %% [markdown]
 # ## Cost
 #
 # What has to be generated, scored and trained on, all base seeds together, with one learning
-# rate. TRD pays for a rewrite of every attempt; where the rewrites are shorter than the attempts,
-# training is cheaper. Columns: generated (tokens sampled for the trajectories, y_o and y_r for
-# trd), mean_length of the trajectory, trained (response tokens), student_tokens and teacher_tokens
-# (through the models, prompts included), core-seconds of model compute, and MiB of one process.
-# Tokens are counted from files; seconds and memory are from the logs of the run that made them.
-# What is not noted is missing.
+# rate; the methods of one round, on all rows. TRD pays for a rewrite of every attempt; where the
+# rewrites are shorter than the attempts, training is cheaper. Columns: generated (tokens sampled
+# for the trajectories, y_o and y_r for trd), mean_length of the trajectory, trained (response
+# tokens), student_tokens and teacher_tokens (through the models, prompts included). Core-seconds of
+# model compute and MiB of one process are of the runs that made them on this machine: they are
+# shown here and not kept. What is not noted is missing.
 
 
 # %%
@@ -164,7 +167,9 @@ def cost(run):
     lengths = {name: [np.nan] if t is None else t["n_tokens"] for name, t in made.items()}
     rows = []
     for one in (run.with_(method=name) for name in run.methods):
-        texts, was_run = needs[one.recipe.trajectory], one.choice.is_file()
+        if one.recipe.is_variant:
+            continue
+        texts, was_run = needs[one.recipe.trajectory.removesuffix("_cut")], one.choice.is_file()
         rate = store.read_json(one.choice)["chosen"] if was_run else np.nan  # of it there is no log
         sampling = [rollout.cost_file(files[text]) for text in texts]
         training = [distill.cost_file(one, seed, rate) for seed in run.settings.seeds]
@@ -187,13 +192,15 @@ def cost(run):
 
 for run in runs:
     costs, path = cost(run), tables.paths(run)["cost_csv"]
-    written.append(store.write_text(path, costs.to_csv(index=False, lineterminator="\n")))
+    kept = costs.drop(columns=["generation_seconds", "training_seconds", "peak_mib"])
+    written.append(store.write_text(path, kept.to_csv(index=False, lineterminator="\n")))
     display(Markdown(f"**{run.mode.upper()}**"))
     display(costs.set_index("method").drop(columns="run").round(1))
 
 # %%
 measured = pd.concat(found, names=["mode"]).reset_index("mode").query("run")
 names = measured["method"] + "/" + measured["benchmark"]
+names += "/" + measured["temperature"].map("{:g}".format)
 if len(found) > 1:
     names = measured["mode"] + "/" + names
 notebooks.record(**dict(zip(names, measured["avg_value"], strict=True)))

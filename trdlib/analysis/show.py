@@ -1,4 +1,4 @@
-"""How numbers and methods look: the one way to write an interval, the colours, a figure's file."""
+"""How numbers and methods look: the one way to write an interval, looks, a figure's file."""
 
 from pathlib import Path
 
@@ -9,19 +9,37 @@ from trdlib import store
 MISSING = "not run"  # what could be run and was not; never a number
 DASH = "-"  # where there is nothing to say: a row's difference to itself
 
-# By trajectory: grey is not trained, black the teacher, blue y_o, red trd, green the controls.
-COLORS = {
-    "base": "#9e9e9e", "base_again": "#9e9e9e", "teacher": "#000000",
-    "forward_kl": "#9ecae1", "reverse_kl": "#4292c6",
-    "forward_kl_clip": "#6baed6", "reverse_kl_topk": "#08519c",
-    "trd": "#d62728",
-    "sft": "#a1d99b", "sft_refined": "#41ab5d", "off_policy": "#006d2c",
+# Colour and marker of a method in every figure. Grey is not trained, black the teacher, blue y_o,
+# red a teacher's distribution along y_r, green the controls; purple oracles.
+LOOKS = {
+    "base": ("#9e9e9e", "o"), "base_again": ("#9e9e9e", "."), "teacher": ("#000000", "*"),
+    "forward_kl": ("#6baed6", "v"), "forward_kl_clip": ("#9ecae1", "<"),
+    "reverse_kl": ("#2171b5", "^"), "reverse_kl_topk": ("#08306b", ">"),
+    "reverse_kl_tail": ("#41b6c4", ">"), "skew_kl": ("#41b6c4", "v"), "rft": ("#7fcdbb", "s"),
+    "entropy_gated": ("#41b6c4", "^"), "y_o_pruned": ("#1d91c0", "d"),
+    "best y_o method": ("#2171b5", "o"), "best y_o method with rounds": ("#2171b5", "p"),
+    "trd": ("#d62728", "D"), "trd_plain": ("#ff7f0e", "D"), "trd_reverse": ("#e377c2", "D"),
+    "trd_right": ("#8c2d04", "D"), "sft_refined_right": ("#74c476", "d"),
+    "sft": ("#a1d99b", "s"), "sft_refined": ("#41ab5d", "P"), "off_policy": ("#006d2c", "X"),
+    "seq_kd": ("#006d2c", "s"), "forward_kl_cut": ("#9e9ac8", "v"),
+    "reverse_kl_cut": ("#6a51a3", "^"), "forward_kl_no_onsets": ("#bcbddc", "v"),
+    "reverse_kl_no_onsets": ("#807dba", "^"),
 }  # fmt: skip
 
 
+def look(method: str) -> dict[str, str]:
+    """color, marker and markerfacecolor of a method, for `Axes.plot`: those of LOOKS.
+
+    A variant (trd_rounds, trd_failed) is its method's, hollow; brown is one that has no look.
+    """
+    own = max((m for m in LOOKS if f"{method}_".startswith(f"{m}_")), key=len, default="")
+    color, marker = LOOKS.get(own, ("#8c564b", "H"))
+    return {"color": color, "marker": marker, "mfc": color if own in ("", method) else "white"}
+
+
 def color(method: str) -> str:
-    """Of a method in every figure; brown for one that has none of its own."""
-    return COLORS.get(method, "#8c564b")
+    """The colour of `look`."""
+    return look(method)["color"]
 
 
 def interval(value, low, high, *, scale=100, signed=False, star=False, form=".1f", ends=False):

@@ -1,10 +1,12 @@
 """From metrics files to tables: Markdown, CSV, LaTeX, and the README's headline.
 
-Differences are paired by problem and marked by `stats.marked`; the base stands twice, as the noise
-floor. What has not been run is shown as missing. The best token-level baseline is picked per
-benchmark by its test score, which favours it. Notebook 7 draws the figures.
+Differences are paired by problem. Each has two intervals (these models, new models) and belongs to
+a named family, the table in which it stands; a star is `stats.marked` within that. What has not
+been run is shown as missing. The best y_o method is picked per benchmark and temperature by its
+test score, which favours it. Notebook 7 draws the figures.
 """
 
+import itertools
 import re
 from pathlib import Path
 
@@ -12,292 +14,363 @@ import numpy as np
 import pandas as pd
 
 from trdlib import stats, store, tasks
-from trdlib.analysis import coverage as counting
 from trdlib.analysis.show import DASH, MISSING, interval
 from trdlib.run import Run
 from trdlib.settings import REFERENCES, root
 
-BASELINE, PAIRED = "best y_o method", "paired by problem"
-_OTHERS = ("base", "best", "sft", "off_policy", "parent")  # whom a row is compared with
+HEADLINE = ("base", "teacher", "reverse_kl", "forward_kl", "trd", "sft_refined", "off_policy")
+BEST, BEST_ROUNDS = "best y_o method", "best y_o method with rounds"
+# The families, by the titles of their tables.
+DECISIVE, ROUNDS, SUBSETS = "TRD and its controls", "Fresh rollouts", "Subsets of the rows"
+TO_TRD, TO_BASE = "Every other method minus trd", "Every method minus base"
+ITSELF = "A model against itself"
 _ENDS = ("value", "low", "high", "by_seed")
 _COLUMNS = [
-    *("method", "benchmark", "run", "subset", "parent", "k", "n"),
+    *("method", "temperature", "benchmark", "run", "k", "n", "mean_tokens", "unfinished"),
     *(f"{metric}_{end}" for metric in ("avg", "pass") for end in _ENDS),
-    *(f"to_{other}_{end}" for other in _OTHERS for end in (*_ENDS, "p", "adjusted", "marked")),
-    *("best", "mean_tokens", "unfinished", "learning_rate", "trajectory_accuracy"),
-    *("trajectory_like_reference", "rows"),
-]  # fmt: skip
+    *("learning_rate", "at_edge", "trajectory_accuracy", "trajectory_like_reference", "rows"),
+]
+_PAIR = ["family", "ours", "against", "theirs", "benchmark", "temperature"]
+_SHARES = ["share_seeds", "share_problems", "share_rest"]
 
 
-def row_names(run: Run, *, subsets: bool = False) -> list[str]:
-    """The rows of a mode's table, from top to bottom; or those of its subset ablation."""
-    chosen = [m for m in run.methods if (run.settings.methods[m].subset != "all") == subsets]
-    teacher = ["teacher"] if run.mode == "opd" else []
-    return chosen if subsets else ["base", "base_again", *teacher, *chosen]
+def row_names(run: Run) -> list[str]:
+    """The rows of a mode's tables: those of the headline, then the others."""
+    names = ["base", "base_again", *(["teacher"] if run.mode == "opd" else []), *run.methods]
+    return [m for m in HEADLINE if m in names] + [m for m in names if m not in HEADLINE]
 
 
-def _metrics(run: Run, names: list[str]) -> dict[str, dict]:
-    """The metrics files of those of the rows that were run, in their order."""
-    paths = {n: run.with_("none" if n in REFERENCES else run.mode, n).metrics for n in names}
-    return {name: store.read_json(path) for name, path in paths.items() if path.is_file()}
+def measured(run: Run) -> dict[str, dict | None]:
+    """The metrics file of each row, None where it was not run.
+
+    If every rewrite is the reference, sft and sft_refined are one experiment: then without sft.
+    """
+    runs = {n: run.with_("none" if n in REFERENCES else run.mode, n) for n in row_names(run)}
+    found = {n: store.read_json(one.metrics) if one.metrics.is_file() else None
+             for n, one in runs.items()}  # fmt: skip
+    about = (found.get("sft_refined") or {}).get("training", {})
+    if about.get("trajectory_like_reference") == 1:
+        found.pop("sft", None)
+    return found
 
 
-def _compare(ours: dict, theirs: dict, **how) -> stats.Comparison:
-    """avg@k, ours minus theirs, paired by problem; how: as in `stats.compare`."""
-    if any(ours[key] != theirs[key] for key in ("problems", "seeds", "k")):
-        raise ValueError("paired by problem: both runs need the same problems, seeds and samples")
-    return stats.compare(*(np.array(c["correct"]) / c["k"] for c in (ours, theirs)), **how)
+def _at(found: dict, name: str, benchmark: str, temperature: float) -> dict:
+    try:
+        return found[name]["benchmarks"][f"{temperature:g}"][benchmark]
+    except KeyError:
+        raise ValueError(
+            f"the metrics of {name} have no {benchmark} at temperature {temperature:g}: they are "
+            "of other settings, run notebook 5_evaluate again"
+        ) from None
+
+
+def _places(run: Run) -> list[tuple[str, float]]:
+    """(benchmark, temperature), the primary temperature first."""
+    return [(b, t) for t in run.settings.evaluation.temperatures for b in tasks.of(run).benchmarks]
 
 
 def collect(run: Run) -> pd.DataFrame:
-    """One row per (method, benchmark), in the order of the table; columns: _COLUMNS.
+    """Accuracies: a row per (method, temperature, benchmark); columns: docs/results.md.
 
-    run: was it? to_...: the paired difference of avg to `base`, the best y_o method, `sft`,
-    `off_policy` and the parent (a subset's method on all rows); p is adjusted (Holm) over the rows
-    of the main table or of the ablation. rows: mean of base seeds. Fractions, NaN or None if none.
+    rows: mean of base seeds. Fractions, NaN or None where there is nothing.
     """
-    names, recipes = row_names(run), run.settings.methods
-    about = {name: {"subset": "all", "parent": None} for name in names}
-    for name in row_names(run, subsets=True):
-        whole = recipes[name].model_copy(update={"subset": "all"})
-        parent = next((m for m in names if recipes.get(m) == whole), None)
-        about[name] = {"subset": recipes[name].subset, "parent": parent}
-    there = _metrics(run, list(about))
-    on_y_o = [m for m in names if m in there and m in recipes and recipes[m].trajectory == "y_o"]
-    records, how = [], run.settings.evaluation.interval
-    for benchmark in tasks.of(run).benchmarks:
-        cells = {name: metrics["benchmarks"][benchmark] for name, metrics in there.items()}
-        best = max(on_y_o, key=lambda m: cells[m]["avg_at_k"]["value"], default=None)
-        for name in about:
-            record = {"method": name, "benchmark": benchmark, "run": name in there, **about[name]}
-            if name in there:
-                cell, training = cells[name], there[name].get("training", {})
-                record |= cell | training | {"best": best, "learning_rate": training.get("chosen")}
-                for metric in ("avg", "pass"):
-                    ends = cell[f"{metric}_at_k"] | {"by_seed": cell[f"{metric}_at_k_by_seed"]}
-                    record |= {f"{metric}_{end}": value for end, value in ends.items()}
-                record["rows"] = np.mean(training.get("rows_by_seed", np.nan))
-                for label in _OTHERS:
-                    other = {"best": best, "parent": record["parent"]}.get(label, label)
-                    if other in cells and other != name:
-                        found = _compare(cell, cells[other], **how)._asdict()
-                        record |= {f"to_{label}_{end}": value for end, value in found.items()}
-            records.append(record)
-    table = pd.DataFrame(records, columns=_COLUMNS)
-    for to in (f"to_{other}" for other in _OTHERS):
-        low, high, p = (table[f"{to}_{end}"].astype(float) for end in ("low", "high", "p"))
-        adjusted = p.groupby(table["subset"] == "all").transform(stats.holm)
-        table[f"{to}_adjusted"], table[f"{to}_marked"] = adjusted, stats.marked(low, high, adjusted)
+    records, found = [], measured(run)
+    for name, (benchmark, temperature) in itertools.product(found, _places(run)):
+        record = {"method": name, "temperature": temperature, "benchmark": benchmark}
+        record["run"] = found[name] is not None
+        if found[name]:
+            about = found[name].get("training", {})
+            grid, rate = about.get("grid", []), about.get("chosen")
+            record |= about | _at(found, name, benchmark, temperature) | {"learning_rate": rate}
+            record["at_edge"] = rate in (min(grid), max(grid)) if len(grid) > 1 else None
+            record["rows"] = np.mean(about.get("rows_by_seed", np.nan))
+        records.append(record)
+    table = pd.json_normalize(records, sep="_")
+    return table.rename(columns=lambda c: c.replace("_at_k_", "_")).reindex(columns=_COLUMNS)
+
+
+def _parent(run: Run, name: str) -> str | None:
+    """What this is a variant of: the method on all rows, in one round, the first time."""
+    if name == "base_again":
+        return "base"
+    recipes = run.settings.methods
+    plain = recipes[name].model_copy(update={"subset": "all", "rounds": 1, "again": 0})
+    return next((m for m in run.methods if m != name and recipes[m] == plain), None)
+
+
+def families(run: Run) -> dict[str, list[tuple[str, str]]]:
+    """{family: [(ours, against what)]}, of the rows that this mode has."""
+    recipes, variants = run.settings.methods, [m for m in run.methods if _parent(run, m)]
+    main, controls = [m for m in run.methods if m not in variants], ("sft_refined", "off_policy")
+    itself = ["base_again", *(m for m in variants if recipes[m].again)]
+    found = {
+        DECISIVE: [("trd", other) for other in (BEST, *controls)],
+        ROUNDS: [("trd_rounds", BEST_ROUNDS), ("trd_rounds", "sft_refined_rounds"),
+                 *((m, _parent(run, m)) for m in variants if recipes[m].rounds > 1)],
+        TO_TRD: [(m, "trd") for m in main if m not in ("trd", *controls)],
+        TO_BASE: [(m, "base") for m in main],
+        SUBSETS: [(m, _parent(run, m)) for m in variants if recipes[m].subset != "all"],
+        ITSELF: [(m, _parent(run, m)) for m in itself],
+    }  # fmt: skip
+    known = {*row_names(run), BEST, BEST_ROUNDS}
+    return {name: [p for p in pairs if known.issuperset(p)] for name, pairs in found.items()}
+
+
+def _best(run: Run, found: dict, place: tuple[str, float], *, in_rounds: bool) -> str | None:
+    """The method on all of y_o with the highest test score, of those that were run."""
+    recipes = run.settings.methods
+    on_y_o = [
+        m for m in run.methods
+        if recipes[m].trajectory == "y_o" and recipes[m].subset == "all" and not recipes[m].again
+        and (recipes[m].rounds > 1) == in_rounds and found[m]
+    ]  # fmt: skip
+    score = {m: _at(found, m, *place)["avg_at_k"]["value"] for m in on_y_o}
+    return max(score, key=score.get, default=None)
+
+
+def _paired(ours: dict, theirs: dict) -> list[np.ndarray]:
+    if any(ours[key] != theirs[key] for key in ("problems", "seeds", "k")):
+        raise ValueError("paired by problem: both runs need the same problems, seeds and samples")
+    return [np.array(c["correct"]) / c["k"] for c in (ours, theirs)]
+
+
+def differences(run: Run) -> pd.DataFrame:
+    """Paired differences: a row per (family, ours, against, benchmark, temperature), of what was
+    run; columns: docs/results.md. theirs: the method behind `against`. Fractions.
+
+    Each family is one for Holm; those of every method are of the primary temperature alone.
+    """
+    found, places, tables = measured(run), _places(run), []
+    best = {(kind, place): _best(run, found, place, in_rounds=kind == BEST_ROUNDS)
+            for kind in (BEST, BEST_ROUNDS) for place in places}  # fmt: skip
+    for name, pairs in families(run).items():
+        keys, values = [], []
+        for (ours, against), place in itertools.product(pairs, places):
+            theirs = best.get((against, place), against)
+            extra = name in (TO_TRD, TO_BASE) and place[1] != places[0][1]
+            if found.get(ours) and found.get(theirs) and not extra:
+                keys.append((name, ours, against, theirs, *place))
+                values.append(_paired(*(_at(found, who, *place) for who in (ours, theirs))))
+        compared = stats.family(values, **run.settings.evaluation.interval)
+        tables.append(pd.DataFrame(keys, columns=_PAIR).join(pd.DataFrame(compared)))
+    table = pd.concat([t for t in tables if len(t)] or tables[:1], ignore_index=True)
+    if len(table):
+        table[_SHARES] = table.pop("shares").tolist()
     return table
 
 
-def _cells(run: Run) -> dict[tuple[str, str], dict]:
-    """(method, benchmark) -> what was measured, of the main rows that were run."""
-    there, benchmarks = _metrics(run, row_names(run)).items(), tasks.of(run).benchmarks
-    return {(name, b): metrics["benchmarks"][b] for name, metrics in there for b in benchmarks}
+def cell(row, what: str) -> str:
+    """`avg` or `pass` of a row of `collect`, with its interval, in percent."""
+    if not row["run"]:
+        return MISSING
+    return interval(*(row[f"{what}_{end}"] for end in _ENDS[:3]))
 
 
-def coverage(run: Run) -> pd.DataFrame:
-    """pass@k, k = 1 ... samples: one row per (method, benchmark, k) with value, low, high."""
-    how, rows = run.settings.evaluation.interval, []
-    for key, measured in _cells(run).items():
-        curve = counting.pass_curve(measured["correct"], measured["k"], **how)
-        rows += [(*key, k, *found) for k, found in enumerate(curve, 1)]
-    return pd.DataFrame(rows, columns=["method", "benchmark", "k", "value", "low", "high"])
+def _new(row, value) -> str:
+    """The interval of a difference for new models, with its star; a value before it, or None."""
+    how = {"signed": True, "star": row["marked"], "ends": value is None}
+    return interval(value, row["new_low"], row["new_high"], **how)
 
 
-def frontier(run: Run) -> pd.DataFrame:
-    """`coverage.frontier` as text, `+3 / -1`: methods, and what chance does, by benchmarks; empty
-    without both evaluations of the base."""
-    cells, grid, chance = _cells(run), {}, {}
-    for (name, b), cell in cells.items():
-        bases = [cells.get((base, b)) for base in ("base", "base_again")]
-        if name != "base" and all(bases):
-            found = counting.frontier(*(c["correct"] for c in (*bases, cell)), cell["k"])
-            star = r"\*" if max(found.gained, found.lost) > found.chance_high else ""
-            grid.setdefault(b, {})[name] = f"+{found.gained} / -{found.lost}{star}"
-            mean = f"+/- {found.chance_gained:.1f} (97.5 %: {found.chance_high:.0f})"
-            chance[b] = {"chance": mean, "never solved by base": str(found.unsolved)}
-    return pd.DataFrame({b: grid[b] | chance[b] for b in grid}).rename_axis("method")
+def _grid(rows: pd.DataFrame, text, index: str) -> pd.DataFrame:
+    """text(row) of each row, by benchmarks, in the order of the table."""
+    cells = pd.Series([text(row) for row in rows.to_dict("records")], dtype=object)
+    cells.index = pd.MultiIndex.from_frame(rows[[index, "benchmark"]])
+    return cells.unstack(sort=False).rename_axis("method").rename_axis(columns=None).fillna(DASH)
 
 
-def _noise(run: Run) -> str:
-    """What is said of `base_again`: how often the rule marks the base compared with itself."""
-    text = "`base_again` is the base model sampled again: its difference to `base` is noise."
-    there = [metrics["benchmarks"] for metrics in _metrics(run, ["base", "base_again"]).values()]
-    if len(there) < 2:
-        return text
-    counts = [{benchmark: cell["correct"] for benchmark, cell in m.items()} for m in there]
-    k, how = run.settings.evaluation.sampling.samples, run.settings.evaluation.interval
-    null = counting.null_check(*counts, k, simulations=400, **how | {"resamples": 1000})
+def accuracies(table: pd.DataFrame, what: str = "avg") -> pd.DataFrame:
+    """Methods by benchmarks, of one temperature, as text."""
+    return _grid(table, lambda row: cell(row, what), "method")
+
+
+def side_by_side(found: pd.DataFrame) -> pd.DataFrame:
+    """A family as text: a row per difference and benchmark, the temperatures beside each other."""
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for row in found.to_dict("records"):
+        mine = rows.setdefault((f"{row['ours']} minus {row['against']}", row["benchmark"]), {})
+        who = "" if row["theirs"] == row["against"] else f"{row['theirs']}: "
+        texts = {
+            "these models": interval(*(row[end] for end in _ENDS[:3]), signed=True),
+            "new models": _new(row, None),
+            "by base seed": who + _by_seed(row),
+        }
+        mine |= {f"T = {row['temperature']:g}: {name}": text for name, text in texts.items()}
+    names = pd.DataFrame(list(rows), columns=["difference", "benchmark"])
+    return names.join(pd.DataFrame(list(rows.values()))).fillna(DASH)
+
+
+def _by_seed(row) -> str:
+    return " / ".join(f"{100 * value:+.0f}" for value in row["by_seed"])
+
+
+def rule(found: pd.DataFrame) -> str:
+    """What the stars of a family mean, how many there are, and what it could have seen."""
+    seen = found.dropna(subset="p")
+    if seen.empty:
+        return "Of new models nothing is known (one base seed, or no spread): nothing is marked."
+    shares = [f"{share:.0%}" for share in seen[_SHARES].mean()]
+    low, middle, high = (100 * seen["mde"].quantile([0, 0.5, 1])).round(1)
     return (
-        f"{text} When the base is compared with itself, dealt anew from its stored samples, the "
-        f"rule behind the stars marks anything in {null:.1%} of cases."
+        "`*`: the interval for new models excludes zero, and so does the test behind it at "
+        f"{stats.MARK_LEVEL:.0%} after Holm's correction for the {len(seen)} comparisons of this "
+        f"table (marked: {seen['marked'].sum()}). With {stats.POWER:.0%} power a star would show a "
+        f"difference of {middle} points (median; {low} to {high}). The variance for new models is "
+        f"{shares[0]} base seeds, {shares[1]} problems, {shares[2]} the rest (samples, and how a "
+        "seed fares on a problem), on average."
     )
 
 
-def cell(row, what: str) -> str:
-    """An interval or the base seeds' values in percent; of a difference with its sign and star."""
-    signed = what.startswith("to_")
-    if not row["run"]:
-        return MISSING
-    if what.endswith("by_seed"):
-        form, values = "+.1f" if signed else ".1f", row[what]
-        return " / ".join(f"{100 * v:{form}}" for v in values) if isinstance(values, list) else DASH
-    ends = (row[f"{what}_{end}"] for end in _ENDS[:3])
-    return interval(*ends, signed=signed, star=signed and row[f"{what}_marked"])
+def itself(run: Run, found: pd.DataFrame) -> str:
+    """How often the rules see a difference where none is: the family of twins."""
+    mine = found[(found["family"] == ITSELF) & found["p"].notna()]
+    ends = (("new_low", "new_high"), ("low", "high"))
+    new, these = (((mine[low] > 0) | (mine[high] < 0)).sum() for low, high in ends)
+    expected = (1 - run.settings.evaluation.confidence) * len(mine)
+    return (
+        "The same method, trained and sampled once more with other random numbers (`base_again`: "
+        f"only sampled): between the methods no difference is real. Of {len(mine)} comparisons "
+        f"{mine['marked'].sum()} are marked, and {new} intervals for new models exclude zero (by "
+        f"chance: {expected:.1f}). Of those for these models {these} do: two trainings of one "
+        "method are two models. "
+    )
 
 
-def _grid(table: pd.DataFrame, what: str) -> pd.DataFrame:
-    """Methods by benchmarks, in the order of the table."""
-    cells = [cell(row, what) for _, row in table.iterrows()]
-    cells = pd.Series(cells, table.set_index(["method", "benchmark"]).index, dtype=object)
-    return cells.unstack(sort=False).rename_axis(columns=None)
+def _family(run: Run, name: str, found: pd.DataFrame) -> list[str]:
+    """A family under its title; nothing if none of it was run."""
+    mine, text = found[found["family"] == name], ""
+    if mine.empty:
+        return []
+    if name in (TO_TRD, TO_BASE):
+        text = f"Temperature {mine['temperature'].iloc[0]:g}, [interval for new models]. "
+        shown = _grid(mine, lambda row: _new(row, row["value"]), "ours").to_markdown()
+    else:
+        text = itself(run, found) if name == ITSELF else text
+        shown = side_by_side(mine).to_markdown(index=False)
+    if name == SUBSETS:
+        text = "A subset has fewer rows, so fewer steps: one that does worse may only be smaller. "
+    return [f"## {name}", text + rule(mine), shown]
 
 
-def _section(title: str, table: pd.DataFrame, what: str, text: str = "") -> list[str]:
-    """A grid under its title; of differences, what the stars mean and how many there are."""
-    if f"{what}_marked" in table:
-        text += (
-            "`*`: the interval excludes zero, and so does a t-test over problems at "
-            f"{stats.MARK_LEVEL:.0%} after Holm's correction for the {table[f'{what}_p'].count()} "
-            f"comparisons of this table; {table[f'{what}_marked'].sum()} are marked."
-        )
-    return [part for part in (f"## {title}", text, _grid(table, what).to_markdown()) if part]
-
-
-def _how(table: pd.DataFrame, run: Run) -> str:
+def _how(run: Run, table: pd.DataFrame) -> str:
+    """How numbers are made, and what to know of the rewrites before rows are compared."""
     done, how = table[table["run"]], run.settings.evaluation
     if done.empty:
         return "Nothing has been run yet."
-    problems = sorted(done["n"].astype(int).unique())
-    return (
-        f"Percent, mean of {len(run.settings.seeds)} base seeds, [{how.confidence:.0%} interval "
-        f"from resampling {' or '.join(map(str, problems))} problems], {int(done['k'].iloc[0])} "
-        f"samples a problem at temperature {how.sampling.temperature:g}. "
-        "An interval takes the base seeds as given: where they disagree by more, look at them."
+    problems = " or ".join(map(str, sorted(done["n"].astype(int).unique())))
+    samples = " and ".join(f"{how.at(t).samples} at {t:g}" for t in how.temperatures)
+    text = (
+        f"Percent, mean of {len(run.settings.seeds)} base seeds, {problems} problems, samples of "
+        f"each by temperature: {samples}. Accuracies: [{how.confidence:.0%} interval for *these "
+        "models*: problems resampled, exact at 0 and 100%]. Differences, paired by problem, have "
+        "one for *new models* too: base models and trainings are random. The best y_o method is "
+        "picked per benchmark and temperature by its test score, which favours it."
     )
+    on_rewrites = table["method"].isin(["trd", "sft_refined"])
+    for same in table.loc[on_rewrites, "trajectory_like_reference"].dropna()[-1:]:
+        text += f" {same:.2%} of the rewrites are the reference solution word for word"
+        text += ": `sft_refined` is `sft`, one experiment, shown once." if same == 1 else "."
+    return text
 
 
-def _training(table: pd.DataFrame) -> str:
+def _training(run: Run, table: pd.DataFrame) -> list[str]:
     """What each method trained on, and what its samples look like."""
-    columns = ["learning_rate", "trajectory_accuracy", "trajectory_like_reference", "mean_tokens"]
-    means = table.groupby("method", sort=False)[[*columns, "unfinished"]].mean()
-    titles = ["learning rate", "trajectory right %", "like y* %", "mean tokens", "unfinished %"]
-    means = (means * [1, 100, 100, 1, 100]).set_axis(titles, axis=1)
-    means = means.astype(object).where(means.notna(), None)
-    forms = ("", "g", ".1f", ".1f", ".1f", ".2f")
-    return means.to_markdown(floatfmt=forms, missingval=DASH, colalign=["left"] * len(forms))
-
-
-def _ablation(run: Run, table: pd.DataFrame) -> list[str]:
-    """The subset ablation: which rows are worth training on?"""
-    subsets, k = table[table["subset"] != "all"], run.settings.evaluation.sampling.samples
-    if subsets.empty:
-        return []
-    names = [m for parent, rows in subsets.groupby("parent", sort=False)
-             for m in (parent, *rows["method"].unique())]  # fmt: skip
-    both = table.set_index("method").loc[names].reset_index()
-    rows = both.groupby("method")["rows"].first().map("{:.0f}".format, na_action="ignore")
-    grid = _grid(both, "avg")
-    grid.insert(0, "rows", rows.fillna(MISSING))
+    forms = {"learning_rate": "g", "at_edge": "g", "rows": ".0f", "trajectory_accuracy": ".1%"}
+    forms |= {"trajectory_like_reference": ".1%", "mean_tokens": ".1f", "unfinished": ".2%"}
+    primary = table[table["temperature"] == run.settings.evaluation.temperatures[0]]
+    means = primary.astype(dict.fromkeys(forms, float)).groupby("method", sort=False)[[*forms]]
+    shown = means.mean().astype(object).rename(columns=lambda name: name.replace("_", " "))
+    how = {"floatfmt": ("", *forms.values()), "missingval": DASH}
     return [
-        f"## avg@{k}: subset ablation",
-        "Trained on all rows, or on those whose attempt failed, passed, or failed and was mended "
-        "(rows: mean over base seeds). Fewer rows also means fewer optimizer steps: a subset that "
-        "does worse may only be smaller.",
-        grid.to_markdown(),
-        *_section(f"avg@{k}: subset minus all rows, {PAIRED}", subsets, "to_parent"),
+        "## Training, and what the samples look like",
+        "The learning rate is chosen per method on the validation set (at edge: 1 if it is the "
+        "lowest or highest that was tried). Rows: mean of base seeds. Trajectory: the text that "
+        "the method trained on, its accuracy, and the share of it that is the reference word for "
+        "word. Tokens and unfinished: means over the benchmarks.",
+        shown.where(shown.notna(), None).to_markdown(**how),
     ]
 
 
-def markdown(run: Run, whole: pd.DataFrame) -> str:
+def _grids(run: Run, table: pd.DataFrame, what: str, rows: str = "") -> list[str]:
+    """`accuracies` of each temperature under its title."""
+    parts = []
+    for temperature, here in table.groupby("temperature", sort=False):
+        k = run.settings.evaluation.at(temperature).samples
+        parts += [f"## {what}@{k} at temperature {temperature:g}{rows}"]
+        parts += [accuracies(here, what).to_markdown()]
+    return parts
+
+
+def markdown(run: Run, table: pd.DataFrame, found: pd.DataFrame) -> str:
     """The whole report of one mode and scale, as Markdown."""
-    table, k = whole[whole["subset"] == "all"], run.settings.evaluation.sampling.samples
-    best = table.dropna(subset="best").drop_duplicates("benchmark")
-    names = "; ".join(map(": ".join, best[["benchmark", "best"]].to_numpy()))
-    to_best = f"avg@{k}: difference to the {BASELINE}"
-    picked = f"The best token-level baseline by test score ({names or MISSING}). "
+    first = table["method"].isin(HEADLINE)
+    lowest = table.groupby(["temperature", "benchmark"])["pass_value"].transform("min")
     parts = [
         f"# {run.mode.upper()}, scale {run.scale}",
-        f"{_how(table, run)} {_noise(run)}",
-        *_section(f"avg@{k}", table, "avg"),
-        *_section(f"pass@{k}", table, "pass"),
-        *_section(f"avg@{k}: difference to base, {PAIRED}", table, "to_base"),
-        *_section(f"{to_best}, {PAIRED}", table, "to_best", picked),
-        *_section(f"{to_best}, by base seed", table, "to_best_by_seed"),
-        *_section(f"avg@{k} by base seed", table, "avg_by_seed"),
-        "## Training, and what the samples look like",
-        "The learning rate is chosen per method on the validation set from "
-        f"{', '.join(f'{r:g}' for r in run.settings.training.learning_rates)}. `trajectory right` "
-        "is the accuracy of the text that the method trained on, `like y*` the share of it that is "
-        "the reference solution, word for word. Tokens and unfinished are means over the "
-        "benchmarks.",
-        _training(table),
-        *_ablation(run, whole),
-    ]
-    if len(grid := frontier(run)):
-        parts += [
-            f"## Frontier: problems won and lost in {k} samples",
-            f"`+`: never solved by the base in {k} samples, but by the method; `-`: the reverse; "
-            "all base seeds together. `chance`: the mean of what the base would win and lose "
-            "against itself, sampled again; `*`: more than its 97.5 % point, not corrected for the "
-            "number of cells.",
-            grid.to_markdown(),
-        ]
+        _how(run, table),
+        *_grids(run, table[first], "avg"),
+        *_family(run, DECISIVE, found),
+        *_grids(run, table[~first], "avg", ", other rows"),
+        *(part for name in (ROUNDS, TO_TRD, TO_BASE, SUBSETS, ITSELF)
+          for part in _family(run, name, found)),
+        *_grids(run, table[lowest < 1], "pass"),  # where not everything is at 100 %
+        *_training(run, table),
+    ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
 
 
-def latex(run: Run, whole: pd.DataFrame) -> str:
-    """avg@k and pass@k with intervals, as a booktabs tabular."""
-    table, k = whole[whole["subset"] == "all"], run.settings.evaluation.sampling.samples
-    grids = {f"{what}@{k}": _grid(table, what) for what in ("avg", "pass")}
-    both = pd.concat(grids, names=["metric"]).swaplevel().reset_index()
-    text = both.to_latex(index=False, escape=True, column_format="ll" + "r" * len(both.columns[2:]))
-    text = re.sub(r"(?<=\d) (\[.*?\])", r" {\\scriptsize \1}", text)
-    return f"% {run.mode}, scale {run.scale}. {_how(table, run)}\n{text}"
+def latex(run: Run, table: pd.DataFrame, found: pd.DataFrame) -> str:
+    """The accuracies, and the family of TRD and its controls, as booktabs tabulars."""
+    rows = table["method"] + ", T = " + table["temperature"].map("{:g}".format)
+    decisive, texts = found[found["family"] == DECISIVE], []
+    for part in (accuracies(table.assign(method=rows)).reset_index(), side_by_side(decisive)):
+        text = part.to_latex(index=False, escape=True, column_format="l" * len(part.columns))
+        text = text.replace(r"\textbackslash *", "*")
+        texts.append(re.sub(r"(?<=\d) (\[.*?\])", r" {\\scriptsize \1}", text))
+    return "\n".join([f"% {run.mode}, scale {run.scale}. {_how(run, table)}", *texts])
 
 
 def paths(run: Run) -> dict[str, Path]:
     """Where the tables and the figures of this scale and mode go, by what they are."""
     files = {
         **{kind: f"tables/{{}}/{{}}.{kind}" for kind in ("md", "csv", "tex")},
+        "differences": "tables/{}/{}_differences.csv",
         "summary": "summary/{}/{}.json",  # avg@k in percent, for `dvc exp show`
-        "cost_csv": "cost/{}/{}.csv",  # seconds differ from run to run
-        "coverage_csv": "tables/{}/coverage_{}.csv",
+        "cost_csv": "cost/{}/{}.csv",
         "png": "figures/{}/{}.png",
-        "coverage_png": "figures/{}/coverage_{}.png",
     }
     return {what: run.results / file.format(run.scale, run.mode) for what, file in files.items()}
 
 
-def write(run: Run, table: pd.DataFrame, curves: pd.DataFrame) -> list[Path]:
-    """What `collect` and `coverage` found as md, csv and tex, and one number a method for DVC."""
+def write(run: Run, table: pd.DataFrame, found: pd.DataFrame) -> list[Path]:
+    """What `collect` and `differences` found as md, csv, tex; one number a method for DVC."""
     target, how = paths(run), {"index": False, "lineterminator": "\n"}
-    means = table[table["run"]].groupby("method")["avg_value"].mean().mul(100).round(2)
-    texts = {"md": markdown(run, table), "csv": table.to_csv(**how), "tex": latex(run, table)}
-    texts["coverage_csv"] = curves.to_csv(**how)
+    primary = table["temperature"] == run.settings.evaluation.temperatures[0]
+    means = table[table["run"] & primary].groupby("method")["avg_value"].mean().mul(100).round(2)
+    texts = {"md": markdown(run, table, found), "tex": latex(run, table, found)}
+    texts |= {"csv": table.to_csv(**how), "differences": found.to_csv(**how)}
     written = [store.write_text(target[kind], text) for kind, text in texts.items()]
     return [*written, store.write_json(target["summary"], means.to_dict())]
 
 
 def headline(run: Run) -> str:
-    """avg@k of one mode, and what trd gains over the best y_o method, sft and off_policy."""
-    table = collect(run).query("subset == 'all'")
-    shown = ["base", "teacher", "forward_kl", "reverse_kl", "trd", "sft", "sft_refined"]
-    grid = _grid(table[table["method"].isin([*shown, "off_policy"])], "avg")
-    trd, k, note = table.query("method == 'trd'"), run.settings.evaluation.sampling.samples, ""
-    gains = {f"**trd minus {BASELINE}**": "to_best"}
-    gains[f"... {BASELINE}, by base seed"] = "to_best_by_seed"
-    gains |= {f"**trd minus {name}**": f"to_{name}" for name in ("sft", "off_policy")}
-    for label, what in gains.items() if len(trd) else ():
-        grid.loc[label] = _grid(trd, what).loc["trd"]
-    for same in trd["trajectory_like_reference"].dropna()[:1]:
-        note = f" {same:.1%} of the rewrites are the reference solution word for word."
+    """Accuracies of one mode at the primary temperature; what trd gains, at each of them."""
+    table, found = collect(run), differences(run)
+    primary, decisive = run.settings.evaluation.temperatures[0], found[found["family"] == DECISIVE]
+    shown = table["method"].isin(HEADLINE) & (table["temperature"] == primary)
+    grid, seeds = accuracies(table[shown]), {}
+    for (against, t), here in decisive.groupby(["against", "temperature"], sort=False):
+        gain = _grid(here, lambda row: _new(row, row["value"]), "against").loc[against]
+        grid.loc[f"**trd minus {against}**, T = {t:g}"] = gain
+        by_seed = _grid(here, _by_seed, "against").loc[against]
+        seeds |= {} if t != primary else {f"... {against}, by base seed": by_seed}
+    for name in list(seeds)[:2]:
+        grid.loc[name] = seeds[name]
     return (
-        f"**{run.mode.upper()}, scale {run.scale}**, avg@{k}. {_how(table, run)}{note} `*`: marked "
-        "after Holm's correction. All rows, `base_again` and the other y_o methods among them: "
-        f"[the whole table]({paths(run)['md'].relative_to(root())}).\n\n{grid.to_markdown()}\n"
+        f"**{run.mode.upper()}, scale {run.scale}**, temperature {primary:g} where none is named. "
+        f"{_how(run, table)} In rows of differences: [interval for new models]. "
+        f"{'' if decisive.empty else rule(decisive)} All rows and both intervals: [the whole "
+        f"table]({paths(run)['md'].relative_to(root())}).\n\n{grid.to_markdown()}\n"
     )
 
 
