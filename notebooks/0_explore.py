@@ -31,12 +31,14 @@ scale: str = "smoke"  # a scale of params.yaml
 mode: str = "opd"  # who teaches: opd (another model), opsd (the student, given the reference)
 method: str = "trd"  # a method of params.yaml: its divergence and its training are shown
 seed: int = 0  # base seed: which weights
+of: str = "train"  # problem set; after training also a benchmark
+only: str = "failed → passed"  # or: passed → failed, unfinished, longest, all
+number: int = 0  # which of these attempts
+trained: bool = False  # look at the student after training
 
 # %%
-from IPython.display import display
-
 from trdlib import tasks
-from trdlib.analysis import explore, widget
+from trdlib.analysis import explore
 from trdlib.evaluate import evaluate
 from trdlib.refine import refine, solve
 from trdlib.rollout import rollout
@@ -57,39 +59,48 @@ if run.recipe.trajectory == "y_t":
 
 # %%
 seeds, adapter = run.settings.seeds, run.adapter(seed)
-if all(run.samples(base, name).is_file() for base in seeds for name in task.benchmarks):
+first = run.settings.evaluation.temperatures[0]
+if all(run.samples(base, first, name).is_file() for base in seeds for name in task.benchmarks):
     adapters = {base: run.adapter(base) for base in seeds}
     runs = [get_run(scale, "none", "base"), run]
-    before, after = evaluate(runs, task, sets, [None, adapters])
+    before, after = (found[first] for found in evaluate(runs, task, sets, [None, adapters]))
     tables |= {name: {"base": before[name], method: after[name]} for name in task.benchmarks}
 loaded = explore.load(run, seed, adapter if adapter.is_dir() else None)
 
 # %% [markdown]
 # ## Any attempt
 #
-# *show* keeps the attempts from failed to passed, from passed to failed, the unfinished, or begins
-# with the longest. *student* switches between the weights of step 0 and those after training.
+# The list has the attempts that `only` lets pass (all of them, if none does); `number` says which
+# one is shown below it. Change these, or `trained`, in the first code cell or here, and run again.
 #
-# How to read it: a dashed line under a token means that the text on the right lacks it, a double
-# line that the text on the left does; ✗ is the first wrong token, where the task knows it. Click a
-# token, or move with the arrow keys.
+# How to read the view: a dashed line under a token means that the text on the right lacks it, a
+# double line that the text on the left does; ✗ is the first wrong token, where the task knows it.
+# Click a token, or move with the arrow keys.
 
 # %%
-explorer = widget.Explorer(loaded, task, sets, tables, only="failed → passed")
-display(explorer)
+every = explore.cases(sets[of], tables[of], seed)
+cases = explore.FILTERS[only](every)
+cases = cases if len(cases) else every
+cases.reset_index(drop=True).head(10)
+
+# %%
+chosen = cases.iloc[number]
+row = sets[of].set_index("id", drop=False).loc[chosen["id"]].to_dict()
+view = explore.view(loaded, task, tables[of], row, chosen["sample"], trained=trained)
+explore.frame(view)
 
 # %% [markdown]
 # ## A problem of your own
 #
 # It is attempted by the student, rewritten by the teacher and scored, now. In the tiny language a
-# problem is a chain, `Compute:1o*6p*3q+4` (modulo 7), or a trail, `Route#BLQfl`; below it is one
-# that nobody trained on. Type yours in the field *your own*; *again* is another attempt at it.
+# problem is a chain, `Compute:1o*6p*3q+4` (start at 1; o = 1 * 6, p = o * 3, q = p + 4, all modulo
+# 7), or a trail, `Route#BLQfl` (a letter is a turn by a hidden table). `draw=1` is another attempt.
 # Where the answer is not known nothing is graded, and mode `opsd` needs a reference solution:
-# `explore.live(loaded, task, task.problem(text, answer, solution))`.
+# `task.problem(text, answer, solution)`. Below is a problem that nobody trained on.
 
 # %%
-own = widget.Explorer(loaded, task, sets, tables, problem=sets["validation"]["problem"].iloc[-1])
-display(own)
+mine = task.problem(sets["validation"]["problem"].iloc[-1])
+explore.frame(explore.live(loaded, task, mine, draw=0))
 
 # %% [markdown]
 # ## Take it with you
@@ -98,7 +109,6 @@ display(own)
 # a table.
 
 # %%
-shown = explorer.view or own.view
 page = root() / "runs" / "explore" / f"{scale}-{mode}-{method}-{seed}.html"
-print(explore.export(shown, page).relative_to(root()))
-explore.tokens(shown, shown["texts"][0]["name"]).round(3).head(12)
+print(explore.export(view, page).relative_to(root()))
+explore.tokens(view, view["texts"][0]["name"]).round(3).head(12)

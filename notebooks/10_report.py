@@ -19,9 +19,10 @@
 #
 # On-policy distillation trains a student on its own rollouts y_o; Trajectory-Refined Distillation
 # (`trd`) lets the teacher rewrite them first and trains on the rewrites y_r. The teacher is another
-# model (OPD) or the student itself, given the reference solution (OPSD). Values are percent with an
-# interval from resampling problems; a star marks a difference only after correction for the number
-# of comparisons.
+# model (OPD) or the student itself, given the reference solution (OPSD). Values are percent.
+# Differences have two intervals, for *these models* (problems resampled) and for *new models*
+# (other base models and trainings as well); a star needs the second, and a correction for the
+# number of comparisons of its table.
 #
 # Here stands what the other notebooks wrote to `results/`, scale by scale, and nothing is computed
 # anew; what has not been run is named. `dvc repro` makes `results/report.html` of it: one page that
@@ -29,7 +30,6 @@
 
 # %%
 import re
-import subprocess
 
 import pandas as pd
 from IPython.display import HTML, Image, Markdown, display
@@ -82,9 +82,6 @@ for scale in scales:
 contents += link("paper", "Against the paper") + link("audit", "Audit of the authors' raw runs")
 display(HTML(f"<nav><ul>{contents}</ul></nav>"))
 
-git = ["git", "-C", str(root()), "rev-parse", "HEAD"]
-commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-display(Markdown(f"Made at commit {commit or 'unknown (no git here)'}."))
 absent = [f"{run.scale} ({run.mode})" for run in runs if run not in shown]
 display(Markdown(f"> {show.MISSING.capitalize()}: {', '.join(absent)}."))
 
@@ -100,11 +97,10 @@ def cost(path):
         "All base seeds together, one learning rate. generated: tokens sampled for the "
         "trajectories (y_o and y_r for trd). mean length: of the trajectory, in tokens. trained: "
         "response tokens. student tokens, teacher tokens: through the models in training, prompts "
-        "included. Core-seconds of model compute and MiB of one process are measurements of the "
-        "machine that made this page."
+        "included. Seconds and memory are the machine's: notebook 7 shows them where it ran."
     ))  # fmt: skip
     found = pd.read_csv(path).query("run").drop(columns="run").set_index("method")
-    whole = ["generated", "trained", "student_tokens", "teacher_tokens", "peak_mib"]
+    whole = ["generated", "trained", "student_tokens", "teacher_tokens"]
     forms = {name: f"{{:,.{0 if name in whole else 1}f}}".format for name in found}
     cells = found.apply(lambda column: column.map(forms[column.name], na_action="ignore"))
     shown = cells.astype(object).fillna(show.DASH).rename(columns=lambda c: c.replace("_", " "))
@@ -116,9 +112,8 @@ for scale in scales:
     for run in (run for run in shown if run.scale == scale):
         paths, mode = tables.paths(run), run.mode.upper()
         heading(3, f"{mode}, scale {scale}", f"{scale}-{run.mode}")
-        picture(paths["png"], f"avg@k of every method, {mode}, scale {scale}")
+        picture(paths["png"], f"Accuracies and paired differences, {mode}, scale {scale}")
         text(paths["md"], below=3)
-        picture(paths["coverage_png"], f"Coverage: share not solved in k samples, {mode}, {scale}")
         cost(paths["cost_csv"])
         heading(4, "Diagnosis", f"{scale}-{run.mode}-diagnosis")
         diagnosis = results / "diagnosis" / scale
@@ -142,6 +137,7 @@ jobs.write_timing("10_report")
 
 # %% [markdown]
 # ---
-# Every number of ours is made of samples that lie in `runs/`. `results/metrics/` names, for each
-# file of them, its fingerprint: a hash of the weights (adapter included), prompts, sampling
-# settings, random numbers and decoding code behind it, then, after the slash, of the grader.
+# Every number of ours is made of samples that lie in `runs/`. Each file of them carries its
+# fingerprint: a hash of the weights (adapter included), prompts, sampling settings, random numbers
+# and decoding code behind it, and of the grader. Nothing on this page names a machine or a moment:
+# made again from the same samples it is the same.

@@ -40,8 +40,10 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
 
-from trdlib import jobs, tasks
-from trdlib.analysis.diagnose import diagnose, markdown, transitions, write
+from trdlib import jobs, store, tasks
+from trdlib.analysis import show
+from trdlib.analysis.diagnose import diagnose
+from trdlib.analysis.show import color, interval
 from trdlib.ops import notebooks
 from trdlib.refine import refine
 from trdlib.rollout import rollout
@@ -60,7 +62,7 @@ known = found[0].responses["start"].notna().any()  # do we know where the first 
 # What the figures share: a row or column of axes for each kind of problem, and the four groups.
 
 # %%
-COLOR = {"y_o": "#4292c6", "y_r": "#d62728"}
+COLOR = {"y_o": color("reverse_kl"), "y_r": color("trd")}  # as the methods that train on them
 GROUPS = {
     ("y_o", "failed"): "y_o, failed",
     ("y_o", "passed"): "y_o, passed",
@@ -79,6 +81,15 @@ def groups(one, *but):
     """(trajectory, verdict) of which there are responses."""
     there = one.responses.groupby(["trajectory", "verdict"]).groups
     return [group for group in GROUPS if group in there and group not in but]
+
+
+def absent(one, axis, source):
+    """Say which verdict no attempt has, where its curves would be."""
+    verdicts = where(one.responses, source=source, trajectory="y_o")["verdict"]
+    for verdict in {"failed", "passed"} - set(verdicts):
+        note = f"y_o, {verdict}: none of {len(verdicts)}"
+        how = {"transform": axis.transAxes, "va": "top", "ha": "right", "color": "grey"}
+        axis.text(0.99, 0.99, note, fontsize=8, **how)
 
 
 def look(trajectory, verdict):
@@ -141,19 +152,39 @@ def dot(axis, y, cell, color, filled=True):
 # ## From failed to passed
 #
 # How good are the trajectories? Counts of attempts: the row is the verdict on y_o, the column the
-# verdict on its rewrite. The paper reports 16.0 % fail to pass and 0.4 % pass to fail for its own
-# data. The more often a rewrite is right, the more there is to learn from it.
+# verdict on its rewrite; the two that change sides with their share of all attempts and its
+# interval. The paper reports 16.0 % fail to pass and 0.4 % pass to fail for its own data. The more
+# often a rewrite is right, the more there is to learn from it.
+
 
 # %%
+def transitions(responses):
+    """Counts of attempts by the verdicts on y_o (rows, by source) and on its y_r (columns)."""
+    y_r, names = responses[responses["trajectory"] == "y_r"], ["failed", "passed"]
+    after = pd.Categorical(y_r["correct"].map({True: "passed", False: "failed"}), names)
+    before = pd.Categorical(y_r["verdict"], names)
+    counts = pd.crosstab([y_r["source"], before], after, dropna=False)
+    return counts.rename_axis(index=["source", "y_o"], columns="y_r")
+
+
+def counted(counts):
+    """`transitions` as text: "12 of 60", "none of 60"."""
+    whole = counts.groupby("source").transform("sum").sum(axis=1).map(" of {:d}".format)
+    return counts.apply(lambda c: c.map("{:d}".format).replace("0", "none") + whole)
+
+
 for one in found:
     counts = transitions(one.responses)
-    fig, axes = panels(len(sources), 3.2, 2.1, rows=1)
+    texts = counted(counts)
+    fig, axes = panels(len(sources), 3.6, 2.3, rows=1)
     for axis, source in zip(axes[0], sources, strict=True):
         table = counts.loc[source]
         axis.imshow(table, cmap="Greys", vmin=0, vmax=1.6 * table.to_numpy().sum())
-        for (y, x), count in np.ndenumerate(table.to_numpy()):
-            share = count / table.to_numpy().sum()
-            axis.text(x, y, f"{count}\n{share:.1%}", ha="center", va="center")
+        for (y, x), text in np.ndenumerate(texts.loc[source].to_numpy()):
+            kind = {(0, 1): "fail_to_pass", (1, 0): "pass_to_fail"}.get((y, x))
+            cell = number(one, source, "y_r", "all", kind)
+            share = f"\n{interval(*cell[['value', 'low', 'high']])} %" if kind else ""
+            axis.text(x, y, text + share, ha="center", va="center", fontsize=8)
         axis.set_xticks([0, 1], ["failed", "passed"])
         axis.set_yticks([0, 1], ["failed", "passed"])
         axis.set(xlabel="y_r", ylabel="y_o", title=f"{source} ({one.run.mode})")
@@ -163,9 +194,10 @@ for one in found:
 # %% [markdown]
 # ## Length, and what survives of the attempt
 #
-# Cumulative shares of responses. Left: tokens. Right: the share of the attempt's tokens that stand
-# in its rewrite, in the same order; near 1 the rewrite is an edit, near 0 a new solution. In the
-# paper rewrites are a ninth as long as attempts; the tiny solutions leave nothing to shorten.
+# Cumulative shares of these responses (of the means the last table has intervals). Left: tokens.
+# Right: the share of the attempt's tokens that stand in its rewrite, in the same order; near 1 the
+# rewrite is an edit, near 0 a new solution. In the paper rewrites are a ninth as long as attempts;
+# the tiny solutions leave nothing to shorten.
 
 # %%
 for one in found:
@@ -174,6 +206,7 @@ for one in found:
         cumulative(one, left, source, "n_tokens", groups(one))
         cumulative(one, right, source, "kept", [g for g in groups(one) if g[0] == "y_r"])
         left.set_ylabel(f"{source}\nshare of responses")
+        absent(one, left, source)
         right.set_xlim(0, 1.02)
     axes[-1][0].set_xlabel("tokens")
     axes[-1][1].set_xlabel("share of y_o's tokens kept in y_r")
@@ -197,6 +230,7 @@ def along(one):
         curve(one, middle, "relative", source, "reverse_kl", groups(one))
         curve(one, right, "relative", source, "onset_mass", groups(one), factor=1000)
         left.set_ylabel(f"{source}\nforward KL (nats)")
+        absent(one, left, source)
         middle.set_ylabel("reverse KL (nats)")
         right.set_ylabel("onset mass (per mille)")
     for axis in axes[-1]:
@@ -233,6 +267,7 @@ def around(one):
         dark = {"color": "#252525", "lw": 1.2, "marker": "o", "ms": 3}
         curve(one, right, "after", source, "pivot_mass", failed, label="pivot", **dark)
         left.set_ylabel(f"{source}\nforward KL (nats)")
+        absent(one, left, source)
         middle.set_ylabel("onset mass (per mille)")
         right.set_ylabel("teacher's probability")
         for axis in (left, middle, right):
@@ -251,7 +286,8 @@ if known:
 # ## How much of the loss lies after the mistake?
 #
 # Shares of the forward KL before, at and after the first wrong token, over all attempts that have
-# one, beside the same shares of tokens. For y_r the cut is at the same token, where nothing is
+# one, beside the same shares of tokens; the number in a bar is the share after it, with its
+# interval. For y_r the cut is at the same token, where nothing is
 # wrong any more. If the KL after the mistake is no larger than its share of tokens, the mistake
 # does not raise the loss: then the question is what the loss asks for there, not how large it is.
 
@@ -262,14 +298,16 @@ for one in found if known else []:
     fig, axes = panels(len(sources), 4, 1.6, rows=1, sharey=True)
     for axis, source in zip(axes[0], sources, strict=True):
         for y, (name, what) in enumerate(BARS):
-            values = [number(one, source, name, "all", f"{what}_{p}")["value"] for p in PLACES]
+            cells = [number(one, source, name, "all", f"{what}_{p}") for p in PLACES]
+            values = [cell["value"] for cell in cells]
             left = np.cumsum([0, *values[:2]])
             axis.barh([y] * 3, values, left=left, color=PLACES.values(), ec="white")
-            axis.text(0.98, y, f"{values[2]:.0%}", ha="right", va="center", color="white")
+            after = interval(*cells[2][["value", "low", "high"]], form=".0f") + " %"
+            axis.text(0.98, y, after, ha="right", va="center", color="white", fontsize=8)
         axis.set_yticks(range(len(BARS)), [f"{n}, {w.replace('kl', 'KL')}" for n, w in BARS])
         axis.set(xlim=(0, 1), ylim=(len(BARS) - 0.5, -0.5), xlabel="share", title=source)
-        for place, color in PLACES.items():
-            axis.bar(0, 0, color=color, label=f"{place} the mistake")
+        for place, shade in PLACES.items():
+            axis.bar(0, 0, color=shade, label=f"{place} the mistake")
     finish(one, fig, axes[0][0])
     plt.show()
 
@@ -314,6 +352,7 @@ for one in found:
         cumulative(one, axis, source, "ppl_gap", groups(one))
         axis.axvline(0, color="grey", lw=0.8, ls=":")
         axis.set(title=source, xlabel="perplexity gap (nats per token)")
+        absent(one, axis, source)
     axes[0][0].set_ylabel("share of responses")
     finish(one, fig, axes[0][0])
     plt.show()
@@ -323,8 +362,9 @@ for one in found:
 #
 # The cosine between a method's summed gradient at step 0 and the gradient of plain cross-entropy on
 # the reference solutions: 1 points where the solutions point. A dot is the mean of the base models,
-# the bar their range. "cut" is the forward KL on y_o up to and including its first wrong token (an
-# oracle): if it does better than the whole of y_o, it is the rest of the attempt that misleads.
+# the bar the 95 % interval (t over base models) for new ones. "cut" is the forward KL on y_o up to
+# and including its first wrong token (an oracle): if it does better than the whole of y_o, it is
+# the rest of the attempt that misleads.
 # Only for the procedural scales, where it takes seconds.
 
 # %%
@@ -352,7 +392,43 @@ for one in found if runs[0].settings.pretraining else []:
 #
 # As they go into the results: quantity by trajectory and verdict on the attempt.
 
+
 # %%
+def markdown(found):
+    """The numbers as Markdown: a table per source, a column per trajectory and verdict."""
+    run, numbers = found.run, found.numbers
+    values = numbers[["value", "low", "high"]].itertuples(index=False)
+    text = [interval(*of, scale=1, form=".3g") for of in values]
+    link, groups = {"y_o": " ", "y_r": " of "}, numbers[["trajectory", "verdict"]].to_numpy()
+    column = [t if v == "all" else t + link[t] + v for t, v in groups]
+    parts = [
+        f"# Prefix-failure signals: {run.mode.upper()}, scale {run.scale}",
+        f"Step 0, {len(run.settings.seeds)} base seeds, [{run.settings.evaluation.confidence:.0%} "
+        "interval from resampling problems, for these models; for gradient_*, by t over the base "
+        "seeds, for new models]. What "
+        "each quantity is: `summary` in trdlib/analysis/diagnose.py. Onset words, a list of ours "
+        f"(the paper's is unknown): {', '.join(run.settings.onsets)}.",
+        "## Attempts by the verdicts on y_o and y_r",
+        counted(transitions(found.responses)).reset_index().to_markdown(index=False),
+    ]
+    for source, mine in numbers.assign(text=text, column=column).groupby("source", sort=True):
+        grid = mine.pivot(index="quantity", columns="column", values="text")
+        grid = grid.loc[mine["quantity"].unique(), mine["column"].unique()].fillna(show.DASH)
+        parts += [f"## {source}", grid.rename_axis(columns=None).to_markdown()]
+    return "\n\n".join(parts) + "\n"
+
+
+def write(found, figure):
+    """Numbers and curves as one tidy csv, the numbers as md, the figure as png."""
+    place = found.run.results / "diagnosis" / found.run.scale
+    csv, md, png = (place / f"{found.run.mode}.{end}" for end in ("csv", "md", "png"))
+    table = pd.concat([found.numbers.assign(axis="none"), found.curves], ignore_index=True)
+    order = ["axis", "source", "trajectory", "verdict", "quantity", "x"]
+    order += ["value", "low", "high", "problems"]
+    store.write_text(csv, table[order].to_csv(index=False, float_format="%.6g"))
+    return [csv, store.write_text(md, markdown(found)), show.save(png, figure)]
+
+
 written = []
 for one, figure in zip(found, figures, strict=True):
     written += write(one, figure)

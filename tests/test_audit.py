@@ -1,18 +1,39 @@
 """The audit's statistics, against scipy, brute force and simulated truth."""
 
+import ast
 import math
+from types import SimpleNamespace
 
+import jupytext
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import integrate, stats
+from scipy import integrate, optimize, stats
 
 from trdlib.analysis import audit
 
 SHAPES = [(1.2, 0.4), (0.4, 0.5), (0.25, 1.6)]  # Beta: AIME24-, HMMT- and AMO-like difficulties
+
+
+def defined(notebook):
+    """What the code of a notebook imports, names in capitals and defines; nothing else is run."""
+    cells = jupytext.read(REPOSITORY / "notebooks" / f"{notebook}.py").cells
+    code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    kept = [
+        node
+        for node in ast.parse(code).body
+        if isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef)
+        or (isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "a").isupper())
+    ]
+    found = {"display": lambda shown: None}
+    exec(compile(ast.Module(kept, []), notebook, "exec"), found)  # fmt: skip
+    return SimpleNamespace(**found)
+
+
+page = defined("8_audit")
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +216,15 @@ def test_noise_range_contains_every_distribution(metric):
     for a, b in SHAPES:
         low, high = audit.noise_range(a / (a + b), passed_of(a, b), 16)
         assert low < a * b / (a + b) ** 2 * (1 - rho_of(a, b)) < high
+    for _ in range(10):  # a linear programme over a grid of accuracies finds the same ends
+        avg, rho = rng.uniform(0.05, 0.95), rng.uniform(0.1, 0.9)
+        passed = 1 - audit.all_wrong(avg, rho, 16)
+        p = np.linspace(0, 1, 2001)
+        fails = (1 - p) ** 16
+        cost = p * (1 - p) if metric == "avg" else fails * (1 - fails)
+        known = {"A_eq": np.stack([np.ones_like(p), p, fails]), "b_eq": [1, avg, 1 - passed]}
+        ends = [sign * optimize.linprog(sign * cost, **known).fun for sign in (1, -1)]
+        assert audit.noise_range(avg, passed, 16, metric) == pytest.approx(ends, abs=1e-4)
     # two accuracies are all it takes to know better: half never solved, half solved at 0.5
     low, high = audit.noise_range(0.25, 0.5 * (1 - 0.5**16), 16)
     assert low <= 0.125 <= high
@@ -236,7 +266,6 @@ def test_repeats_do_not_accuse_honest_evaluations_and_do_find_copies():
         honest = audit.repeats(simulated(rng)).iloc[0]
         chances.append(honest["chance"])
         pairs, expected = pairs + honest["pairs"], expected + honest["pairs_expected"]
-        assert honest["pairs_expected"] < honest["pairs_most"] + 1e-9
     assert not any(c < audit.REPEATED for c in chances)
     assert np.mean(np.array(chances) < 0.05) <= 0.05  # an upper bound is never too small
     assert 0.75 < pairs / expected < 1.3
@@ -258,7 +287,7 @@ def test_repeats_in_the_published_files(table):
 
 
 def test_reevaluations_are_the_checkpoints_evaluated_twice(table):
-    found = audit.reevaluations(table)
+    found = page.reevaluations(table)
     assert len(found) == 20
     assert set(zip(found["student"], found["method"], strict=True)) == {
         ("Qwen3-1.7B", "base"), ("Qwen3-4B", "trd")}  # fmt: skip
@@ -273,12 +302,39 @@ def test_scatter_is_one_for_runs_of_one_model_and_more_for_others():
     rng = np.random.default_rng(6)
     rows = pd.concat([simulated(rng, name=str(i)) for i in range(100)], ignore_index=True)
     same = audit.scatter(rows)
-    for metric, found in same.groupby("metric"):
+    cells = same[same["student"] != "all"]
+    for metric, found in cells.groupby("metric"):
         assert 0.85 < found["ratio"].mean() < 1.15
-        assert 0.01 < (found["p"] < 0.05).mean() < {"avg": 0.1, "passed": 0.2}[metric]
+        assert (found["p_more"] < 0.05).mean() < {"avg": 0.1, "passed": 0.2}[metric]
+        assert (found["p_more"] + found["p_less"]).to_numpy() == pytest.approx(1)
+        whole = same.query("student == 'all' and metric == @metric").iloc[0]
+        assert whole["runs"] == 800
+        assert whole["ratio"] == pytest.approx(found["ratio"].mean())  # all have as many runs
+    assert (cells["most"] <= cells["ratio"]).all()
+    assert not (cells["least"] < cells["ratio"]).any()  # NaN where there is next to no noise
+    assert (cells["independent"] < cells["ratio"]).all()
+    avg = rows["avg"].to_numpy().reshape(100, 8)
+    binomial = (avg * (1 - avg)).mean(axis=1) / 480
+    by_hand = cells.query("metric == 'avg'")["independent"].to_numpy()
+    assert by_hand == pytest.approx(avg.var(axis=1, ddof=1) / binomial)
     rows.loc[rows.index % 2 == 0, "avg"] += 0.06  # every other run is a better model
-    apart = audit.scatter(rows).query("metric == 'avg'")
-    assert (apart["p"] < 0.05).mean() > 0.7
+    apart = audit.scatter(rows).query("metric == 'avg' and student != 'all'")
+    assert (apart["p_more"] < 0.05).mean() > 0.7
+
+
+def test_shared_generations_scatter_too_little():
+    """Three quarters of the samples are the same in all runs: the whole sees it, repeats do not."""
+    rng, rows = np.random.default_rng(8), []
+    for name in range(12):
+        p = rng.beta(0.4, 0.5, 30)
+        counts = rng.binomial(12, p) + rng.binomial(4, p, (8, 30))
+        shares = zip(counts.mean(1) / 16, (counts > 0).mean(1), strict=True)
+        one = published([("opd", f"m{i}", *share) for i, share in enumerate(shares)])
+        rows.append(one.assign(student=str(name)))
+    rows = pd.concat(rows, ignore_index=True)
+    assert not audit.repeats(rows)["repeated"].any()
+    whole = audit.scatter(rows).query("student == 'all' and metric == 'avg'")
+    assert whole["p_less"].item() < 1e-4
 
 
 # ------------------------------------------------------------------------------ claimed differences
@@ -296,7 +352,8 @@ def test_differences_by_hand():
             ("opsd", "forward_kl", 0.90, 0.95),  # another mode: no baseline of this one
         ]
     )
-    found = audit.differences(rows).query("metric == 'avg'").set_index("against")
+    found = audit.differences(rows).query("metric == 'avg' and benchmark == 'B'")
+    found = found.set_index("against")
     assert found["difference"].to_dict() == pytest.approx(
         {"base": 0.11, "best": 0.05, "mean": 0.06}
     )
@@ -317,27 +374,36 @@ def test_differences_by_hand():
         assert row["p"] == pytest.approx(2 * min(test.cdf(0), test.sf(0)))
 
 
-def test_holm_within_each_comparison(table):
+def test_all_tests_are_one_family(table):
+    """Those of single benchmarks and of their means; a lone baseline is not counted twice."""
     found = audit.differences(table)
-    for _, family in found.dropna(subset="p").groupby("against"):
-        assert family["p_holm"].min() == pytest.approx(len(family) * family["p"].min())
+    tested = found.dropna(subset="p").sort_values("p")
+    steps = (len(tested) - np.arange(3)) * tested["p"].head(3).to_numpy()  # Holm, by hand
+    expected = np.minimum(np.maximum.accumulate(steps), 1)
+    assert tested["p_holm"].head(3).to_numpy() == pytest.approx(expected)
     assert found.loc[found["repeated"], ["p", "p_holm"]].isna().all().all()
-    assert found.groupby("against").size().to_dict() == {"base": 53, "best": 62, "mean": 62}
+    sizes = found.groupby([found["benchmark"] == "mean", "against"]).size().to_dict()
+    assert sizes == {(False, "base"): 53, (False, "best"): 62, (False, "mean"): 40,
+                     (True, "base"): 11, (True, "best"): 14, (True, "mean"): 8}  # fmt: skip
+    assert len(tested) == 161
+    names = found.query("against == 'mean'")["other"].dropna()
+    assert names.str.contains("+", regex=False).all()
 
 
-def test_pooled_is_the_mean_over_benchmarks_without_the_repeated(table):
+def test_means_are_over_the_benchmarks_without_the_repeated(table):
     found = audit.differences(table)
-    pooled = audit.pooled(found).set_index(["mode", "student", "metric", "against", "task"])
-    row = pooled.loc[("opsd", "Qwen3-8B", "passed", "base", "math")]
+    here = "mode == 'opsd' and student == 'Qwen3-8B' and metric == 'passed' and against == 'base'"
+    mine = found.query(f"{here} and task == 'math'")
+    row = mine.query("benchmark == 'mean'").iloc[0]
     assert row["benchmarks"] == 4
-    cells = found.query("mode == 'opsd' and student == 'Qwen3-8B' and metric == 'passed'"
-                        " and against == 'base' and benchmark != 'aime24'")  # fmt: skip
+    cells = mine.query("benchmark not in ['aime24', 'mean']")
     assert row["difference"] == pytest.approx(cells["difference"].mean())
     assert row["se"] == pytest.approx(math.sqrt((cells["se"] ** 2).sum()) / 4)
+    assert row["p"] == pytest.approx(2 * stats.norm.sf(abs(row["difference"]) / row["se"]))
 
 
 def test_claims_beside_the_raw_rows(table):
-    found = audit.claims(table)
+    found = page.claimed(table)
     matches = found[found["matches"]].set_index("student")
     assert matches["other"].to_dict() == {"Qwen3-8B": "base", "Qwen3-4B": "forward_kl"}
     assert matches["metric"].eq("passed").all()
@@ -354,22 +420,28 @@ def test_claims_beside_the_raw_rows(table):
 
 
 @pytest.mark.parametrize("gain", [0.02, 0.046, 0.128, 0.205])
-@pytest.mark.parametrize("sd", [0.1, 0.27, 0.49])
-def test_problems_needed_are_the_fewest_that_give_the_power(gain, sd):
-    n = audit.problems_needed(gain, sd, power=0.8)
-    assert audit.detection_power(gain, sd, n) >= 0.8 - 1e-6
-    assert audit.detection_power(gain, sd, n - 1) < 0.8 + 1e-3  # a wrong sign counts as seen too
+@pytest.mark.parametrize("level", [0.01, 0.05])
+def test_problems_needed_are_the_fewest_that_give_the_power(gain, level):
+    def power(n):
+        shift, z = gain / (0.27 * math.sqrt(2 / n)), stats.norm.ppf(1 - level / 2)
+        return stats.norm.cdf(shift - z) + stats.norm.cdf(-shift - z)
+
+    n = page.problems_needed(gain, 0.27, power=0.8, level=level)
+    assert power(n) >= 0.8 - 1e-6
+    assert power(n - 1) < 0.8 + 1e-3  # a wrong sign counts as seen too
 
 
 def test_power_is_that_of_simulated_comparisons():
-    """Every problem a bit easier, 150 of them, evaluated before and after: how often seen?"""
-    rng, n, gain = np.random.default_rng(7), 150, 0.015
+    """As many problems as needed, every one a bit easier, before and after: how often seen?"""
+    rng, gain = np.random.default_rng(7), 0.015
+    sd = 0.11
+    n = int(page.problems_needed(gain, sd, power=0.8, level=0.05))
     p = rng.beta(3, 4, n)  # away from 0 and 1, so that each can gain
-    sd = math.sqrt((p * (1 - p)).mean() / 16)
+    sd_here = math.sqrt((p * (1 - p)).mean() / 16)
     before = rng.binomial(16, p, (8000, n)).mean(-1) / 16
-    after = rng.binomial(16, p + gain, (8000, n)).mean(-1) / 16
-    seen = (abs(after - before) > 1.96 * sd * math.sqrt(2 / n)).mean()
-    assert audit.detection_power(gain, sd, n) == pytest.approx(seen, abs=0.03)
+    after = rng.binomial(16, p + gain * sd_here / sd, (8000, n)).mean(-1) / 16
+    seen = (abs(after - before) > 1.96 * sd_here * math.sqrt(2 / n)).mean()
+    assert seen == pytest.approx(0.8, abs=0.03)
 
 
 # ------------------------------------------------------------------------------------------ writing
@@ -377,10 +449,10 @@ def test_power_is_that_of_simulated_comparisons():
 
 def test_readable_tables(table):
     cells = audit.intervals(table).query("student == 'Qwen3-8B' and method == 'base'")
-    shown = audit.readable(cells, ["benchmark", "avg", "avg_naive", "rho"]).iloc[-1].tolist()
+    shown = page.readable(cells, ["benchmark", "avg", "avg_naive", "rho"]).iloc[-1].tolist()
     assert shown == ["amobench", "15.9", "[13.2, 18.9]", "0.53"]
     gaps = pd.DataFrame({"difference": [0.1, -0.02], "low": [0.05, np.nan], "high": [0.15, np.nan],
                          "p": [0.00012, np.nan], "metric": ["avg", "passed"]})  # fmt: skip
-    shown = audit.readable(gaps, ["metric", "difference", "interval", "p"])
+    shown = page.readable(gaps, ["metric", "difference", "interval", "p"])
     assert shown.to_numpy().tolist() == [["avg@k", "+10.0", "[+5.0, +15.0]", "0.00012"],
                                          ["pass@k", "-2.0", "-", "-"]]  # fmt: skip

@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 import torch
 from conftest import REPOSITORY
+from test_audit import defined
 
-from trdlib import distill, models, settings, tasks
+from trdlib import distill, models, settings, stats, tasks
 from trdlib.analysis import map as the_map
 from trdlib.analysis import signals
 from trdlib.refine import training_sets
@@ -23,12 +24,21 @@ def test_each_cell_turns_one_knob(monkeypatch):
     touched = {
         "locality": "data", "prompts": "data", "rollout_temperature": "rollout",
         "refinement_temperature": "refinement", "teacher_temperature": "models",
-        "student_strength": "models",
+        "student_strength": "models", "rounds": "methods",
     }  # fmt: skip
+    points = the_map.section(get_run("tiny", "opd")).points
     for cell in cells[1:]:
         here = cell.run.settings.model_dump()
-        assert [key for key in rest if here[key] != rest[key]] == [touched[cell.knob]]
+        changed = {key for key in rest if here[key] != rest[key]}
+        assert changed == {touched[knob] for knob in points.get(cell.knob, [cell.knob])}
         assert set(cell.methods) >= {"trd", "off_policy"}
+        assert cell.at == cells[0].at | points.get(cell.knob, {cell.knob: cell.value})
+    (fresh,) = (c for c in cells if c.knob == "rounds")
+    rounds = {name: fresh.run.settings.methods[name].rounds for name in fresh.methods}
+    of_attempts = {"forward_kl", "reverse_kl", "reverse_kl_topk", "trd", "sft_refined"}
+    assert {name for name in rounds if rounds[name] == 4} == of_attempts
+    strong = {c.run.settings.models.student for c in cells if c.knob in points}
+    assert strong == {"runs/tiny/map/models/student-0.275/{seed}"}
     local = {c.value: c.run.settings.data for c in cells if c.knob == "locality"}
     for share, data in local.items():
         assert data["benchmarks"]["trail"]["options"] == {"local_share": share}
@@ -63,6 +73,7 @@ def test_changed_models_are_what_their_knob_says(project):
         ({"knob": 1}, r"scales.smoke.map.knob: unknown key"),
         ({"methods": ["trd"]}, "compares trd, off_policy and sft_refined"),
         ({"knobs": {"prompts": [8]}}, "locality, rollout_temperature, .*: each knob needs"),
+        ({"points": {"here": {"luck": 1}}}, "scales.smoke.map.points.here.luck"),
     ],
 )
 def test_a_wrong_map_is_one_sentence(project, change, message):
@@ -77,21 +88,43 @@ def test_a_wrong_map_is_one_sentence(project, change, message):
 
 def test_survey_measures_every_cell_once(project, monkeypatch):
     run = get_run("smoke")
+    how = run.settings.evaluation
     table = the_map.survey(run)
-    assert table["knob"].tolist() == ["rest", "teacher_temperature"]
-    cell = the_map.cells(run)[1]
-    counts = {}
-    for method in ("trd", "off_policy", "forward_kl"):
-        here = cell.run.with_(method=method)
-        frames = [pd.read_parquet(here.samples(seed, "trail")) for seed in run.settings.seeds]
-        counts[method] = np.array([f["correct"].mean() for f in frames])
-    row = table.iloc[1]
-    assert row["to_best_value"] == pytest.approx((counts["trd"] - counts["forward_kl"]).mean())
-    assert row["to_off_policy_by_seed"] == pytest.approx(counts["trd"] - counts["off_policy"])
-    y_o = pd.read_parquet(cell.run.attempts)
-    assert row["y_o_accuracy"] == y_o["correct"].mean()
+    temperatures = list(how.temperatures)
+    knobs = ["rest", "teacher_temperature", "rounds", "paper_noisy"]
+    assert table["knob"].tolist() == [knob for knob in knobs for _ in temperatures]
+    assert table["temperature"].tolist() == temperatures * len(knobs)
+    cells = the_map.cells(run)
+    right = {}
+    for (_, row), cell in zip(
+        table[table["temperature"] == temperatures[-1]].iterrows(), cells, strict=True
+    ):
+        for method in cell.methods:
+            here = cell.run.with_(method=method)
+            places = [here.samples(s, temperatures[-1], "trail") for s in run.settings.seeds]
+            frames = [pd.read_parquet(place) for place in places]
+            right[cell.knob, method] = np.array(
+                [f.groupby("id")["correct"].mean().to_numpy() for f in frames]
+            )
+            mean = right[cell.knob, method].mean()
+            assert row[f"avg_{method}"] == pytest.approx(mean)
+            assert row[f"avg_{method}_low"] <= mean <= row[f"avg_{method}_high"]
+    here = table[table["temperature"] == temperatures[-1]].set_index("knob")
+    pairs = [(right[k, "trd"], right[k, "off_policy"]) for k in knobs]
+    for knob, expected in zip(knobs, stats.family(pairs, **how.interval), strict=True):
+        for field, value in expected.items():  # NaN where nothing varies
+            found = here.loc[knob, f"to_off_policy_{field}"]
+            assert found == pytest.approx(value, nan_ok=True), (knob, field)
+    gap = right["rest", "forward_kl_cut"] - right["rest", "forward_kl"]
+    assert here.loc["rest", "forward_kl_cut_value"] == pytest.approx(gap.mean())
+    assert np.isnan(here.loc["rounds", "forward_kl_cut_value"])  # an oracle elsewhere
+    y_o = pd.read_parquet(cells[1].run.attempts)
+    assert here.loc["teacher_temperature", "y_o_accuracy"] == y_o["correct"].mean()
     assert len(y_o) == 8 * len(run.settings.seeds)  # the knob `prompts` rests at 8
-    assert "forward_kl_cut" in the_map.page(run, table)
+    text = defined("6_map").page(run, table)
+    for temperature in temperatures:
+        assert f"At temperature {temperature:g}, {how.at(temperature).samples} samples" in text
+    assert text.count("forward_kl_cut") == len(temperatures)
     monkeypatch.setattr(distill, "train_adapter", None)  # a second time nothing is trained
     assert the_map.survey(run).equals(table)
 

@@ -3,32 +3,28 @@
 Paper section 1: after a wrong step the teacher is a mixture of going on and turning back, and
 since the frozen prefix never turns back, it proposes the same correction over and over; the mass
 on epistemic onset tokens is the signature. Section 4: trajectory analysis. Everything is measured
-at step 0, on the very tokens and contexts that training would see (y_o: the teacher's vanilla
-context, y_r: its refine context), in nats, at temperature 1. What is ours:
-
-1. The list of onset words (params.yaml, `onsets`): the paper's 16 are unknown.
-2. Where a task knows the first mistake (`Task.first_wrong`), curves are aligned at it, and y_r at
-   the same token of its y_o; elsewhere they run along the relative position only.
-3. Intervals from resampling problems; a problem's tokens, samples and base seeds go together.
+at step 0, on the tokens and contexts that training would see (y_o: the teacher's vanilla context,
+y_r: its refine context), in nats, at temperature 1. Ours: the list of onset words (params.yaml,
+`onsets`); curves aligned at the first mistake where the task knows it (y_r at the same token of its
+y_o), elsewhere along the relative position; intervals from resampling problems, whose tokens,
+samples and base seeds go together. Notebook 6_diagnose draws and writes it.
 """
 
 import difflib
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import stdtrit
 
-from trdlib import distill, jobs, models, refine, rollout, stats, store
-from trdlib.analysis import show
+from trdlib import distill, jobs, models, refine, rollout, stats
 from trdlib.analysis.signals import hidden_at, token_signals
 from trdlib.run import Run
 from trdlib.settings import Method
 
 BINS, BEFORE, AFTER = 10, 8, 20  # of the relative position; tokens around the first mistake
 _CURVES = ["forward_kl", "reverse_kl", "teacher_entropy", "onset_mass", "own_mass", "pivot_mass"]
-_CURVES += ["cosine"]
 
 
 class Diagnosis(NamedTuple):
@@ -56,10 +52,9 @@ def responses(run: Run, task, problems: pd.DataFrame, y_o, y_r) -> pd.DataFrame:
     """y_o and y_r of the first diagnosis.problems problems, one row per response.
 
     trajectory and row (the same for an attempt and its rewrite) name a response. Besides the
-    columns of a generation file: source, verdict (was the *attempt* "passed" or "failed"?); of y_r
-    prompt_truncated, attempt (the y_o) and kept (share of the attempt's tokens that survive, in
-    order); where the task knows it, wrong (index of the first wrong token of this text), right (id
-    of the token that would have been right there, else -1), start (`wrong` of its attempt).
+    columns of a generation file: source, verdict (of the *attempt*: "passed" or "failed"); of y_r
+    prompt_truncated, attempt (the y_o) and `kept`; where the task knows it, wrong (index of the
+    first wrong token), right (id of the right token there, else -1), start (`wrong` of its y_o).
     """
     wanted = y_o["id"].isin(problems["id"][: run.settings.diagnosis.problems])
     y_o, y_r = y_o[wanted].reset_index(drop=True), y_r[wanted].reset_index(drop=True)
@@ -86,7 +81,7 @@ def kept(attempt, rewrite) -> float:
 
 
 def _batches(run: Run, seed: int, problems, table: pd.DataFrame, device):
-    """(rows of the table, batch), as training makes them; of the responses of one trajectory."""
+    """(rows, batch) of the responses of one trajectory, as training makes them."""
     if table["trajectory"].iloc[0] == "y_o":
         table = table.drop(columns="attempt")
     rows, size = refine.pairs(run, seed, table, problems), run.settings.training.micro_batch_size
@@ -116,19 +111,16 @@ def _score(run: Run, seed: int, problems: pd.DataFrame, table: pd.DataFrame) -> 
             said += hidden_at(teacher, batch["teacher_ids"], batch["teacher_labels"]), heads[1]
             targets, rights = labels[labels != -100], torch.tensor(right, device=student.device)
             found = token_signals(*said, targets, onsets=onsets, rights=rights)
-            step = found.pop("gradient")
-            found["cosine"] = torch.cosine_similarity(step, step.roll(1, 0))
             parts.append(each.assign(**{name: t.cpu().numpy() for name, t in found.items()}))
     return pd.concat(parts)
 
 
 def scores(run: Run, problems: pd.DataFrame, responses: pd.DataFrame) -> pd.DataFrame:
-    """One row per response token: its response's columns, position, x, and the signals on it.
+    """One row per response token: its response's columns, position, and `token_signals` (right_mass
+    only at the first wrong token).
 
-    x: tokens after the first mistake of the attempt. The signals of `token_signals`; own_mass (the
-    teacher's probability of the token that is there); right_mass only at the first wrong token;
-    pivot_mass (right_mass there, onset_mass elsewhere); cosine (of the gradients of this position
-    and the one before it) instead of gradient.
+    x: tokens after the first mistake of the attempt. own_mass: the teacher's probability of the
+    token that is there. pivot_mass: right_mass at the first wrong token, onset_mass elsewhere.
     """
     groups = responses.groupby(["trajectory", "seed"], sort=True)
     todo = [(run, int(seed), problems, table) for (_, seed), table in groups]
@@ -138,15 +130,12 @@ def scores(run: Run, problems: pd.DataFrame, responses: pd.DataFrame) -> pd.Data
         x=tokens["position"] - tokens["start"],
         own_mass=np.exp(tokens["teacher_logp"]),
         pivot_mass=tokens["right_mass"].fillna(tokens["onset_mass"]),
-        cosine=tokens["cosine"].where(tokens["position"] > 0),
     )
 
 
 def with_likelihoods(responses: pd.DataFrame, tokens: pd.DataFrame) -> pd.DataFrame:
-    """The responses with student_nll and teacher_nll (mean of a token, in nats), and ppl_gap.
-
-    ppl_gap, the student's minus the teacher's, is the log of the ratio of their perplexities.
-    """
+    """The responses with student_nll and teacher_nll (mean of a token, nats), and their difference
+    ppl_gap, the log of the ratio of the perplexities."""
     nll = tokens.groupby(["trajectory", "row"])[["student_logp", "teacher_logp"]].mean().mul(-1)
     nll = nll.set_axis(["student_nll", "teacher_nll"], axis=1).reset_index()
     nll["ppl_gap"] = nll["student_nll"] - nll["teacher_nll"]
@@ -154,11 +143,11 @@ def with_likelihoods(responses: pd.DataFrame, tokens: pd.DataFrame) -> pd.DataFr
 
 
 def estimates(run: Run, table, quantities: list[str], by: list[str], over="") -> pd.DataFrame:
-    """Mean of each quantity in each cell (source and `by`), with an interval over problems.
+    """Mean of each quantity in each cell (source and `by`), with an interval over problems: source,
+    *by, quantity, value, low, high, problems.
 
-    table: one row per token or response, with id and source; NaN is left out. over: a column to
-    divide the sum by, instead of the number of rows. One resampling of a source's problems serves
-    all its cells, so cells are comparable. -> source, *by, quantity, value, low, high, problems.
+    table: a row per token or response, with id and source; NaN is left out. over: a column to
+    divide by, instead of the number of rows. One resampling of a source serves all its cells.
     """
     how, found = run.settings.evaluation, []
     tail = (1 - how.confidence) / 2
@@ -177,7 +166,12 @@ def estimates(run: Run, table, quantities: list[str], by: list[str], over="") ->
                 value = sums.sum(axis=1) / counts.sum(axis=1)
             low, high = np.nanquantile(means, [tail, 1 - tail], axis=1)
             one = {"value": value, "low": low, "high": high, "problems": (counts > 0).sum(axis=1)}
-            found.append(pd.DataFrame(one).reset_index().assign(source=source, quantity=quantity))
+            one = pd.DataFrame(one).reset_index().assign(source=source, quantity=quantity)
+            if not over and mine[quantity].dropna().isin([0, 1]).all():  # yes or no
+                reach = one["problems"].map(lambda n: stats.exact_reach(n, how.confidence))
+                one["low"] = one["low"].where(one["value"] < 1, 1 - reach)
+                one["high"] = one["high"].where(one["value"] > 0, reach)
+            found.append(one)
     order = ["source", *by, "quantity", "value", "low", "high", "problems"]
     return pd.concat(found, ignore_index=True)[order] if found else pd.DataFrame(columns=order)
 
@@ -201,15 +195,14 @@ def curves(run: Run, tokens: pd.DataFrame) -> pd.DataFrame:
 def summary(run: Run, responses: pd.DataFrame, tokens: pd.DataFrame) -> pd.DataFrame:
     """The numbers: one row per (source, trajectory, verdict, quantity), with their intervals.
 
-    verdict: of the attempt, "failed", "passed" or "all". Quantities, per response: correct,
-    fail_to_pass and pass_to_fail (shares of all attempts), unfinished, n_tokens, kept,
-    prompt_truncated, departed (it has a wrong token), and those of `with_likelihoods`. Per token:
-    forward_kl, reverse_kl, teacher_entropy, onset_mass, cosine; onset_share (of the forward KL,
-    due to onset words) and own_share (of the reverse KL, due to the token that is there). Where
-    the first mistake is known: kl_before, kl_at, kl_after and tokens_before ... (shares of the
-    forward KL and of the tokens, over the attempts with a mistake; y_r is cut at the same token),
-    own_at and right_at (the teacher's mass on the wrong token and on the right one), own_after and
-    onset_after (its mean mass on the token that is there and on onset words, after the mistake).
+    verdict: of the attempt, or "all". Quantities, per response: correct, fail_to_pass and
+    pass_to_fail (shares of all attempts), unfinished, n_tokens, kept, prompt_truncated, departed
+    (it has a wrong token), and those of `with_likelihoods`. Per token: forward_kl, reverse_kl,
+    teacher_entropy, onset_mass; onset_share (of the forward KL, due to onset words), own_share (of
+    the reverse KL, due to the token that is there). Where the first mistake is known: kl_before,
+    kl_at, kl_after, tokens_before ... (shares of forward KL and tokens, over the attempts with a
+    mistake; y_r is cut at the same token), own_at and right_at (the teacher's mass on the wrong and
+    the right token), own_after and onset_after (on the token that is there, on onset words).
     """
     failed, rewrite = responses["verdict"] == "failed", responses["trajectory"] == "y_r"
     rows = responses.assign(
@@ -230,7 +223,7 @@ def summary(run: Run, responses: pd.DataFrame, tokens: pd.DataFrame) -> pd.DataF
         **{f"kl_{place}": tokens["forward_kl"] * there for place, there in here.items()},
         **{f"tokens_{place}": there for place, there in here.items()},
     )
-    of_tokens = ["forward_kl", "reverse_kl", "teacher_entropy", "onset_mass", "cosine"]
+    of_tokens = ["forward_kl", "reverse_kl", "teacher_entropy", "onset_mass"]
     of_tokens += ["own_at", "right_at", "own_after", "onset_after"]
     departed, found = tokens[tokens["start"].notna()], []
     todo = [(rows, of_rows, ""), (tokens, of_tokens, "")]
@@ -286,58 +279,16 @@ def reference_cosines(run: Run, problems: pd.DataFrame, responses: pd.DataFrame)
     """Does a method's first step point where the reference solutions point? (Ours.)
 
     Cosine of its summed gradient, by the LoRA weights at step 0, with that of cross-entropy on the
-    reference solutions: mean, lowest and highest of the base seeds, in the form of `summary`. cut:
-    on y_o up to its first wrong token (an oracle), where the task knows it. Of the first
-    diagnosis.gradient_problems of each source.
+    references of the first diagnosis.gradient_problems of each source: mean, and t interval over
+    base seeds (new models), as in `summary`. cut: on y_o up to its first wrong token (an oracle).
     """
     todo = [(run, int(seed), problems, mine) for seed, mine in responses.groupby("seed")]
     found = rollout.pool(run, _cosines, todo, "gradients", training=True)
     by = ["source", "trajectory", "quantity"]
     table = pd.DataFrame([row for rows in found for row in rows], columns=[*by, "cosine"])
-    table = table.groupby(by)["cosine"].agg(value="mean", low="min", high="max").reset_index()
-    counts = responses.groupby("source")["id"].nunique()
+    table = table.groupby(by)["cosine"].agg(value="mean", error="sem").reset_index()
+    t = -stdtrit(len(todo) - 1, (1 - run.settings.evaluation.confidence) / 2)
+    half, counts = t * table.pop("error"), responses.groupby("source")["id"].nunique()
     counts = counts.clip(upper=run.settings.diagnosis.gradient_problems)
-    return table.assign(verdict="all", problems=table["source"].map(counts))
-
-
-def transitions(responses: pd.DataFrame) -> pd.DataFrame:
-    """Counts of attempts by the verdicts on y_o (rows, by source) and on its y_r (columns)."""
-    y_r, names = responses[responses["trajectory"] == "y_r"], ["failed", "passed"]
-    after = pd.Categorical(y_r["correct"].map({True: "passed", False: "failed"}), names)
-    before = pd.Categorical(y_r["verdict"], names)
-    counts = pd.crosstab([y_r["source"], before], after, dropna=False)
-    return counts.rename_axis(index=["source", "y_o"], columns="y_r")
-
-
-def markdown(found: Diagnosis) -> str:
-    """The numbers as Markdown: a table per source, a column per trajectory and verdict."""
-    run, numbers = found.run, found.numbers
-    values = numbers[["value", "low", "high"]].itertuples(index=False)
-    text = [show.interval(*of, scale=1, form=".3g") for of in values]
-    link, groups = {"y_o": " ", "y_r": " of "}, numbers[["trajectory", "verdict"]].to_numpy()
-    column = [t if v == "all" else t + link[t] + v for t, v in groups]
-    parts = [
-        f"# Prefix-failure signals: {run.mode.upper()}, scale {run.scale}",
-        f"Step 0, {len(run.settings.seeds)} base seeds, [{run.settings.evaluation.confidence:.0%} "
-        "interval from resampling problems; for gradient_*, the range of the base seeds]. What "
-        "each quantity is: `summary` in trdlib/analysis/diagnose.py. Onset words, a list of ours "
-        f"(the paper's is unknown): {', '.join(run.settings.onsets)}.",
-        "## Attempts by the verdicts on y_o and y_r",
-        transitions(found.responses).reset_index().to_markdown(index=False),
-    ]
-    for source, mine in numbers.assign(text=text, column=column).groupby("source", sort=True):
-        grid = mine.pivot(index="quantity", columns="column", values="text")
-        grid = grid.loc[mine["quantity"].unique(), mine["column"].unique()].fillna(show.DASH)
-        parts += [f"## {source}", grid.rename_axis(columns=None).to_markdown()]
-    return "\n\n".join(parts) + "\n"
-
-
-def write(found: Diagnosis, figure) -> list[Path]:
-    """Numbers and curves as one tidy csv, the numbers as md, the figure as png."""
-    place = found.run.results / "diagnosis" / found.run.scale
-    csv, md, png = (place / f"{found.run.mode}.{end}" for end in ("csv", "md", "png"))
-    table = pd.concat([found.numbers.assign(axis="none"), found.curves], ignore_index=True)
-    order = ["axis", "source", "trajectory", "verdict", "quantity", "x"]
-    order += ["value", "low", "high", "problems"]
-    store.write_text(csv, table[order].to_csv(index=False, float_format="%.5g"))
-    return [csv, store.write_text(md, markdown(found)), show.save(png, figure)]
+    ends = {"low": table["value"] - half, "high": table["value"] + half}
+    return table.assign(**ends, verdict="all", problems=table["source"].map(counts))

@@ -2,7 +2,7 @@
 
 What training sees (paper sections 1 and 4): the sampled token ids, in the contexts that are trained
 on, with the loss of `distill.Distiller`. `view` and `live` return a view, plain JSON (nats);
-`export` writes one as a page that needs no network, explore.html, which widget.py shows in Jupyter.
+`export` writes one as a page that needs no network, explore.html, which `frame` shows in a notebook.
 The method's divergence is at the training temperature, all other numbers are at temperature 1.
 """
 
@@ -287,8 +287,15 @@ def page(view: dict) -> str:
     return re.sub("|".join(map(re.escape, parts)), lambda m: parts[m.group()], template)
 
 
+def frame(view: dict):
+    """The page in a notebook, also where that is only read on a web page: in a frame from which no
+    script of it reaches the notebook."""
+    from IPython.display import HTML
+
+    how = 'sandbox="allow-scripts" style="width: 100%; height: 800px; border: 0; resize: vertical"'
+    return HTML(f'<iframe title="the view" {how} srcdoc="{html.escape(page(view))}"></iframe>')
+
+
 def export(view: dict, path: str | Path) -> Path:
     """Write one view as a page: it opens from disk or a mail."""
-    if not view:
-        raise ValueError("there is no view to write: choose an attempt, or try a problem, first")
     return store.write_text(path, page(view))

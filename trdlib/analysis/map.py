@@ -1,9 +1,9 @@
 """The map: when does TRD help? One knob at a time, on the procedural problems `trail`.
 
 The paper says why token-level methods on y_o should fail (section 1: prefix failure); it cannot
-turn the causes on and off. Here each cell is a small experiment of its own in mode OPD, a scale of
-its own (a `Run` with other settings, as resumable as any), in which one thing differs from the cell
-where every knob rests. One learning rate serves all. Notebook 6_map draws the figure.
+turn the causes on and off. Here each cell is an experiment in mode OPD, a scale of its own (a `Run`
+with other settings, as resumable as any), in which one thing differs from the cell where every knob
+rests; some turn several. One learning rate serves all. Notebook 6_map shows and writes it.
 """
 
 import sys
@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from trdlib import generate, jobs, models, stats, store, tasks
-from trdlib.analysis import show, signals
+from trdlib.analysis import signals
 from trdlib.distill import distill
 from trdlib.evaluate import correct_counts, evaluate
 from trdlib.refine import refine, solve
@@ -26,10 +26,10 @@ from trdlib.settings import Section, SettingsError, root
 BENCHMARK, MODE = "trail", "opd"
 # role -> the knob that changes its weights, and the value at which it does not
 CHANGED = {"student": ("student_strength", 0), "teacher": ("teacher_temperature", 1)}
-COMPARED = {  # name of a gap -> (its label, the method that is subtracted from trd)
-    "to_best": ("trd - best y_o method", None),
-    "to_off_policy": ("trd - off_policy", "off_policy"),
-    "to_sft_refined": ("trd - sft_refined", "sft_refined"),
+COMPARED = {  # name of a gap -> (its label, minuend, subtrahend; None: the best y_o method)
+    "to_best": ("trd - best y_o method", "trd", None),
+    "to_off_policy": ("trd - off_policy", "trd", "off_policy"),
+    "to_sft_refined": ("trd - sft_refined", "trd", "sft_refined"),
 }
 Knob = Literal[
     "locality",  # share of problems on which a wrong turn does not spoil what follows
@@ -38,13 +38,15 @@ Knob = Literal[
     "refinement_temperature",  # of y_r and y_t: worse text, scored by as sharp a teacher
     "teacher_temperature",  # divides the teacher's logits: fuzzy when it writes and when it scores
     "student_strength",  # student + strength x (teacher - student), weight by weight
+    "rounds",  # fresh y_o and y_r of the student as it is then, so many times in the one epoch
 ]
 
 
 class Map(Section):
-    """The section `map` of a scale: one knob at a time is turned away from where all rest."""
+    """The section `map` of a scale."""
 
-    knobs: dict[Knob, tuple[float, ...]]  # the first value is where the knob rests
+    knobs: dict[Knob, tuple[float, ...]]  # one at a time; the first value is where the knob rests
+    points: dict[str, dict[Knob, float]] = Field({})  # several at once, under a name
     methods: tuple[str, ...]
     oracles: tuple[str, ...] = ()  # methods only for the knob `locality`
     steps: tuple[PositiveInt, ...] = Field(min_length=1)
@@ -68,37 +70,47 @@ def section(run: Run) -> Map:
 
 
 class Cell(NamedTuple):
-    """One place on the map: the knob that is turned (None: all rest) and its value."""
+    """One place on the map: the knob that is turned and its value, or the name of a point."""
 
-    knob: str | None
+    knob: str  # "rest" where all rest
     value: float | None
+    at: dict[str, float]  # where every knob is
     run: Run  # its method is trd
     methods: tuple[str, ...]  # what is trained here
 
 
 def cells(run: Run) -> list[Cell]:
     """All places on the map of the run's scale; the first is the one where every knob rests."""
-    plan, found = section(run), []
-    turned = [(knob, value) for knob, values in plan.knobs.items() for value in values[1:]]
-    for knob, value in [(None, None), *turned]:
-        methods = plan.methods + (plan.oracles if knob in (None, "locality") else ())
-        found.append(Cell(knob, value, _run(run, knob, value), methods))
+    plan = section(run)
+    rest = {knob: values[0] for knob, values in plan.knobs.items()}
+    turned = [("rest", None, {}), *((name, None, at) for name, at in plan.points.items())]
+    turned[1:1] = [(k, v, {k: v}) for k, values in plan.knobs.items() for v in values[1:]]
+    found = []
+    for knob, value, at in turned:
+        methods = plan.methods + (plan.oracles if knob in ("rest", "locality") else ())
+        name = knob if value is None else f"{knob}-{value:g}"
+        found.append(Cell(knob, value, rest | at, _run(run, name, rest | at), methods))
     return found
 
 
-def _run(run: Run, knob: str | None, value: float | None) -> Run:
-    """The run of a cell: the scale's settings with the knobs turned, under a name of its own."""
-    usual, plan = run.settings, section(run)
-    at = {name: values[0] for name, values in plan.knobs.items()} | {knob: value}
-    name = f"{run.scale}/map/" + ("rest" if knob is None else f"{knob}-{value:g}")
+def _run(run: Run, name: str, at: dict[str, float]) -> Run:
+    """The scale's settings with the knobs turned, under a name of its own."""
+    usual, plan, name = run.settings, section(run), f"{run.scale}/map/{name}"
     part = {"kind": "trail", "steps": list(plan.steps), "options": {"local_share": at["locality"]}}
     train, test = ({**part, "problems": int(n)} for n in (at["prompts"], plan.test_problems))
     turned = {key: {"temperature": at[f"{key}_temperature"]} for key in ("rollout", "refinement")}
     turned["models"] = {role: _model(run, role, at[its]) for role, (its, _) in CHANGED.items()}
-    turned["training"] = {"learning_rates": (plan.learning_rate,)}
+    rates = (plan.learning_rate,)
+    turned["training"] = {"learning_rates": rates, "variant_learning_rates": rates}
     changes = {key: getattr(usual, key).model_copy(update=new) for key, new in turned.items()}
     changes["data"] = usual.data | {"train": [train], "benchmarks": {BENCHMARK: test}}
     changes["workers"] = 1  # a job is a whole cell
+    if at["rounds"] > 1:
+        changes["methods"] = usual.methods | {
+            name: m.model_copy(update={"rounds": int(at["rounds"])})
+            for name, m in usual.methods.items()
+            if m.trajectory in ("y_o", "y_r") and m.subset == "all"
+        }
     scales = {**run.all_settings.scales, name: usual.model_copy(update=changes)}
     return Run(name, MODE, "trd", run.all_settings.model_copy(update={"scales": scales}))
 
@@ -110,7 +122,7 @@ def _model(run: Run, role: str, value: float) -> str:
 
 
 def _make(run: Run, seed: int, role: str, value: float) -> None:
-    """The student or teacher that a knob asks for, if it is missing."""
+    """Make the student or teacher that a knob asks for, if it is missing."""
     sources = {r: run.model_path(r, seed) for r in ("student", "teacher")}
     mark = root() / _model(run, role, value).format(seed=seed) / "made_of.json"
     code = store.code_hash(sys.modules[__name__])
@@ -135,8 +147,9 @@ def _make(run: Run, seed: int, role: str, value: float) -> None:
     store.write_folder(mark.parent, write)
 
 
-def _measure(cell: Cell) -> dict:
-    """The whole experiment of a cell: its row of the map, without what needs the other cells."""
+def _measure(cell: Cell) -> list[dict]:
+    """The experiment of a cell: its row of the map for each temperature, with `right`, the accuracy
+    of each method on each problem, (seeds, problems)."""
     run, runs = cell.run, [cell.run.with_(method=method) for method in cell.methods]
     task = tasks.of(run)
     problems = task.sets()
@@ -147,79 +160,52 @@ def _measure(cell: Cell) -> dict:
     trained = distill(runs, task, problems, {MODE: {**texts, "y_o_cut": cut}})
     adapters = [None, *(one.adapters for one in trained)]
     samples = evaluate([run.with_("none", "base"), *runs], task, problems, adapters)
-    counts = [correct_counts(found[BENCHMARK]) for found in samples]
-    right = {m: c / k for m, (c, k) in zip(("base", *cell.methods), counts, strict=True)}
-    record = {"knob": cell.knob or "rest", "value": cell.value}
-    record |= {f"{name}_accuracy": float(table["correct"].mean()) for name, table in texts.items()}
-    record |= {f"avg_{method}": float(each.mean()) for method, each in right.items()}
-    on_attempts = [m for m in section(run).methods if run.settings.methods[m].trajectory == "y_o"]
-    record["best"] = max(on_attempts, key=lambda method: record[f"avg_{method}"])
-    how, ends = run.settings.evaluation.interval, ("value", "low", "high", "by_seed", "p")
-    for gap, (_, other) in COMPARED.items():
-        found = stats.compare(right["trd"], right[other or record["best"]], **how)
-        record |= {f"{gap}_{end}": getattr(found, end) for end in ends}
-    return record
+    plan, how, found = section(run), run.settings.evaluation.interval, []
+    on_attempts = [m for m in plan.methods if run.settings.methods[m].trajectory == "y_o"]
+    for temperature in run.settings.evaluation.temperatures:
+        counts = [correct_counts(at[temperature][BENCHMARK]) for at in samples]
+        right = {m: c / k for m, (c, k) in zip(("base", *cell.methods), counts, strict=True)}
+        record = {"knob": cell.knob, "value": cell.value, "temperature": temperature}
+        record |= {f"{name}_accuracy": float(t["correct"].mean()) for name, t in texts.items()}
+        for method, each in right.items():
+            names = [f"avg_{method}{end}" for end in ("", "_low", "_high")]
+            record |= dict(zip(names, stats.accuracy(each, **how), strict=True))
+        record["best"] = max(on_attempts, key=lambda method: record[f"avg_{method}"])
+        found.append(record | {"right": right})
+    return found
+
+
+def gaps(run: Run) -> dict[str, tuple]:
+    """COMPARED, and each oracle minus the method that it is without its knowledge."""
+    recipes, plan = run.settings.methods, section(run)
+    found = dict(COMPARED)
+    for oracle in plan.oracles:
+        usual = recipes[oracle].model_copy(update={"trajectory": "y_o", "skip_onsets": False})
+        plain = next(m for m in plan.methods if recipes[m] == usual)
+        found[oracle] = (f"{oracle} - {plain}", oracle, plain)
+    return found
 
 
 def survey(run: Run) -> pd.DataFrame:
-    """Run every cell that is not there yet; the map, one row per cell. Fractions.
+    """Run every cell that is not there yet; the map, a row per cell and temperature. Fractions.
 
-    Columns: knob, value; {y_o,y_r,y_t}_accuracy; avg_<method> (also base); best (y_o method by test
-    score); each gap of COMPARED as value, low, high, by_seed, p, adjusted (Holm) and marked.
+    Columns: knob, value, temperature; {y_o,y_r,y_t}_accuracy; avg_<method> (also base) with _low
+    and _high (these models); best (y_o method by test score); each of `gaps` with the fields of
+    `stats.Comparison`, adjusted and marked: its cells at one temperature are one family.
     """
     tasks.of(run).make_models(generate.decode, jobs.run_jobs, generate.batches)
+    places = cells(run)
     for role, (knob, unchanged) in CHANGED.items():
-        for value in set(section(run).knobs[knob]) - {unchanged}:
+        for value in {cell.at[knob] for cell in places} - {unchanged}:
             for seed in run.settings.seeds:
                 _make(run, seed, role, value)
-    table = pd.DataFrame(pool(run, _measure, [(c,) for c in cells(run)], "cells", training=True))
-    for gap in COMPARED:
-        adjusted = table[f"{gap}_adjusted"] = stats.holm(table[f"{gap}_p"])
-        table[f"{gap}_marked"] = stats.marked(table[f"{gap}_low"], table[f"{gap}_high"], adjusted)
-    return table
-
-
-def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """The map for people: percent and points, gaps with intervals, stars where marked."""
-    values = table["value"].map("{:g}".format, na_action="ignore").fillna("")
-    shown = pd.DataFrame({"knob": table["knob"], "value": values})
-    shares = {f"{name} right": f"{name}_accuracy" for name in ("y_o", "y_r", "y_t")}
-    shares |= {name: f"avg_{name}" for name in ("base", "trd", "off_policy", "sft_refined")}
-    for label, column in shares.items():
-        shown[label] = table[column].mul(100).map("{:.1f}".format)
-    best = [f"{row.best} {100 * row[f'avg_{row.best}']:.1f}" for _, row in table.iterrows()]
-    shown["best y_o method"] = best
-    for gap, (label, _) in COMPARED.items():
-        rows = table[[f"{gap}_{end}" for end in ("value", "low", "high", "marked")]].to_numpy()
-        shown[label] = [show.interval(*ends, signed=True, star=mark) for *ends, mark in rows]
-    return shown
-
-
-def oracles(run: Run, table: pd.DataFrame) -> pd.DataFrame:
-    """avg@k of the oracles beside their plain methods, percent, where they were run."""
-    plan = section(run)
-    names = [m for m in (*plan.methods, *plan.oracles) if m not in ("off_policy", "sft_refined")]
-    here = table[table["knob"].isin(["rest", "locality"])]
-    locality = here["value"].fillna(plan.knobs["locality"][0]).map("{:g}".format)
-    shown = here[[f"avg_{m}" for m in names]].mul(100).round(1)
-    return shown.set_axis(names, axis=1).assign(locality=locality).set_index("locality").T
-
-
-def page(run: Run, table: pd.DataFrame) -> str:
-    """The map and its oracles as Markdown, with how they were measured."""
-    how, plan = run.settings.evaluation, section(run)
-    parts = [
-        f"# The map: when does TRD help? (scale {run.scale}, OPD)",
-        f"avg@{how.sampling.samples} in percent on {plan.test_problems} problems of trail "
-        f"at temperature {how.sampling.temperature:g}, mean of {len(run.settings.seeds)} "
-        f"base seeds; one learning rate, {plan.learning_rate:g}. Gaps: points, "
-        f"[{how.confidence:.0%} interval from resampling problems, base seeds as given], "
-        f"`*`: marked at {stats.MARK_LEVEL:.0%} after Holm's correction for the {len(table)} "
-        "cells of the column. The best y_o method is picked by its test score.",
-        readable(table).to_markdown(index=False, disable_numparse=True),
-        "## Oracles",
-        "avg@k. `cut`: y_o ends with its first wrong token. `no_onsets`: the onset words are left "
-        "out of both distributions.",
-        oracles(run, table).to_markdown(),
-    ]
-    return "\n\n".join(parts) + "\n"
+    found = pool(run, _measure, [(cell,) for cell in places], "cells", training=True)
+    rows = [row for of_cell in found for row in of_cell]
+    for gap, (_, ours, theirs) in gaps(run).items():
+        for temperature in run.settings.evaluation.temperatures:
+            here = [r for r in rows if r["temperature"] == temperature and ours in r["right"]]
+            pairs = [(r["right"][ours], r["right"][theirs or r["best"]]) for r in here]
+            found = stats.family(pairs, **run.settings.evaluation.interval)
+            for row, one in zip(here, found, strict=True):
+                row |= {f"{gap}_{key}": value for key, value in one.items()}
+    return pd.DataFrame(rows).drop(columns="right")

@@ -1,0 +1,78 @@
+"""Did it reproduce? The metrics of a run beside those that git's HEAD holds, cell by cell."""
+
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+
+from trdlib import store
+from trdlib.settings import root
+
+CPU_POINTS = 0.2  # rounding differs between CPU models and moves single samples; measured: 0.1
+PLACE = "results/metrics"
+WORDS = {  # what is said of a cell, from the right samples of each seed and problem
+    "same": "the same to the last sample",
+    "cpu": f"within {CPU_POINTS:g} points, as on another CPU",
+    "chance": "within the committed interval for these models, as by chance",
+    "outside": "OUTSIDE the committed interval",
+    "other": "not comparable (other seeds, problems or samples)",
+    "missing": "committed, and not here",
+    "new": "here, and not committed",
+}
+
+
+def cells(folder: Path, scales) -> dict[tuple[str, str], dict]:
+    """{(scale/mode, method temperature benchmark): what was measured} below a project's folder."""
+    found = {}
+    for path in sorted((folder / PLACE).glob("*/*/*.json")):
+        if path.parts[-3] in scales:
+            table = "/".join(path.parts[-3:-1])
+            for temperature, benchmarks in store.read_json(path)["benchmarks"].items():
+                for name, cell in benchmarks.items():
+                    found[table, f"{path.stem} {temperature} {name}"] = cell
+    return found
+
+
+def committed(scales) -> dict[tuple[str, str], dict]:
+    """`cells` of HEAD; {} without git, or where it has none."""
+    git = ["git", "-C", str(root()), "archive", "--format=tar", "HEAD", PLACE]
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            tar = subprocess.run(git, capture_output=True, check=True).stdout
+            subprocess.run(["tar", "-x", "-C", folder], input=tar, check=True)
+        except (FileNotFoundError, subprocess.CalledProcessError):
+            return {}
+        return cells(Path(folder), scales)
+
+
+def judge(ours: dict | None, theirs: dict | None) -> tuple[str, float]:
+    """A key of WORDS, and the difference in points, of a cell here and the committed one."""
+    if ours is None or theirs is None:
+        return "missing" if ours is None else "new", 0.0
+    if any(ours[key] != theirs[key] for key in ("k", "seeds", "problems")):
+        return "other", 0.0
+    value, was = ours["avg_at_k"]["value"], theirs["avg_at_k"]
+    points = 100 * (value - was["value"])
+    if abs(points) <= CPU_POINTS + 1e-9:
+        return "same" if ours["correct"] == theirs["correct"] else "cpu", points
+    return "chance" if was["low"] <= value <= was["high"] else "outside", points
+
+
+def verdict(scales) -> str:
+    """One sentence on these scales, and a line for each table."""
+    ours, old = cells(root(), scales), committed(scales)
+    rows = [(*key, *judge(ours.get(key), old.get(key))) for key in sorted({**ours, **old})]
+    found, lines = pd.DataFrame(rows, columns=["table", "cell", "kind", "points"]), []
+    for name, mine in found.groupby("table"):
+        said = [f"{n} {WORDS[kind]}" for kind, n in mine["kind"].value_counts().items()]
+        worst = mine.loc[mine["points"].abs().idxmax()]
+        said += [f"at most {worst['points']:+.2f} points, {worst['cell']}"] * bool(worst["points"])
+        lines.append(f"  {name}: {'; '.join(said)}")
+    compared = [kind for kind in list(WORDS)[:4] if kind in set(found["kind"])]
+    answer = "Unknown, git's HEAD has no metrics of these cells here"
+    if compared:
+        answer = f"Yes: each cell compared is {WORDS[compared[-1]]}"
+    if "outside" in compared:
+        answer = f"Not all of it: {(found['kind'] == 'outside').sum()} of {len(found)} cells"
+    return "\n".join([f"Did it reproduce? {answer}.", *lines])
