@@ -61,15 +61,16 @@ def test_where_raw_math_verify_differs():
     differs = {
         (response, answer)
         for response, answer, verdict, _ in CASES
-        if len(response) < 10_000 and math_verify_says(response, answer) != verdict
+        if len(response) < 10_000
+        and "10^9" not in response  # it would take a minute
+        and math_verify_says(response, answer) != verdict
     }
     assert differs == listed
 
 
 @pytest.mark.parametrize(("content", "answer", "right", "why"), LIMITS)
-def test_known_limits_are_math_verifys(verdicts, content, answer, right, why):
-    assert verdicts[box(content), answer] is not right, f"no longer a limit: {why}"
-    assert math_verify_says(box(content), answer) is not right
+def test_known_misreadings(verdicts, content, answer, right, why):
+    assert verdicts[box(content), answer] is not right, f"no longer misread: {why}"
 
 
 @pytest.fixture
@@ -90,46 +91,71 @@ def quick(monkeypatch):
         ("(" * 400 + "1" + ")" * 400, "2"),
         ("\\sqrt{" * 200 + "2" + "}" * 200, "7"),
         ("1" + " " * 100_000 + "y", "4"),  # our own patterns, not Math-Verify's
+        ("1" + " " * 1_900 + "y", "4"),
+        ("1" + "~" * 1_900 + "\\text", "4"),
         ("{" * 50_000 + "1" + "}" * 50_000, "4"),
         ("\\text{" * 300 + "a" + "}" * 300, "\\text{b}"),
     ],
 )
 def test_a_hostile_answer_costs_bounded_time(quick, content, answer):
     """Computer algebra is kept busy, or our patterns are; the next answer is read."""
-    started = time.monotonic()
+    before = spent()
     assert is_correct(box(content), answer) is False
-    assert time.monotonic() - started < 10
+    assert spent() - before < 10
     assert is_correct(*HALF)
 
 
-def _sleep(given, answer, problem):
-    """A judge that no signal stops on one question."""
+def spent() -> float:
+    """CPU seconds of this process and of those that it started and that ended."""
+    times = os.times()
+    return sum(times[:4])
+
+
+def _stalls(given, answer, problem):
+    """A judge that no signal stops on one question, dies on another, and for one needs to be
+    alone, for longer than the first try may take."""
     if given == "98x":
         os._exit(1)
     while given == "99x":
         with contextlib.suppress(BaseException):
-            time.sleep(60)
+            sum(range(10**6))
+    if given == "97x":
+        _work(1.5)
+    if given == "96x":  # an hour on a machine that does something else
+        time.sleep(3)
     return True
+
+
+def _work(seconds):
+    started = time.process_time()
+    while time.process_time() - started < seconds:
+        pass
 
 
 def grade(pairs, id="x"):
     return math.grade(None, [(text, {"id": id, "answer": answer}) for text, answer in pairs])
 
 
-def test_who_stalls_or_dies_is_wrong_and_the_others_are_graded(quick, monkeypatch):
-    monkeypatch.setattr(math, "_judge", _sleep)
-    pairs = [(box(f"{k}x"), "y") for k in [1, 99, 2, 98, 3]]
-    started = time.monotonic()
-    assert grade(pairs) == [True, False, True, False, True]
-    assert 3 <= time.monotonic() - started < 12
+def test_only_cpu_time_counts_and_what_is_undecided_is_said(quick, monkeypatch):
+    monkeypatch.setattr(math, "_judge", _stalls)
+    pairs = [(box(f"{k}x"), "y") for k in [1, 99, 2, 98, 97, 96, 3, 99]]
+    with pytest.warns(UserWarning) as said:
+        assert grade(pairs) == [True, False, True, False, True, True, True, False]
+    (warning,) = [str(one.message) for one in said if "undecided" in str(one.message)]
+    assert warning.startswith("3 of 8 answers undecided after 3 s of CPU time, so counted as wrong")
+    assert warning.endswith(": 99x for y; 98x for y")
     assert not [p for p in multiprocessing.active_children() if "pebble" in p.name]
 
 
+@pytest.mark.parametrize("content", ["x^2-1", "\\text{wor", "1/0", "((", "9^{9^9}!"])
+def test_nothing_is_printed(capfd, content):
+    assert grade([(box(content), "x^2"), (box(content), "\\frac{1}{3}")]) == [False, False]
+    assert not "".join(capfd.readouterr())
+
+
 def test_grade_keeps_the_order_and_asks_once(quick, monkeypatch):
-    questions, ask = [], math._by_math_verify
-    monkeypatch.setattr(
-        math, "_by_math_verify", lambda asked: questions.extend(asked) or ask(asked)
-    )
+    questions, ask = [], math._by_algebra
+    monkeypatch.setattr(math, "_by_algebra", lambda asked: questions.extend(asked) or ask(asked))
     pairs = [HALF, (box("4"), "4"), (box("\\frac{1}{3}"), "0.5"), ("", "4"), HALF, STALLS, HALF]
     assert grade(pairs) == [True, True, False, False, True, False, True]
     assert len(questions) == 3  # integers and nothing need no process, equal answers share one

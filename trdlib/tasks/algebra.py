@@ -1,0 +1,116 @@
+r"""Two answers as mathematics: read whole or not at all, and compared exactly.
+
+The grammar, and the comparison of sets, intervals and relations, are Math-Verify's. Numbers and
+formulas are compared here: nothing is rounded, formulas are equal if they are at points of both
+signs, and a number too long to write, like `10^{10^9}`, is a letter of its own.
+"""
+
+import random
+import re
+
+import sympy
+from latex2sympy2_extended.latex2sympy2 import NormalizationConfig, _Latex2Sympy, normalize_latex
+from math_verify import grader
+from sympy.core.function import AppliedUndef
+
+BITS = 1 << 20  # of the longest number that is worked out
+_SPELLING = NormalizationConfig(malformed_operators=True, nits=True, boxed="none")
+
+
+class _Reader(_Latex2Sympy):
+    """The grammar, less what it works out, rounds or adds on the way."""
+
+    def parse_number(self, text):
+        return sympy.Rational(text.replace(",", ""))
+
+    def convert_atom_expr(self, atom_expr):
+        value = super().convert_atom_expr(atom_expr)
+        return sympy.I if value == sympy.Symbol("i", real=True) else value
+
+    def convert_postfix(self, postfix):
+        value = super().convert_postfix(postfix)
+        if isinstance(value, sympy.Rational) and not re.match(r"\d|\\frac", postfix.getText()):
+            return sympy.UnevaluatedExpr(value)  # else 2(3) is 2 + 3, as in 2\frac{1}{2}
+        if not isinstance(value, sympy.Pow | sympy.factorial):
+            return value
+        base, power = (value.args[0].doit(), value.args[-1].doit())
+        size = max(abs(base.p), base.q).bit_length() if base.is_Rational else 1
+        if not power.is_Rational or base in (0, 1, -1) or size * abs(power) <= BITS:
+            return value
+        return sympy.Symbol(f"{value.func} of {hash((base, power))}", positive=True)
+
+
+def read(text: str):
+    """What a text says; of `name = value`, whatever the name (\\angle ABC), too. The grammar's own
+    exceptions if that cannot be read."""
+    text = normalize_latex(text, _SPELLING)
+    try:
+        return _Reader(is_real=True).parse(text)
+    except Exception:
+        name, equals, value = text.rpartition("=")
+        if not equals or re.search(r"[,;<>]|\\[lgn]eq?(?![a-z])", text):
+            raise
+        name = sympy.Symbol(re.sub(r"\s", "", name), real=True)
+        return sympy.Eq(name, _Reader(is_real=True).parse(value), evaluate=False)
+
+
+def _is_zero(number) -> bool:
+    """Of what is no fraction, 300 digits decide."""
+    if number.is_Rational:
+        return number == 0
+    parts = number.evalf(15, maxn=300).as_real_imag()
+    return all(part == 0 or part._prec == 1 for part in parts)
+
+
+def equal(left, right, *_) -> bool:
+    """The same number, or formulas that are one function where both are real?"""
+    if isinstance(left, sympy.MatrixBase) and isinstance(right, sympy.MatrixBase):
+        pairs = zip(left.flat(), right.flat(), strict=True)
+        return left.shape == right.shape and all(equal(*pair) for pair in pairs)
+    left, right = left.doit(), right.doit()
+    endless = left.has(sympy.nan, sympy.zoo, sympy.oo, -sympy.oo) or right.has(sympy.oo, -sympy.oo)
+    if left == right or endless:
+        return left == right and not left.has(sympy.nan, sympy.zoo)
+    called = {one: sympy.Symbol(str(one), real=True) for one in (left - right).atoms(AppliedUndef)}
+    left, right = left.xreplace(called), right.xreplace(called)
+    letters = sorted(left.free_symbols | right.free_symbols, key=str)
+    try:
+        return _agree(left, right, letters) if letters else _is_zero(left - right)
+    except Exception:  # no number at a point, as in a sum of n terms
+        return sympy.simplify(left - right) == 0
+
+
+def _agree(left, right, letters) -> bool:
+    agreed, chance = 0, random.Random(7)
+    for _ in range(24):
+        size = chance.choice([3, 60])  # between 0 and 1, and beyond
+        place = [sympy.Rational(chance.randint(1, size), chance.randint(3, 9)) for _ in letters]
+        signs = [1 if letter.is_positive else chance.choice([1, 1, -1]) for letter in letters]
+        point = {one: p * sign for one, p, sign in zip(letters, place, signs, strict=True)}
+        here, there = left.subs(point), right.subs(point)
+        if (here - there).has(sympy.nan, sympy.zoo):
+            continue
+        if _is_zero(here - there):
+            agreed += 1
+        elif (left + right).has(sympy.I) or here.evalf(15).is_real or there.evalf(15).is_real:
+            return False
+    return agreed >= 3
+
+
+def _same_relation(gold, pred, *_) -> bool:
+    """Is left less right the same on both sides, but for a factor?"""
+    ratio = sympy.simplify((gold.lhs - gold.rhs) / (pred.lhs - pred.rhs))
+    factor = (
+        (gold.lhs - gold.rhs).free_symbols and ratio.is_number and ratio.is_finite and ratio != 0
+    )
+    return bool(factor and type(gold) is type(pred) and (isinstance(gold, sympy.Eq) or ratio > 0))
+
+
+def same(given, answer) -> bool:
+    """Do two readings say the same?"""
+    if isinstance(given, sympy.Expr) and isinstance(answer, sympy.Expr):
+        names = isinstance(given, sympy.Symbol) or isinstance(answer, sympy.Symbol)
+        return equal(given, answer) or bool(names and grader.sympy_compare_symbols(answer, given))
+    grader.sympy_numeric_eq, grader.sympy_symbolic_eq = equal, lambda *_: False
+    grader.sympy_solve_and_compare = _same_relation
+    return bool(grader.sympy_expr_eq(answer, given, 6, 15, allow_set_relation_comp=True))
