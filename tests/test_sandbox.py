@@ -113,20 +113,31 @@ def traces():
     return files, keys.count(str(0x7472)), socket.gethostname()
 
 
+def alive(processes):
+    """Those that run: not gone, not zombies, whichever of them end while we look."""
+    found = []
+    for one in processes:
+        with contextlib.suppress(psutil.Error):
+            found += [one] if one.status() != psutil.STATUS_ZOMBIE else []
+    return found
+
+
 def descendants():
     """Processes of ours that are not a launcher."""
     found = []
     for child in psutil.Process().children():
-        launcher = sandbox.LAUNCHER in child.cmdline()
-        found += child.children(recursive=True) if launcher else [child]
-    return [one for one in found if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+        with contextlib.suppress(psutil.Error):
+            launcher = sandbox.LAUNCHER in child.cmdline()
+            found += child.children(recursive=True) if launcher else [child]
+    return alive(found)
 
 
 def settled(what):
-    for _ in range(100):
+    """It is no longer so; two minutes are for a machine that has much else to do."""
+    for _ in range(1200):
         if not what():
             return True
-        time.sleep(0.05)
+        time.sleep(0.1)
     return False
 
 
@@ -173,6 +184,47 @@ def test_forgeries_do_fool_a_grader_in_one_process():
     assert caught == {}
     honest = sandbox.run(f"{WRONG[0]}\n{attacks.TESTS}")
     assert "AssertionError" in honest.reason
+
+
+LIAR = """
+class Liar:
+    def __eq__(self, other): return True
+    def __ne__(self, other): return False
+    def __hash__(self): return hash(9)
+    def __bool__(self): return True
+    def __float__(self): return 9.0
+    __lt__ = __gt__ = __le__ = __ge__ = __eq__
+    def __sub__(self, other): return 0
+    __rsub__ = __add__ = __radd__ = __mul__ = __mod__ = __abs__ = __sub__
+    __array_interface__ = {"data": (id(9) + 24, False), "shape": (), "typestr": "<i4", "version": 3}
+def solve(x): return Liar()
+def all(x): return True
+"""
+
+
+@pytest.mark.parametrize(
+    "test",
+    ["got == 9", "9 == got", "not got != 9", "got < 10", "abs(got - 9) < 1e-6", "9 - got == 0",
+     "got in (9, 10)", "[got] == [9]", "{got} == {9}", "{9: 1}[got]", "isinstance(got, int)",
+     "math.isclose(got, 9.0)", "np.allclose(got, 9)", "np.array_equal(got, 9)", "int(got) == 9",
+     "got % 7 == 2", "all([got == 9])", "got is 9", "type(got) is int", "np.asarray(got) == 9"],
+)  # fmt: skip
+def test_an_object_of_the_program_equals_nothing_that_is_expected(test):
+    tests = f"import math\nimport numpy as np\ngot = solve(3)\nassert {test}\n"
+    assert not sandbox.check(LIAR, tests).passed
+    honest = LIAR.replace("return Liar()", "return x * x")
+    assert sandbox.check(honest, tests).passed
+
+
+@pytest.mark.parametrize(
+    "tests", ["assert all([sum([1, 2]) == 3])", "assert sorted(sum([1, 2])) == 3"]
+)
+def test_a_name_of_a_builtin_is_the_programs_only_where_it_is_the_only_one(tests):
+    """Else a program could have its own idea of what the tests do with its results."""
+    program = "def sum(x): return 3\ndef all(x): return True\ndef sorted(x): return x"
+    assert sandbox.check(program, "assert sum([1, 2]) == 3").passed
+    assert not sandbox.check(program.replace("3", "4"), tests).passed
+    assert not sandbox.check(program, "def f(): return 1\nassert sum([1, 2]) == 4").passed
 
 
 # ---------------------------------------------------------------------------- what is right passes
@@ -264,6 +316,108 @@ sys.setrecursionlimit(10**6)
 >>
 assert f(20000) == 20000
 ----
+def sum(a, b): return a * b
+>>
+assert sum(10, 15) == 150
+----
+class Pair:
+    def __init__(self, a, b): self.a, self.b = a, b
+def f(pairs): return sum(pair.b - pair.a for pair in pairs)
+>>
+assert f([Pair(5, 24), Pair(b=25, a=15)]) == 29
+----
+class Node:
+    def __init__(self, data): self.data, self.left, self.right = data, None, None
+def height(node): return 1 + max(height(node.left), height(node.right)) if node else 0
+>>
+root = Node(1)
+root.left = Node(2)
+root.left.right = Node([3])
+assert height(root) == 3 and root.left.right.data == [3] and root.right is None
+assert root.left is root.left and hasattr(root, 'data') and not hasattr(root, 'other')
+----
+class Point:
+    def __init__(self, x): self.x = x
+    def __eq__(self, other): return self.x == other.x
+    def __hash__(self): return self.x
+    def __lt__(self, other): return self.x < other.x
+    def __add__(self, other): return Point(self.x + other.x)
+def f(x): return Point(x)
+>>
+assert f(3) == Point(3) != Point(4) and f(3) != 3 and isinstance(f(3), Point)
+assert {f(3), Point(3)} == {Point(3)} and sorted([f(2), f(1)]) == [f(1), f(2)]
+assert f(1) + f(2) == f(3) and not isinstance(3, Point)
+----
+class Stack:
+    def __init__(self): self.items = []
+    def push(self, x): self.items.append(x)
+    def pop(self): return self.items.pop()
+    def __len__(self): return len(self.items)
+    def __iter__(self): return iter(self.items)
+    def __contains__(self, x): return x in self.items
+    def __getitem__(self, i): return self.items[i]
+    def __setitem__(self, i, x): self.items[i] = x
+    def __repr__(self): return f'Stack({self.items})'
+>>
+s = Stack()
+assert not s
+s.push((1, 2))
+s.push(3)
+s[1] = 4
+assert len(s) == 2 and 4 in s and s[0] == (1, 2) and list(s) == [(1, 2), 4] and s
+assert str(s) == 'Stack([(1, 2), 4])' and (s.pop(), s.pop()) == (4, (1, 2))
+try:
+    s.pop()
+    assert False
+except IndexError as error:
+    assert str(error) == 'pop from empty list'
+----
+class NotEnough(ValueError): pass
+def f(x): raise NotEnough(x)
+>>
+for kind in (NotEnough, ValueError):
+    try:
+        f('more')
+        assert False
+    except kind as error:
+        assert str(error) == 'more'
+----
+from enum import Enum
+class Color(Enum):
+    RED, BLUE = 1, 2
+def f(x): return Color(x)
+>>
+assert f(1) == Color.RED and f(1) is Color.RED and f(2) is not Color.RED and f(2).name == 'BLUE'
+----
+def f(items, kind): return [x for x in items if type(x) is not kind]
+def g(x): return type(x)
+>>
+assert f((4, 'a', 7.7), int) == ['a', 7.7] and g('') is str and g(1) == int
+----
+import sys, math, numpy as np
+def f(x): return sys.getsizeof(x)
+>>
+assert f(('A', 1)) == sys.getsizeof(('A', 1)) and math.isclose(f(1), f(1)) and np.all(f(1) > 0)
+----
+def f(n): return lambda x: x + n
+>>
+assert f(3)(4) == 7
+----
+to_int = int
+>>
+assert to_int('7') == 7
+----
+import os
+def f(x):
+    with open(os.devnull, 'w') as null: print(x, file=null)
+    return open('/dev/null').read()
+>>
+assert f(1) == ''
+----
+def f(x): return int(x) + 1
+>>
+assert f('9' * 5000) == 10**5000
+----
 import threading
 def f():
     out = []
@@ -333,6 +487,49 @@ def test_a_script_reads_and_prints():
     assert sandbox.run("while True: pass", seconds=0.5).reason == "timeout: 0.5 s"
 
 
+@pytest.mark.parametrize(
+    ("script", "printed", "reason"),
+    [
+        ("import threading, time\ndef late():\n    time.sleep(0.1)\n    print(2)\n"
+         "threading.Thread(target=late).start()\nprint(1)", "1\n2\n", ""),
+        ("import threading, time\nthreading.Thread(target=lambda: time.sleep(99) or print(2), "
+         "daemon=True).start()\nprint(1)", "1\n", ""),
+        ("import atexit\natexit.register(print, 2)\natexit.register(print, 3)\nprint(1)",
+         "1\n3\n2\n", ""),
+        ("import atexit\natexit.register(print, 2)\nprint(1)\n1 / 0", "1\n2\n",
+         "ZeroDivisionError: division by zero"),
+        ("import atexit, os\natexit.register(os._exit, 3)\nprint(1)", "", "exit code 3"),
+        ("import os\nprint(1)\nos._exit(0)", "", ""),
+        ("import sys\nprint(1)\nsys.exit()\nprint(2)", "1\n", ""),
+        ("import sys\nprint(1)\nsys.exit('why')", "1\n", "exit code 1"),
+        ("import os\nfile = os.fdopen(1, 'w')\nfile.write('1')", "1", ""),
+        ("import io, sys\nsys.stdout = io.TextIOWrapper(open(1, 'wb'))\nprint(1)", "1\n", ""),
+        ("import sys\nsys.stdout = None\nsys.__stdout__.write('1')", "1", ""),
+        ("import sys\nsys.excepthook = lambda *error: print(2)\nprint(1)\n1 / 0", "1\n2\n",
+         "ZeroDivisionError: division by zero"),
+        ("class Last:\n    def __del__(self): print(2)\nlast = Last()\nprint(1)", "1\n2\n", ""),
+        ("print(1)\ninput()\ninput()", "1\n", "EOFError: EOF when reading a line"),
+        ("import sys\nprint(1)\nsys.stdin.read()\nprint(repr(sys.stdin.readline()))",
+         "1\n''\n", ""),
+        ("print(open('/dev/stdin').read())", "in\n", ""),
+        ("from pathlib import Path\nprint(Path('/dev/fd/0').read_text())", "in\n", ""),
+        ("import sys\nsys.stdin = open('/dev/stdin')\nprint(input())", "in\n", ""),
+        ("import fileinput\nfor line in fileinput.input(): print(line)", "in\n", ""),
+        ("with open('/dev/stdout', 'w') as out: print(1, file=out)\nprint(2)", "1\n2\n", ""),
+        ("open('/dev/stdin2')", "", "FileNotFoundError"),
+        ("print(10**4999 // 10**4998)\nprint(len(str(10**4999)))\nprint(int('1' * 5000) % 7)",
+         "10\n5000\n4\n", ""),
+    ],
+)  # fmt: skip
+def test_a_script_ends_as_in_python(script, printed, reason):
+    """And as here: each is also run by a Python of its own."""
+    out = sandbox.run(script, "in")
+    assert out.stdout.decode() == printed and out.reason.startswith(reason)
+    how = {"input": b"in", "capture_output": True, "env": {}}
+    real = subprocess.run([sys.executable, "-X", "int_max_str_digits=0", "-c", script], **how)
+    assert real.stdout == out.stdout and bool(real.returncode) == bool(out.reason)
+
+
 def test_reasons_say_what_happened():
     def why(program, tests="assert f() == 1", **limits):
         return sandbox.check(program, tests, **limits).reason
@@ -363,6 +560,7 @@ def test_tests_that_end_before_the_program_has_begun_are_judged_all_the_same():
         ("", "never call the program"),
         ("assert 1 + 1 == 2", "never call the program"),
         ("f(lambda x: x)", "cannot be sent: function"),
+        ("class A: pass\nf(A())", "cannot be sent: A"),
     ],
 )
 def test_a_fault_of_the_tests_is_not_the_programs(tests, message):
@@ -484,7 +682,7 @@ def test_all_dies_with_the_host():
     left = family()
     host.kill()
     host.wait()
-    assert settled(lambda: any(one.is_running() for one in left))
+    assert settled(lambda: alive(left))
 
 
 def test_a_jail_that_is_killed_is_replaced():
@@ -497,7 +695,8 @@ def test_a_jail_that_is_killed_is_replaced():
     thread.start()
     assert settled(lambda: not descendants())
     for one in psutil.Process().children():
-        one.kill()
+        with contextlib.suppress(psutil.Error):
+            one.kill()
     thread.join()
     assert verdicts == [(True, "")]
 

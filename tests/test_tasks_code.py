@@ -64,6 +64,24 @@ RESPONSES = {
     "unclosed": ("```python\nx = 1\n", None),
     "unclosed after a whole one": (f"{ONE}\nOr:\n```python\nx = 2\ny =", "x = 1"),
     "no block": ("x = 1", None),
+    "a docstring's fence": (
+        '```python\ndef f():\n    """\n    ```\n    f()\n    ```\n    """\n    return 1\n```',
+        'def f():\n    """\n    ```\n    f()\n    ```\n    """\n    return 1',
+    ),
+    "a fence behind a tab": ("```python\nx = 1\n\t```\n \t```\n```", "x = 1\n\t```\n \t```"),
+    "three columns in": ("```python\nx = 1\n   ```", "x = 1"),
+    "a docstring's fence, in a list": (
+        "1. So:\n\n   ```python\n   def f():\n       '''\n       ```\n       '''\n   ```",
+        "def f():\n    '''\n    ```\n    '''",
+    ),
+    "Windows, a docstring's fence": ("```python\r\ns = '''\r\n    ```\r\n'''\r\n```\r\n",
+                                     "s = '''\n    ```\n'''"),
+    "tildes in tildes": ("~~~~python\nx = 1\n~~~\ny\n~~~~", "x = 1\n~~~\ny"),
+    "an info string with a backtick": ("~~~python `x`\nx = 1\n~~~", "x = 1"),
+    "and between backticks": ("```python `x`\nx = 1\n```", None),
+    "a version": ("```python3.11\nx = 1\n```", "x = 1"),
+    "another language that begins like it": ("```pycon\n>>> x\n```", None),
+    "a program in a text": ("````markdown\n```python\nx = 1\n```\n````", None),
     "inline": ("Use `x = 1` or ```x = 1```.", None),
     "empty": ("```python\n\n```", None),
     "nothing": ("", None),
@@ -428,7 +446,7 @@ def test_a_run_from_published_files(coded):
     assert sum("kind" in row["answer"] and '"file"' in row["answer"] for row in rows) == 1
     assert not any(coded.grade(list(zip(said, rows[1:] + rows[:1], strict=True))))
     Path("mine/own.jsonl").write_text(json.dumps({"problem": "Box 2.", "answer": "2"}))
-    with pytest.raises(SettingsError, match=r"^mine/own.jsonl, own-0: an answer without"):
+    with pytest.raises(SettingsError, match=r"^mine/own.jsonl, .*: an answer without"):
         coded.sets()
     Path("mine/taco.parquet").unlink()
     with pytest.raises(SettingsError, match=r"^mine/taco.parquet does not exist: put it there"):
@@ -465,14 +483,60 @@ def test_what_is_prepared_is_kept_until_something_changes(coded, monkeypatch):
 # --------------------------------------------------------------------------------------- grading
 
 
-def test_grade_keeps_the_order_and_runs_equal_programs_once(monkeypatch):
+def test_grade_keeps_the_order_and_runs_equal_programs_once(project, monkeypatch):
     answer = json.dumps({"kind": "asserts", "tests": "assert f(2) == 4"})
     right, wrong = "```python\ndef f(x): return 2 * x\n```", "```python\ndef f(x): return 0\n```"
     ran, real = [], code.verdict
     monkeypatch.setattr(code, "verdict", lambda *a: ran.append(a) or real(*a))
     pairs = [(right, answer), (wrong, answer), ("", answer), (f"So:\n{right}", answer)]
-    assert grade(pairs) == [True, False, False, True]
+    for _ in range(2):
+        assert grade(pairs) == [True, False, False, True]
     assert len(ran) == 2
+    assert grade([(right, answer.replace("4", "5"))]) == [False]
+    assert len(ran) == 3
+
+
+LONG = "9" * 4999
+
+
+@pytest.mark.parametrize("rule", ["livecodebench", "taco"])
+def test_integers_of_thousands_of_digits(rule, project):
+    """Read, printed, passed and returned; from files in which they are JSON's numbers too."""
+    answer = json.dumps({"kind": "stdin", "rule": rule, "cases": [[LONG, f"1{'0' * 4999}"]]})
+    assert code.verdict("print(int(input()) + 1)", answer) == (True, "")
+    assert not code.verdict("print(int(input()) + 2)", answer).passed
+    if rule == "livecodebench":
+        rows = [lcb("f", [(LONG, str(int(LONG) + 1))] * 2, "", "f"), lcb("s", [(LONG, "1")] * 2)]
+        assert "50000" in code.verdict("print(10**50000)", answer).reason  # its own limit
+    else:
+        raw = f'{{"fn_name": "f", "inputs": [[{LONG}]], "outputs": [{int(LONG) + 1}]}}'
+        lines = f'{{"inputs": [[{LONG}]], "outputs": ["1"]}}'
+        rows = [taco_row([], [], raw=raw), taco_row([], [], raw=lines)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    frame, about = table(rule, ["rows.jsonl"], project, 2)
+    assert about.get("broken_tests", 0) == 0
+    calls, script = frame["answer"]
+    assert code.verdict("def f(x): return x + 1", calls) == (True, "")
+    assert code.verdict(f"print(int(int(input()) == {LONG}))", script) == (True, "")
+
+
+@pytest.mark.parametrize("kind", ["stdin", "calls"])
+@pytest.mark.parametrize("rule", ["livecodebench", "taco"])
+def test_what_fails_there_fails_here(rule, kind):
+    """The list at the top of code.py: both put imports in front of every program."""
+    program = "from __future__ import annotations\ndef f(x): return x\nprint(f(input()))"
+    tests = {"kind": kind, "rule": rule, "entry": "f", "cases": [["1", "1"]]}
+    if kind == "calls":
+        program, tests["cases"] = program.rpartition("\n")[0], [[["1"], "1"]]
+    assert "from __future__" in code.__doc__
+    assert "SyntaxError: from __future__" in code.verdict(program, json.dumps(tests)).reason
+    assert code.verdict(program.partition("\n")[2], json.dumps(tests)).passed
+
+
+def test_tests_that_cannot_judge_are_named_and_nobody_fails(project):
+    answer = json.dumps({"kind": "asserts", "tests": "class A: pass\nassert f(A())"})
+    with pytest.raises(ValueError, match=r"^not gradable: .* cannot be sent: A: class A: pass"):
+        grade([("```python\ndef f(x): return True\n```", answer)])
 
 
 def test_a_call_that_takes_too_long_fails_before_the_whole_limit(monkeypatch):

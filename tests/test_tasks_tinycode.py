@@ -8,6 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trdlib import prompts, sandbox, tasks
+from trdlib.analysis import tables
+from trdlib.distill import distill
+from trdlib.evaluate import evaluate, measure
+from trdlib.ops.chain import sampled
 from trdlib.run import get_run
 from trdlib.settings import SettingsError
 from trdlib.tasks import language, pretrain, sets, tinycode
@@ -192,14 +196,41 @@ def test_programs_are_graded_by_what_they_do():
     assert verdicts == [False] * len(wrong) + [True] * len(right) + [False] * len(wrong)
 
 
-def test_equal_programs_are_run_once(monkeypatch):
+def test_equal_programs_are_run_once(project, monkeypatch):
     asked, run = [], sandbox.run
     monkeypatch.setattr(sandbox, "run", lambda text, **how: asked.append(text) or run(text, **how))
-    monkeypatch.setattr(tinycode, "_verdicts", {})
     pairs = [(RIGHT, {"answer": a}) for a in (tinycode.solved(PROBLEM)[1], "[]") * 2]
     for _ in range(2):
         assert tinycode.grade(None, pairs) == [True, False] * 2
-    assert len(asked) == 2
+    assert len(asked) == 1  # both at once
+
+
+def test_programs_that_share_a_process_are_graded_as_alone(project, monkeypatch):
+    """Whatever the others do: change names, take all memory or time, never end, break off."""
+    answer = {"answer": tinycode.solved(PROBLEM)[1]}
+    right = [RIGHT, RIGHT.replace("b = a[::-1]", "b = list(reversed(a))"), f"{RIGHT} # Wait"]
+    wrong = [
+        RIGHT.replace("+ 3", "+ 4"),
+        "sorted = len = list = map = f = 7",
+        "def list(x):\n    return x\ndef reversed(x):\n    return x\n" + RIGHT[:-1],
+        "def f(x):\n    return f(x)",
+        "def f(x):\n    return [v ** v ** v for v in x]",
+        "def f(x):\n    for v in x:\n        x += x",
+        RIGHT[:-1] + "[c",
+        RIGHT + "[",
+        "",
+    ]
+    monkeypatch.setattr(tinycode, "SECONDS", 1)
+    ran, run = [], sandbox.run
+    monkeypatch.setattr(sandbox, "run", lambda text, **how: ran.append(text) or run(text, **how))
+    mixed = [*wrong[:4], right[0], *wrong[4:], *right[1:]]
+    verdicts = tinycode.grade(None, [(text, answer) for text in mixed])
+    assert verdicts == [text in right for text in mixed]
+    assert ran[0].count("def f(x)") > 9  # they did share one
+    for hostile in ("x.y", "'x'", "print(x)", "import x", "_", "x\\", "exit", "ａbs", "while 1: x"):
+        ran.clear()
+        tinycode.grade(None, [(f"{RIGHT}\n{hostile}", answer), (hostile, answer)])
+        assert len(ran) == 2, hostile  # each alone
 
 
 def test_no_loss_on_injected_errors(tokenizer):
@@ -243,3 +274,19 @@ def test_sets_are_disjoint_and_as_ordered():
     rng = random.Random(0)
     seen = {draw(rng, 3 + i % 3) for i in range(1000)}
     assert not seen & {p for frame in drawn.values() for p in frame["problem"]}
+
+
+def test_it_runs_from_the_problems_to_the_tables(project):
+    """Every step, in this process; test_pipeline.py and test_notebooks.py run the notebooks."""
+    runs = [get_run("smoke-code", "none", "base"), get_run("smoke-code", "opd", "trd")]
+    task = tasks.of(runs[1])
+    found = task.sets()
+    (trained,) = distill(runs[1:], task, found, sampled(runs[1:], task, found["train"]))
+    samples = evaluate(runs, task, found, [None, trained.adapters])
+    measure(runs, found, samples, [None, trained.choice])
+    table = tables.collect(runs[1])
+    cells = table[table["run"]][["method", "benchmark"]].drop_duplicates()
+    names = ("code", "code_hard")
+    assert {*cells.itertuples(index=False, name=None)} == {
+        (m, n) for m in ("base", "trd") for n in names
+    }

@@ -75,7 +75,7 @@ class _Jail:
         config = json.dumps({"control": theirs.fileno(), "walls": walls})
         # Hash order must not depend on chance; nothing of our environment goes in.
         self.process = subprocess.Popen(
-            [sys.executable, "-s", "-S", "-B", "-X", "utf8", LAUNCHER, config],
+            [sys.executable, "-sSB", "-Xutf8", "-Xint_max_str_digits=0", LAUNCHER, config],
             env={"PYTHONHASHSEED": "0"}, cwd="/", pass_fds=[theirs.fileno()],
             stdin=NULL, stdout=NULL, stderr=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip

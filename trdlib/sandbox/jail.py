@@ -1,12 +1,18 @@
 """What a locked process runs: a program (`serve`, `script`) or its examiner (`examine`).
 
 Those two talk over fd 3 in plain data and nothing else: `pack` and `unpack`, which tests and
-drivers inside may use too (`from jail import unpack`). Nothing but the stdlib.
+drivers inside may use too (`from jail import unpack`). What is not plain stays in the program: the
+examiner has its number. Nothing but the stdlib.
 """
 
 import builtins
 import contextlib
+import ctypes
+import functools
+import importlib
+import io
 import json
+import operator
 import os
 import re
 import signal
@@ -29,6 +35,18 @@ class Opaque:
 
 def opaque(_) -> dict:
     return {"t": "opaque", "v": None}
+
+
+def _error(above: list[str]) -> type:
+    """A class of errors of the program, from its name and those of the classes above: our own."""
+    base = next(_ERRORS[name] for name in [*above, "Exception"] if name in _ERRORS)
+    return _ERRORS.setdefault(above[0], type(above[0], (base,), {}))
+
+
+def _imported(name: str):
+    """A module of the program: our own, where every program has it."""
+    known = name in sys.stdlib_module_names or name == "numpy"
+    return importlib.import_module(name) if known else Opaque()
 
 
 def pack(value, other=None):
@@ -61,6 +79,12 @@ def pack(value, other=None):
         return {"t": type(value).__name__, "v": str(value)}
     if type(value).__module__ == "numpy" and hasattr(value, "dtype") and value.ndim == 0:
         return pack(value.item(), other)
+    if isinstance(value, type) and _TYPES.get(value.__name__) is value:
+        return {"t": "type", "v": value.__name__}
+    if isinstance(value, type) and issubclass(value, Exception):
+        return {"t": "error", "v": [kind.__name__ for kind in value.__mro__]}
+    if isinstance(value, types.ModuleType):
+        return {"t": "module", "v": value.__name__}
     if isinstance(value, Iterator | MappingView):
         return {"t": "iterator", "v": [pack(item, other) for item in value]}
     if other is None:
@@ -75,7 +99,9 @@ def unpack(data):
     return _UNPACK[data["t"]](data["v"]) if isinstance(data, dict) else data
 
 
+_TYPES = {name: kind for name, kind in vars(builtins).items() if isinstance(kind, type)}
 _UNPACK = {
+    "type": _TYPES.__getitem__, "error": _error, "module": _imported,
     "opaque": lambda _: Opaque(), "int": lambda digits: int(digits, 16),
     "bytes": lambda text: bytes(text, "latin-1"),
     "bytearray": lambda text: bytearray(text, "latin-1"),
@@ -128,7 +154,18 @@ def brief(error: BaseException, *, named: bool = True) -> str:
 
 
 # --------------------------------------------------------------------------------- the program
+_DEVICES = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2, "/dev/null": 2,
+            "/dev/fd/0": 0, "/dev/fd/1": 1, "/proc/self/fd/0": 0, "/proc/self/fd/1": 1}  # fmt: skip
+
+
+def _open(file, *args, _real=open, **kwargs):
+    """There are no devices where a program runs; those of its own three files are known by name."""
+    name = os.fspath(file) if isinstance(file, str | os.PathLike) else file
+    return _real(os.dup(_DEVICES[name]) if name in _DEVICES else file, *args, **kwargs)
+
+
 def _module(name: str, program: str) -> dict:
+    builtins.open = io.open = _open
     module = types.ModuleType(name)
     sys.modules[name] = module
     exec(compile(program, "<program>", "exec", dont_inherit=True), module.__dict__)
@@ -138,10 +175,11 @@ def _module(name: str, program: str) -> dict:
 def serve(program: str) -> None:
     """Load the program, then answer calls until the examiner hangs up (EOFError).
 
-    A call names `f`, or `Solution().f`: a method of an instance made for the purpose. The first
-    one, of no name, asks which of some names there are.
+    A call names `f`, or `Solution().f`: a method of an instance made for the purpose; or `.op`, of
+    the module operator or a builtin. The first one, of no name, asks which of some names there are.
     """
-    channel = Channel()
+    channel, lent = Channel(), {}
+    _UNPACK["opaque"] = lent.__getitem__
     try:
         names = _module("program", program)
     except BaseException as error:
@@ -149,6 +187,11 @@ def serve(program: str) -> None:
         return channel.send(channel.line(["ended", brief(error)]))
 
     names[""] = lambda wanted: {name: names[name] for name in wanted if name in names}
+    names |= {f".{op}": done for one in (builtins, operator) for op, done in vars(one).items()}
+
+    def lend(value) -> dict:
+        lent[id(value)] = value
+        return {"t": "opaque", "v": id(value)}
 
     def overrun(*_):
         raise TimeoutError("the call took too long")
@@ -160,17 +203,20 @@ def serve(program: str) -> None:
         try:
             function = getattr(names[owner](), name) if owner else names[name]
             signal.setitimer(signal.ITIMER_PROF, seconds or 0)
-            answer = channel.line(["value", function(*args, **kwargs)], opaque)
+            answer = channel.line(["value", function(*args, **kwargs)], lend)
             signal.setitimer(signal.ITIMER_PROF, 0)
         except BaseException as error:
-            answer = channel.line(["raised", type(error).__name__, brief(error, named=False)])
+            above = [kind.__name__ for kind in type(error).__mro__]
+            answer = channel.line(["raised", above, brief(error, named=False)])
         channel.send(answer)
 
 
 def script(program: str) -> None:
-    """Run the program as a script: standard input is fd 0, standard output fd 1."""
+    """Run the program as a script: standard input is fd 0, standard output fd 1. It ends as Python
+    does: threads are joined, what is registered for the exit is done, files are flushed."""
     text = {"encoding": "utf-8", "errors": "surrogateescape", "closefd": False}
-    sys.stdin, sys.stdout = open(0, **text), open(1, "w", **text)  # noqa: SIM115
+    sys.stdin = sys.__stdin__ = open(0, **text)  # noqa: SIM115
+    sys.stdout = sys.__stdout__ = open(1, "w", **text)  # noqa: SIM115
     code = 0
     try:
         _module("__main__", program)
@@ -179,9 +225,9 @@ def script(program: str) -> None:
     except BaseException as error:
         code = 1
         os.write(3, brief(error).encode())
-    with contextlib.suppress(BaseException):
-        sys.stdout.flush()
-    os._exit(code & 255)
+        with contextlib.suppress(BaseException):  # a hook of its own may print
+            sys.excepthook(type(error), error, error.__traceback__)
+    ctypes.pythonapi.Py_Exit(code & 255)
 
 
 # -------------------------------------------------------------------------------- the examiner
@@ -199,17 +245,52 @@ _ERRORS = {
 }
 
 
+class Thing(Opaque):
+    """In the tests, an object of the program: what is done to it is done there. It equals no plain
+    data and computes with none, whatever it says; two of them are compared as the program says."""
+
+    def __init__(self, number: int):
+        self.__dict__["number of a thing"] = number
+
+    def __getattr__(self, name: str):
+        if name.startswith("__"):  # some make libraries read memory: __array_interface__
+            raise AttributeError(name)
+        return Thing.remote(".getattr")(self, name)
+
+    def __instancecheck__(self, one) -> bool:
+        return isinstance(one, Thing) and Thing.remote(".isinstance")(one, self)
+
+
+_PAIRS = ("eq", "ne", "lt", "le", "gt", "ge", "add", "sub", "mul")
+for _op in ("call", "setattr", "iter", "len", "getitem", "setitem", "contains", "str", "repr",
+            "bool", "hash", *_PAIRS):  # fmt: skip
+
+    def _there(self, *args, _op=_op, **kwargs):
+        if _op in _PAIRS and not isinstance(args[0], Thing):
+            return NotImplemented
+        return Thing.remote(f".{_op}")(self, *args, **kwargs)
+
+    setattr(Thing, f"__{_op}__", _there)
+
+
 class _Examiner(Channel):
     """What went wrong once stays wrong, whatever a bare `except` of the tests makes of it."""
 
     calls = 0
     fault: tuple[str, bool] | None = None  # the reason, and whether the tests themselves are it
 
+    def __init__(self):
+        super().__init__()
+        Thing.remote, thing = self.remote, functools.cache(Thing)  # one object has one name
+        _UNPACK["opaque"] = lambda number: Opaque() if number is None else thing(number)
+
     def stop(self, reason: str, unfit: bool = False):
         self.fault = self.fault or (reason, unfit)
         raise Stop
 
-    def _other(self, value):
+    def _other(self, value) -> dict:
+        if isinstance(value, Thing):
+            return {"t": "opaque", "v": value.__dict__["number of a thing"]}
         if isinstance(value, Opaque):
             self.stop(NONSENSE)
         self.stop(f"the tests pass what cannot be sent: {type(value).__name__}", unfit=True)
@@ -232,13 +313,11 @@ class _Examiner(Channel):
         def call(*args, **kwargs):
             match self.ask(path, args, kwargs, seconds):
                 case ["value", value]:
-                    self.calls += 1
+                    self.calls += path == ".call" or path[:1] != "."
                     return value
-                case ["raised", str(raised), str(message)]:
-                    self.calls += 1
-                    if raised in _ERRORS:
-                        raise _ERRORS[raised](message[:200])
-                    raise Exception(f"{raised}: {message}"[:200])
+                case ["raised", [str(), *_] as above, str(message)]:
+                    self.calls += path == ".call" or path[:1] != "."
+                    raise _error(above)(message[:200])
                 case ["ended", str(why)]:
                     self.stop(why)
             self.stop(NONSENSE)
@@ -259,16 +338,21 @@ def examine(tests: str) -> None:
     code = None
     try:
         code = compile(tests, "<tests>", "exec", dont_inherit=True)
-        foreign = _names(code) - set(vars(builtins))
-        wanted = sorted(name for name in foreign if not name.startswith("__"))
+        wanted = sorted(name for name in _names(code) if not name.startswith("__"))
         if not wanted:
             examiner.stop("the tests never call the program", unfit=True)
         found = examiner.remote("")(wanted)
         if not isinstance(found, dict):
             examiner.stop(NONSENSE)
-        for name in set(wanted) & set(found):
-            plain = not isinstance(found[name], Opaque)
-            module.__dict__[name] = found[name] if plain else examiner.remote(name)
+        found = {name: found[name] for name in wanted if name in found}
+        # A builtin is the builtin, unless the tests name nothing else that is the program's.
+        hidden = {name for name in found if hasattr(builtins, name)}
+        modules = {k for k, v in found.items() if isinstance(v, types.ModuleType)}
+        if len(hidden) > 1 or found.keys() - hidden - modules or "remote" in wanted:
+            found = {name: found[name] for name in found if name not in hidden}
+        for name, value in found.items():
+            kind = isinstance(value, type) and not issubclass(value, Exception)  # int, renamed
+            module.__dict__[name] = examiner.remote(name) if kind else value
         module.__dict__["remote"] = examiner.remote
         examiner.calls = 0
         exec(code, module.__dict__)

@@ -14,6 +14,9 @@ or ""; oracles.py says which outputs are right. Where we differ from the benchma
    (EvalPlus allows max(1 s, 4 x the reference's time), LiveCodeBench 6 s.)
 3. A script that exits with an error has failed (LiveCodeBench forgives `exit(1)`).
 4. Results are compared as plain data (sandbox): a numpy number is a number.
+5. Integers have any number of digits (LiveCodeBench: 50,000, as there).
+As there: a program that begins with `from __future__` is a SyntaxError after the imports that
+LiveCodeBench and TACO put in front of it.
 """
 
 import base64
@@ -30,21 +33,23 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from trdlib import prompts, sandbox, store
-from trdlib.sandbox import jail
+from trdlib.sandbox import jail, verdicts
 from trdlib.settings import SettingsError
 from trdlib.tasks import hub, math, oracles
 from trdlib.tasks.hub import check, files, notes, sizes  # noqa: F401 - of every published task
 
+sys.set_int_max_str_digits(0)  # tests have long integers
 SECONDS = {"humaneval": 4, "mbpp": 4, "livecodebench": 6, "taco": 4}  # CPU time of a call or run
 TOTAL = 60  # and of all calls of a problem
 MEMORY_MB = 4096  # as EvalPlus and LiveCodeBench
 INLINE = 50_000  # characters of an answer that stays in the table
 
 # A fenced block, by CommonMark's rules: it ends with a fence of the same sign that is at least as
-# long. One that is never closed reaches to the end.
+# long and less than four columns further in. One that is never closed reaches to the end.
 _BLOCK = re.compile(
-    r"^(?P<indent>[ \t]*)(?P<fence>(?P<sign>[`~])(?P=sign){2,}+)[ \t]*(?P<language>[^\s`]*)[^`\n]*$"
-    r"(?P<content>.*?)(?:\n[ \t]*(?P=fence)(?P=sign)*[^\S\n]*$|(?P<unclosed>\Z))",
+    r"^(?P<indent>[ \t]*)(?P<fence>(?P<sign>[`~])(?P=sign){2,}+)[ \t]*(?P<language>[^\s`]*)"
+    r"(?:[^`\n]|(?!(?P=sign))`)*$(?P<content>.*?)(?:\n(?!(?P=indent)(?: {4}| {0,3}\t))[ \t]*"
+    r"(?P=fence)(?P=sign)*[^\S\n]*$|(?P<unclosed>\Z))",
     re.MULTILINE | re.DOTALL,
 )
 
@@ -54,7 +59,7 @@ def program_of(response: str) -> str | None:
     text, found = math.after_thinking(response), {}
     for match in _BLOCK.finditer((text or "").replace("\r\n", "\n")):
         language = match["language"].lower().strip("{}.")
-        if match["unclosed"] is None and language in ("", "python", "python3", "py", "py3"):
+        if match["unclosed"] is None and re.fullmatch(r"(py(thon)?[\d.]*)?", language):
             found["python" if language else ""] = match
     if not (last := found.get("python") or found.get("")):
         return None
@@ -70,7 +75,8 @@ _STARS = (
 )  # fmt: skip
 PRELUDES = {
     "livecodebench": "".join(f"from {name} import *\n" for name in _STARS)
-    + f"import {', '.join(_STARS[:-2])}\nsys.setrecursionlimit(50000)\n",
+    + f"import {', '.join(_STARS[:-2])}\nsys.setrecursionlimit(50000)\n"
+    + "sys.set_int_max_str_digits(50000)\n",
     "taco": "import sys, time, itertools, collections, math, fractions, random, heapq\n"
     "from itertools import accumulate, product, permutations, combinations\n"
     "from collections import Counter, OrderedDict, deque, defaultdict, ChainMap\n"
@@ -105,7 +111,10 @@ def verdict(program: str, answer: str, folder: Path | None = None) -> sandbox.Ve
     tests = tests_of(answer, folder)
     kind, entry, rule = tests["kind"], tests.get("entry"), tests.get("rule") or tests.get("suite")
     if kind == "asserts":
-        return sandbox.check(program, tests["tests"])
+        try:
+            return sandbox.check(program, tests["tests"])
+        except ValueError as error:
+            raise ValueError(f"not gradable: {error}: {tests['tests'][:80]}") from None
     name = f"Solution().{entry}" if kind == "calls" and "class Solution" in program else entry
     if kind != "evalplus":
         numpy = "import numpy as np\n" if rule == "taco" and "np." in program else ""
@@ -131,10 +140,12 @@ def verdict(program: str, answer: str, folder: Path | None = None) -> sandbox.Ve
 def grade(run, pairs: Iterable[tuple[str, dict]]) -> list[bool]:
     """One verdict per (response, row of the problem set), in order. Equal programs run once."""
     asked = [(program_of(response), row["answer"]) for response, row in pairs]
-    distinct, folder = [*dict.fromkeys(pair for pair in asked if pair[0])], run.data / "tests"
-    passed = sandbox.in_pool(lambda pair: verdict(*pair, folder).passed, distinct)
-    verdicts = dict(zip(distinct, passed, strict=True))
-    return [verdicts.get(pair, False) for pair in asked]
+
+    def judge(new: list[tuple[str, str]]) -> list[sandbox.Verdict]:
+        return sandbox.in_pool(lambda pair: verdict(*pair, run.data / "tests"), new)
+
+    passed = iter(verdicts.judged(judge, [one for one in asked if one[0]], grader(run)))
+    return [bool(program) and next(passed) for program, _ in asked]
 
 
 def grader(run) -> str:

@@ -17,12 +17,13 @@ value of all that follow, until an onset comment (`# Wait`) and all from there o
 is local: the next clause still says what to do. The student takes a part of the clauses for others.
 """
 
+import itertools
 import random
 import re
 import sys
 
 from trdlib import sandbox, store
-from trdlib.sandbox import jail
+from trdlib.sandbox import Verdict, jail, verdicts
 from trdlib.settings import SettingsError
 from trdlib.tasks import chain, language
 from trdlib.tasks.language import END, RIGHT, Departure, Habits, Piece, text_of
@@ -33,8 +34,8 @@ OPERANDS = range(2, 7)
 ONSETS = tuple(f"# {word}" for word in language.ONSETS)  # epistemic onset tokens: comments
 _OPEN, _NEXT, _RETURN = "def f(x):", "\n    ", "return "
 _OWN_HAND = 0.8  # how often a model writes a program in the first ways
-SECONDS, MEMORY = 4, 256  # of CPU time for all INPUTS (a right program takes 0.004 s), and MiB
-_verdicts: dict[tuple[str, str], bool] = {}  # of this process: samples of small models are alike
+SECONDS, MEMORY = 4, 256  # of CPU time for all INPUTS (a right program takes 0.0001 s), and MiB
+BATCH = 64  # programs of harmless words that share a process
 
 # Of pretraining, as in chain.py: what is not written by habit is a rewrite of the attempt.
 KINDS, OPTIONS = {"code": sys.modules[__name__]}, {"code": {}}
@@ -93,6 +94,19 @@ def _false_beliefs() -> dict[Clause, Clause]:
 FALSE_BELIEFS = _false_beliefs()  # what the student takes a clause for
 _rng = random.Random(5)
 INPUTS = [[_rng.randrange(-9, 13) for _ in range(length)] for length in (7, 8, 9, 10, 12, 3)]
+
+# What shares a process: no dot, no quote, and no names but the language's own, so that no program
+# reaches another, or stops what runs it otherwise than by taking too much.
+_NAME, _OTHER = re.compile(r"[^\W\d]\w*"), re.compile(r"[^\w\s\[\]():,+*%<>=!#-]")
+_NAMES = {*_NAME.findall(" ".join([_OPEN, _RETURN, *LABELS, *ONSETS, *_TABLE.values()]))}
+_MANY = """
+for program in {}:
+    try:
+        exec(program, {{}})
+    except Exception:
+        pass
+    print(end="\\0")
+"""
 
 
 def build_tokenizer():
@@ -249,20 +263,32 @@ def first_wrong(problem: str, tokens: list[str]) -> Departure | None:
     return language.departure(tokens, lines, onsets, redo=True, opening=[_OPEN])
 
 
+def _verdicts(pairs: list[tuple[str, str]]) -> list[Verdict]:
+    """Of (program, answer): each program prints what f returns for INPUTS. What is printed is
+    compared here, where no program can touch it; one that prints the right values by itself had to
+    compute them. Harmless programs share a process, unless one of them takes too much."""
+    programs = [f"{text}\nprint([f(xs) for xs in {INPUTS}])\n" for text, _ in pairs]
+    half, texts = len(pairs) // 2, " ".join(text for text, _ in pairs)
+    if not half or not (_OTHER.search(texts) or set(_NAME.findall(texts)) - _NAMES):
+        whole = _MANY.format(programs) if half else programs[0]
+        done = sandbox.run(whole, seconds=SECONDS, memory_mb=MEMORY)
+        printed = done.stdout.split(b"\0")[:-1] if half else [done.stdout]
+        if not half or (not done.reason and len(printed) == len(pairs)):
+            right = [
+                got == f"{want}\n".encode() for got, (_, want) in zip(printed, pairs, strict=True)
+            ]
+            return [Verdict(same and not done.reason, done.reason) for same in right]
+    return _verdicts(pairs[:half]) + _verdicts(pairs[half:])
+
+
 def grade(run, pairs: list[tuple[str, dict]]) -> list[bool]:
-    """One verdict per (response, row): the response is run in the sandbox, on all INPUTS. What it
-    prints is compared here, where no program can touch it; a program that prints the right values
-    by itself had to compute them. Equal pairs are run once in a process."""
+    """One verdict per (response, row): the response is run in the sandbox, on all INPUTS."""
 
-    def passes(pair: tuple[str, str]) -> bool:
-        program = f"{pair[0]}\nprint([f(xs) for xs in {INPUTS}])\n"
-        done = sandbox.run(program, seconds=SECONDS, memory_mb=MEMORY)
-        return not done.reason and done.stdout == f"{pair[1]}\n".encode()
+    def judge(asked: list[tuple[str, str]]) -> list[Verdict]:
+        parts = [asked[i : i + BATCH] for i in range(0, len(asked), BATCH)]
+        return [*itertools.chain(*sandbox.in_pool(_verdicts, parts))]
 
-    asked = [(text, row["answer"]) for text, row in pairs]
-    new = [pair for pair in dict.fromkeys(asked) if pair not in _verdicts]
-    _verdicts.update(zip(new, sandbox.in_pool(passes, new), strict=True))
-    return [_verdicts[pair] for pair in asked]
+    return verdicts.judged(judge, [(text, row["answer"]) for text, row in pairs], grader())
 
 
 def grader(run=None) -> str:
