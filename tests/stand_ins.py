@@ -1,4 +1,4 @@
-"""Stand-ins for vLLM around a real small model: its server's completions dialect, its offline LLM.
+"""A stand-in for vLLM's server around a real small model: its completions dialect, and its faults.
 
 Fields, defaults and refusals are those of vLLM's own sources (entrypoints/openai/completion,
 entrypoints/openai/models, sampling_params.py). The tokens come from transformers' `generate`, one
@@ -8,8 +8,6 @@ prompt at a time, so nothing here shares code with the engines under test.
 import json
 import socket
 import threading
-import types
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -165,66 +163,3 @@ class Server(ThreadingHTTPServer):
 
     def handle_error(self, request, address):
         pass  # a connection that was dropped on purpose
-
-
-def offline(weights: Weights) -> types.ModuleType:
-    """A module with the parts of `vllm` that the engine uses; unknown arguments are refused."""
-
-    @dataclass
-    class SamplingParams:
-        n: int = 1
-        temperature: float = 1.0
-        top_p: float = 1.0
-        top_k: int = 0
-        seed: int | None = None
-        stop_token_ids: list[int] | None = None
-        ignore_eos: bool = False
-        max_tokens: int | None = 16
-        logprobs: int | None = None
-        detokenize: bool = True
-
-    @dataclass
-    class LoRARequest:
-        lora_name: str
-        lora_int_id: int
-        lora_path: str
-
-    class LLM:
-        def __init__(self, model, *, revision, tokenizer_revision, dtype, quantization, load_format,
-                     max_model_len, gpu_memory_utilization, enable_lora, max_loras, max_lora_rank,
-                     generation_config, trust_remote_code):  # fmt: skip
-            self.adapters, self.closed = {}, False
-            core = types.SimpleNamespace(shutdown=lambda: setattr(self, "closed", True))
-            self.llm_engine = types.SimpleNamespace(engine_core=core)
-
-        def generate(self, prompts, sampling_params, *, use_tqdm=True, lora_request=None):
-            if lora_request and self.adapters.setdefault(
-                lora_request.lora_int_id, lora_request.lora_name
-            ) != lora_request.lora_name:  # fmt: skip
-                raise AssertionError("one number, two adapters")
-            if lora_request and lora_request.lora_name not in weights.models:
-                weights.load_adapter(lora_request.lora_name, lora_request.lora_path)
-            if isinstance(sampling_params, SamplingParams):
-                sampling_params = [sampling_params] * len(prompts)
-            name = lora_request.lora_name if lora_request else None
-            return [self._one(p, s, name) for p, s in zip(prompts, sampling_params, strict=True)]
-
-        def _one(self, prompt, how, adapter):
-            asked = {k: getattr(how, k) for k in ("temperature", "top_p", "top_k", "seed")}
-            ids, found = weights.answer(
-                prompt["prompt_token_ids"], adapter, max_tokens=how.max_tokens,
-                stop_token_ids=how.stop_token_ids or [], ignore_eos=how.ignore_eos,
-                **{**DEFAULTS, **asked},
-            )  # fmt: skip
-            logprobs = [
-                {t: types.SimpleNamespace(logprob=p)} for t, p in zip(ids, found, strict=True)
-            ]
-            output = types.SimpleNamespace(token_ids=tuple(ids), logprobs=logprobs)
-            return types.SimpleNamespace(outputs=[output])
-
-    module = types.ModuleType("vllm")
-    module.LLM, module.SamplingParams = LLM, SamplingParams
-    module.lora = types.ModuleType("vllm.lora")
-    module.lora.request = types.ModuleType("vllm.lora.request")
-    module.lora.request.LoRARequest = LoRARequest
-    return module

@@ -1,30 +1,27 @@
-"""Every engine keeps one contract; servers fail in every way, and are seen through.
+"""Our loop and a server keep one contract; servers fail in every way, and are seen through.
 
-What needs a GPU is skipped here. vLLM's dialect and its offline interface are spoken by stand-ins
-(stand_ins.py) around a real model.
+A stand-in speaks vLLM's dialect around a real model (stand_ins.py); vLLM itself: test_vllm.py.
 """
 
-import functools
 import random
 import shutil
 import socket
-import sys
+import tempfile
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import REPOSITORY
 from safetensors.torch import load_file, save_file
-from stand_ins import Server, Weights, offline
+from stand_ins import Server, Weights
 
-from trdlib import distill, engines, generate, models, prompts, rollout, settings, store
+from trdlib import distill, engines, evaluate, generate, models, prompts, rollout, settings, store
 from trdlib.run import get_run
 from trdlib.settings import Sampling
 from trdlib.tasks import chain
 
 NAME = "models/smoke/0/student"
-GREEDY = {"temperature": 0, "top_p": 1.0, "top_k": 0}
-KINDS = ("transformers", "openai", "vllm stand-in", "vllm")
 
 
 @pytest.fixture(scope="session")
@@ -63,29 +60,19 @@ def closed():
     engines.close()
 
 
-@pytest.fixture(params=KINDS)
-def engine(request, project, monkeypatch):
-    kind = request.param
-    if kind == "vllm stand-in":
-        module = offline(request.getfixturevalue("weights"))
-        for name, part in (("vllm", module), ("vllm.lora", module.lora)):
-            monkeypatch.setitem(sys.modules, name, part)
-        monkeypatch.setitem(sys.modules, "vllm.lora.request", module.lora.request)
-        run = run_with("vllm")
-        made = engines.Vllm(run.settings, run.context_length, NAME)
-        yield made
-        assert not hasattr(made, "llm") or (made.close() or not hasattr(made, "llm"))
-        return
-    url = None
-    if kind == "openai":
-        url = request.getfixturevalue("server").url
-    run = run_with(kind, url)
-    try:
-        engines.check(run.settings.models)
-    except settings.SettingsError as error:
-        pytest.skip(str(error))
-    with engines.opened(run, NAME) as made:
-        yield made
+def respond(run, prompts, adapter=None, parts=None, **how):
+    """The responses of the run's engine, one after the other; greedy if nothing else is said."""
+    sampling = Sampling(**{"temperature": 0, "max_new_tokens": 20} | how)
+    parts = Path(parts or tempfile.mkdtemp(dir="."))
+    asked = engines.Asked(prompts, sampling, parts, (0,), adapter)
+    return [one for group in engines.sample(run, NAME, asked, "test") for one in group]
+
+
+@pytest.fixture(params=["transformers", "openai"])
+def ours(request, project):
+    """A run with either engine."""
+    url = request.getfixturevalue("server").url if request.param == "openai" else None
+    return run_with(request.param, url)
 
 
 @pytest.fixture
@@ -106,61 +93,90 @@ def reference(weights, prompt, budget, stop_ids):
 # ---------------------------------------------------------------------------------- the contract
 
 
-def test_greedy_is_the_models_own(engine, asked, weights):
-    done = engine.complete(asked, max_new_tokens=20, seed=0, **GREEDY)
-    for prompt, completion in zip(asked, done, strict=True):
+def test_greedy_is_the_models_own(ours, asked, weights):
+    for prompt, completion in zip(asked, respond(ours, asked), strict=True):
         assert completion.token_ids == reference(weights, prompt, 20, [2])
         assert not completion.finished  # the budget was too short
         assert len(completion.token_ids) == 20
 
 
-def test_stop_tokens_end_a_response_and_stay_in_it(engine, asked, weights):
+def test_stop_tokens_end_a_response_and_stay_in_it(ours, asked, weights, monkeypatch):
     stop = 81  # "=": greedy answers get there
-    engine.stop_ids = [2, stop]
-    done = engine.complete(asked, max_new_tokens=20, seed=0, **GREEDY)
+    monkeypatch.setattr(models, "stop_ids", lambda *a: [2, stop])
     expected = [reference(weights, prompt, 20, [2, stop]) for prompt in asked]
     assert {ids[-1] == stop for ids in expected} == {True, False}
-    for completion, ids in zip(done, expected, strict=True):
+    for completion, ids in zip(respond(ours, asked), expected, strict=True):
         assert completion.finished == (ids[-1] == stop)
         assert completion.token_ids == ids
 
 
-def test_seeds_and_samples(engine, asked):
-    sampled = functools.partial(
-        engine.complete, [asked[0]] * 6, max_new_tokens=8, temperature=1.0, top_p=1.0, top_k=0
-    )
-    first = sampled(seed=1)
+def test_seeds_and_samples(ours, asked):
+    how = {"temperature": 1.0, "max_new_tokens": 8, "samples": 6}
+    first = respond(ours, asked[:1], seed=1, **how)
     assert len({tuple(c.token_ids) for c in first}) == 6  # each row has its own random numbers
-    assert sampled(seed=1) == first
-    assert sampled(seed=2) != first
+    assert respond(ours, asked[:1], seed=1, **how) == first
+    assert respond(ours, asked[:1], seed=2, **how) != first
 
 
-def test_filters_are_applied(engine, asked, weights):
-    done = engine.complete([asked[0]] * 3, max_new_tokens=6, temperature=1.0, top_p=1.0, top_k=1,
-                           seed=3)  # fmt: skip
-    assert {tuple(c.token_ids) for c in done} == {tuple(reference(weights, asked[0], 6, [2]))}
-    done = engine.complete([asked[0]] * 3, max_new_tokens=6, temperature=1.0, top_p=1e-6, top_k=0,
-                           seed=3)  # fmt: skip
-    assert {tuple(c.token_ids) for c in done} == {tuple(reference(weights, asked[0], 6, [2]))}
+def test_filters_are_applied(ours, asked, weights):
+    for filters in ({"top_k": 1}, {"top_p": 1e-6}):
+        how = {"temperature": 1.0, "max_new_tokens": 6, "samples": 3, **filters}
+        done = {tuple(c.token_ids) for c in respond(ours, asked[:1], **how)}
+        assert done == {tuple(reference(weights, asked[0], 6, [2]))}
 
 
-def test_a_killed_call_goes_on(engine, asked, tmp_path):
-    sampling = Sampling(temperature=1.0, max_new_tokens=6, samples=2, batch_size=2)
-    whole = generate.sample(engine.complete, asked, sampling, parts=tmp_path / "a")
-    assert [len(group) for group in whole] == [2] * 4
-    calls = []
+# ------------------------------------------------------------------------------------- the queue
 
-    def killed(prompts, **how):
-        calls.append(prompts)
-        if len(calls) == 3:
+
+def test_an_interrupted_queue_goes_on(project, server, asked, monkeypatch):
+    run, keep, calls = run_with("openai", server.url, concurrency=1), engines._keep, []
+    how = {"temperature": 1.0, "max_new_tokens": 6, "samples": 2}
+    whole = respond(run, asked, **how)
+    lengths = [len(request["prompt"]) for _, request, _ in server.seen]
+    assert lengths == sorted(lengths, reverse=True)  # the longest expected first
+    server.be_well()
+
+    def interrupted(*response):
+        calls.append(response)
+        if len(calls) == 4:
             raise KeyboardInterrupt
-        return engine.complete(prompts, **how)
+        keep(*response)
 
+    monkeypatch.setattr(engines, "_keep", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        generate.sample(killed, asked, sampling, parts=tmp_path / "b")
-    again = generate.sample(killed, asked, sampling, parts=tmp_path / "b")
-    assert again == whole
-    assert len(calls) == 3 + 2  # four batches: two were kept, one was interrupted
+        respond(run, asked, parts="parts", **how)
+    with open("parts/queue.jsonl", "a") as file:
+        file.write("\n[0, [1, 2")  # a line that a kill cut off
+    assert respond(run, asked, parts="parts", **how) == whole
+    assert len(server.seen) <= 4 + 1 + 5  # three were kept, one was on its way
+    server.be_well()
+    assert respond(run, asked, parts="parts", **how) == whole and not server.seen
+
+
+def test_a_stage_is_one_queue(smoke, task, sets, server, adapter, monkeypatch):
+    """Every run, benchmark, problem and sample, each with its adapter; by our loop in jobs."""
+    queues, fill = [], engines.fill
+    monkeypatch.setattr(engines, "fill", lambda *how: (queues.append(how[2]), fill(*how)))
+    found = {}
+    for engine in ("transformers", "openai"):
+        known = run_with(engine, server.url).all_settings
+        section = known.scales["smoke"]
+        how = section.evaluation.sampling.model_copy(update={"temperature": 0, "samples": 2})
+        how = section.evaluation.model_copy(update={"sampling": how, "also_at": ()})
+        scale = section.model_copy(update={"seeds": (0,), "evaluation": how})
+        known = known.model_copy(update={"scales": {"smoke": scale}})
+        runs = [get_run("smoke", "none", "base", known), get_run("smoke", "opd", "trd", known)]
+        at = evaluate.evaluate(runs, task, sets, [None, {0: adapter}])
+        found[engine] = [
+            table.assign(token_ids=table["token_ids"].map(list)).to_dict("list")
+            for temperatures in at for tables in temperatures.values() for table in tables.values()
+        ]  # fmt: skip
+    assert found["openai"] == found["transformers"]
+    first = queues[0]
+    assert len(first) == len(found["openai"])  # runs x temperatures x benchmarks
+    assert {one.adapter for one in first} == {None, adapter}
+    names = [request["model"] for path, request, _ in server.seen if path.endswith("completions")]
+    assert len(set(names)) == 2
 
 
 # ------------------------------------------------------------------------------------ the server
@@ -189,18 +205,18 @@ def test_a_file_sampled_by_a_server_is_the_one_sampled_here(smoke, task, sets, s
 
 
 def sampled(url, asked, **how):
-    with engines.opened(run_with("openai", url, **how), NAME) as engine:
-        return engine.complete(asked, max_new_tokens=8, temperature=1.0, top_p=1.0, top_k=0, seed=5)
+    run = run_with("openai", url, **how)
+    return respond(run, asked, temperature=1.0, max_new_tokens=8, seed=5)
 
 
 def test_failures_that_pass_change_nothing(project, server, asked):
     expected = sampled(server.url, asked)
     server.be_well()
-    server.faults = [None, 500, 429, "drop", 503]  # the first is the probe
+    server.faults = [500, 429, "drop", 503]
     assert sampled(server.url, asked) == expected
     assert server.faults == []
     server.be_well()
-    server.faults = [None, "slow"]  # the answer that comes last belongs to the first prompt
+    server.faults = ["slow"]  # the answer that comes last belongs to the first prompt
     assert sampled(server.url, asked) == expected
     assert server.served_two.is_set()
 
@@ -214,15 +230,16 @@ def test_what_the_model_folder_says_of_sampling_is_overruled(project, server, as
 def test_failures_that_stay_are_one_sentence(project, server, asked):
     for status, tries in ((500, 2), (403, 1)):  # what cannot pass is not tried again
         server.be_well()
-        server.faults = [None, *[status] * 100]  # the first is the probe
+        server.faults = [status] * 100
         with pytest.raises(RuntimeError, match=rf"refused: .*injected {status}"):
             sampled(server.url, asked, retries=1, concurrency=1)
         for thread in threading.enumerate():  # the next row may be on its way
             if thread.name.startswith("ThreadPoolExecutor"):
                 thread.join()
         prompts = [request["prompt"] for path, request, _ in server.seen]
-        assert prompts.count(asked[0]) == tries
-        assert asked[3] not in prompts  # those that wait are given up
+        first, *_, last = sorted(asked, key=len, reverse=True)
+        assert prompts.count(first) == tries
+        assert last not in prompts  # those that wait are given up
 
 
 def test_a_dead_server_is_named(project, asked):
@@ -253,18 +270,17 @@ def test_a_server_that_does_something_else_is_refused(
 ):
     for name, value in fault.items():
         monkeypatch.setattr(server, name, value)
-    run = run_with("openai", server.url)
-    with pytest.raises((RuntimeError, settings.SettingsError), match=says):  # noqa: SIM117
-        with engines.opened(run, NAME) as engine:
-            engine.stop_ids = [2, 81]
-            engine.complete(asked, max_new_tokens=20, seed=0, **GREEDY)
+    monkeypatch.setattr(models, "stop_ids", lambda *a: [2, 81])
+    with pytest.raises((RuntimeError, settings.SettingsError), match=says):
+        respond(run_with("openai", server.url), asked)
 
 
 def test_a_context_that_is_shorter_than_it_says_is_noticed(project, server, asked):
-    with engines.opened(run_with("openai", server.url), NAME) as engine:
+    run = run_with("openai", server.url)
+    with engines.opened(run, NAME):
         server.max_model_len = max(map(len, asked)) + 5
         with pytest.raises(RuntimeError, match=r"returned . tokens that neither end"):
-            engine.complete(asked, max_new_tokens=20, seed=0, **GREEDY)
+            respond(run, asked)
 
 
 def test_the_key_comes_from_the_environment(project, server, asked, monkeypatch):
@@ -297,8 +313,8 @@ def adapter(project):
     return project / "adapter"
 
 
-def test_an_adapter_is_swapped_in_and_out(engine, asked, adapter):
-    plain = engine.complete(asked, max_new_tokens=10, seed=0, **GREEDY)
+def test_an_adapter_is_swapped_in_and_out(ours, asked, adapter):
+    plain = respond(ours, asked, max_new_tokens=10)
     other = shutil.copytree(adapter, adapter.with_name("other"))
     flipped = {
         name: -weight if "lora_B" in name else weight
@@ -310,48 +326,40 @@ def test_an_adapter_is_swapped_in_and_out(engine, asked, adapter):
         merged = models.with_adapter(loaded(), folder)
         found.append(generate.decode(merged, asked, max_new_tokens=10, stop_ids=[2], temperature=0))
     assert found[0] != found[1] != found[2] != found[0]
-    engine.use(adapter)
-    assert engine.complete(asked, max_new_tokens=10, seed=0, **GREEDY) == found[1]
-    if engine.swaps:
-        engine.use(other)
-        assert engine.complete(asked, max_new_tokens=10, seed=0, **GREEDY) == found[2]
-        engine.use(None)
-        assert engine.complete(asked, max_new_tokens=10, seed=0, **GREEDY) == plain
+    for folder, expected in zip((adapter, other, None), (*found[1:], plain), strict=True):
+        assert respond(ours, asked, folder, max_new_tokens=10) == expected
 
 
 def test_an_engine_stays_open_for_its_model_until_another_or_close(project, server, asked, adapter):
     run = run_with("openai", server.url)
-    with engines.opened(run, NAME, adapter) as first:
-        pass
-    with engines.opened(run, NAME, adapter) as second:
-        assert second is first
+    for _ in range(2):
+        respond(run, asked, adapter)
     assert server.adapters == [f"trd-{store.weights_hash(adapter)}"]
     assert sum(path.endswith("load_lora_adapter") for path, _, _ in server.seen) == 1
+    with engines.opened(run, NAME) as first:
+        pass
+    with engines.opened(run, NAME) as second:
+        assert second is first
     server.name = "models/smoke/1/student"
     try:
         with engines.opened(run, server.name) as other:
-            assert other is not first and server.adapters == []
+            assert other is not first and list(engines._open.values()) == [other]
     finally:
         server.name = NAME
     engines.close()
-    with engines.opened(run, NAME, adapter):
-        pass
-    engines.close()
-    assert server.adapters == []
+    assert not engines._open
 
 
-def test_an_adapter_that_does_nothing_is_noticed(project, server, adapter):
+def test_an_adapter_that_does_nothing_is_noticed(project, server, asked, adapter):
     run = run_with("openai", server.url)
     server.apply_adapters = False
-    with pytest.raises(RuntimeError, match="changes nothing"):  # noqa: SIM117
-        with engines.opened(run, NAME, adapter):
-            pass
+    with pytest.raises(RuntimeError, match="changes nothing"):
+        respond(run, asked, adapter)
     server.be_well()
     server.allow_adapters = False
     says = "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora --max-lora-rank 4 "
-    with pytest.raises(RuntimeError, match=says):  # noqa: SIM117
-        with engines.opened(run, NAME, adapter):
-            pass
+    with pytest.raises(RuntimeError, match=says):
+        respond(run, asked, adapter)
 
 
 # ----------------------------------------------------------------------------- before it begins
@@ -364,10 +372,9 @@ def test_what_is_missing_is_said_before_anything_loads(smoke, task, sets, monkey
         settings.SettingsError, match=r"needs the package no_such_package.*\[server\]"
     ):
         rollout.rollout(run_with("openai"), task, sets["train"])
-    monkeypatch.setitem(settings.ENGINES, "vllm", ())
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(settings.SettingsError, match="vllm needs a GPU and there is none"):
-        engines.check(run_with("vllm").settings.models)
+    monkeypatch.setitem(settings.ENGINES, "vllm", ("no_such_package",))
+    with pytest.raises(settings.SettingsError, match=r"vllm needs the package .*\[vllm\]"):
+        rollout.rollout(run_with("vllm"), task, sets["train"])
 
 
 def test_four_bits_need_a_gpu_and_bitsandbytes(smoke, task, sets, monkeypatch):

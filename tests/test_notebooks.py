@@ -67,14 +67,14 @@ def test_parameters_are_typed_and_documented_and_default_to_smoke(path):
         ("4_distill", {"scale": "smoke lora.rank=2"}, "lora.rank: unknown key"),
         ("4_distill", {"tracker": "paper"}, "tracker: .*not 'paper'"),
         ("5_evaluate", {"mode": "none", "method": "trd"}, "no reference row"),
-        ("8_audit", {"alpha": "small"}, "alpha takes a float, not 'small'"),
+        ("8_audit", {"power": "small"}, "power takes a float, not 'small'"),
     ],
 )
 def test_wrong_parameters_are_refused(project, name, given, words):
     node = nbformat.read(REPOSITORY / "notebooks" / f"{name}.ipynb", as_version=4)
     with pytest.raises(SettingsError, match=words):
         notebooks.check(node, given)
-    right = {"alpha": 0.1} if name == "8_audit" else {"scale": "smoke lora.r=2", "mode": "all"}
+    right = {"power": 0.9} if name == "8_audit" else {"scale": "smoke lora.r=2", "mode": "all"}
     notebooks.check(node, right)
     notebooks.check(node, {})
 

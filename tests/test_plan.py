@@ -201,7 +201,8 @@ def test_counts_are_those_of_the_files(smoke, task):
         assert of(path).turns[0] == pytest.approx(table["n_tokens"].sum())  # tokens
         assert of(path).turns[1] >= table["n_tokens"].sum()
     assert of(run.rewrites("y_t")).rows == len(tables["y_t"])
-    assert of(base.metrics).rows == sum(len(table) for table in samples.values())
+    tested = [table for at in samples.values() for table in at.values()]
+    assert of(base.metrics).rows == sum(map(len, tested))
     for one, found in zip(runs, training, strict=True):
         rows = [pair for mine in found.rows.values() for pair in mine]
         work = of(one.adapter(0))
@@ -227,11 +228,12 @@ def test_the_settings_of_the_paper(project):
     assert {work.rows for work in trained} == {3 * 40 * 128}  # 40 steps
     assert len(trained) == len(cell.methods)  # one learning rate: no validation
     evaluated = [work for work in items if work.stage == "evaluate opsd"]
-    assert {work.rows for work in evaluated} == {3 * 16 * 229}
+    assert {work.rows for work in evaluated} == {3 * 4 * 229}
     assert len(evaluated) == len(cell.methods)
     peaks = {work.stage: work.memory / plan.GIB for work in items}
     # as measured on an H100, plus 1-16 % (docs/scales.md)
-    assert peaks["rollout"] == pytest.approx(64.3, abs=0.1)
+    ours = planned(get_run("qwen3-8b models.engine=transformers", "none", "base"))
+    assert ours[0].memory / plan.GIB == pytest.approx(64.3, abs=0.1)
     assert peaks["distill opsd"] == pytest.approx(30.6, abs=0.1)
 
 
@@ -294,7 +296,7 @@ def test_the_doctors_verdicts(project, monkeypatch, capsys):
     monkeypatch.setattr(doctor, "missing", lambda *names: False)
     for where, memory, hub, words in (
         ("CPU", 80, reach, "no GPU: it needs one with"),
-        ("GPU", 48, reach, "a smaller batch_size"),
+        ("GPU", 24, reach, "a smaller batch_size"),
         ("GPU", 80, "off", "Qwen/Qwen3-8B"),
     ):
         why = doctor.verdict("big", settings, where, memory * plan.GIB, hub)

@@ -221,12 +221,15 @@ def test_cut_prompts_are_seen_and_counted(chat, qwen3):
 
 def test_an_evaluated_teacher_is_asked_in_its_own_way(chat, qwen3, monkeypatch):
     run, asked = chat("opd"), []
-    monkeypatch.setattr(
-        rollout, "table", lambda run, task, path, request, how: asked.append(request)
-    )
-    problems = tasks.of(run).sets()["chain"]
+
+    def pool(run, function, todo, label):
+        asked.extend(request for _, _, _, request, _ in todo)
+        return [pd.DataFrame() for _ in todo]
+
+    monkeypatch.setattr(evaluate, "pool", pool)
+    problems = {"chain": tasks.of(run).sets()["chain"]}
     for method, tail in (("base", TURN), ("teacher", TURN + EMPTY)):
-        evaluate._evaluate(run.with_("none", method), None, 0, "chain", problems, None)
+        evaluate.evaluate([run.with_("none", method)], None, problems, [None])
         assert all(qwen3.decode(p.ids).endswith(tail) for p in asked[-1].prompts)
 
 

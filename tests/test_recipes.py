@@ -93,7 +93,7 @@ def test_your_own_method(with_notebooks):
     shell(blocks["bash"])
     run = get_run(method="trd_jsd")
     assert (run.recipe.trajectory, run.recipe.divergence) == ("y_r", "jsd")
-    assert store.read_json(run.choice)["adapters"]
+    assert store.read_json(run.choice)["chosen"]
 
 
 def test_your_own_divergence(with_notebooks):

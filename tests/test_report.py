@@ -51,7 +51,7 @@ def test_the_page_stands_alone_and_shows_the_tables(published):
     ):  # fmt: skip
         fake_metrics(run.with_(mode, method), rng, skill)
     table = tables.collect(run)
-    tables.write(run, table, tables.coverage(run))
+    tables.write(run, table, tables.differences(run))
     show.save(tables.paths(run)["png"], plt.figure(figsize=(1, 1)))
     found = page()
     # Nothing from elsewhere: no script, no style sheet, no address but in the page itself.
@@ -65,7 +65,7 @@ def test_the_page_stands_alone_and_shows_the_tables(published):
     links = [tag["href"] for tag in found.find_all("a")]
     assert {"#smoke-opd", "#paper", "#audit"} <= set(links) <= {f"#{name}" for name in ids}
     # The cells are those of the table; what is not there is named.
-    row = table.set_index(["method", "benchmark"]).loc[("trd", "chain")]
+    row = table.set_index(["method", "benchmark"]).loc[("trd", "chain")].iloc[0]
     cell = show.interval(row["avg_value"], row["avg_low"], row["avg_high"])
     assert cell in found.get_text()
     missing = [quote.get_text().strip() for quote in found.find_all("blockquote")]
@@ -89,14 +89,14 @@ def test_ours_stands_beside_the_authors_where_the_scale_has_run(published):
     run = get_run("qwen3-8b", "opsd", "trd", settings)
     fake_metrics(run, np.random.default_rng(2), 0.6)
     table = tables.collect(run)
-    tables.write(run, table, tables.coverage(run))
+    tables.write(run, table, tables.differences(run))
     found = paper.against_paper(settings)
     students = found[["student", "task"]].drop_duplicates().itertuples(index=False)
     assert {paper.scale_of(*student) for student in students} <= set(settings.scales)
     mine = found[(found["student"] == "Qwen3-8B") & (found["mode"] == "opsd")]
     trd = mine[(mine["method"] == "trd") & (mine["subset"] == "all")]
     trd = trd.set_index(["benchmark", "metric"])
-    row = table.set_index(["method", "benchmark"]).loc[("trd", "amobench")]
+    row = table.set_index(["method", "benchmark"]).loc[("trd", "amobench")].iloc[0]
     ours = show.interval(row["avg_value"], row["avg_low"], row["avg_high"])
     assert trd.loc[("amobench", "avg"), "ours"] == ours
     assert trd.loc[("amobench", "passed"), "paper"] == "61.5"

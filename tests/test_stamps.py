@@ -229,7 +229,7 @@ def stamped(project, package):
         ("methods/trd", {"trajectory": "y_r", "divergence": "reverse_kl"}, {"smoke", "tiny"}),
         ("methods/mine", {"trajectory": "y_r", "divergence": "jsd"}, set()),  # it is not run
         ("scales/smoke/only", ["trd"], {"smoke"}),
-        ("scales/tiny/ablation", {}, {"tiny"}),
+        ("scales/tiny/variants", {}, {"tiny"}),
     ],
 )
 def test_a_setting_makes_stale_what_it_shapes(stamped, project, path, value, stale):

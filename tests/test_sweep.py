@@ -43,7 +43,7 @@ def test_a_change_has_files_of_its_own_and_shares_the_rest(project, change, shar
     def places(run):
         return {
             "data": run.data, "attempts": run.attempts, "rewrites": run.rewrites("y_r"),
-            "folder": run.folder(0), "choice": run.choice, "samples": run.samples(0, "chain"),
+            "folder": run.folder(0), "choice": run.choice, "samples": run.samples(0, 0.6, "chain"),
             "metrics": run.metrics,
         }  # fmt: skip
 
@@ -53,7 +53,7 @@ def test_a_change_has_files_of_its_own_and_shares_the_rest(project, change, shar
     one, other = (get_run(f"smoke {w}") for w in (only_one, f"{only_one} {change}"))
     if change.startswith("evaluation"):  # with one rate nothing is chosen: the adapter is the same
         assert one.folder(0) == other.folder(0)
-        assert one.samples(0, "chain") != other.samples(0, "chain")
+        assert one.samples(0, 0.6, "chain") != other.samples(0, 0.6, "chain")
 
 
 def leaves(section, path=""):
@@ -78,7 +78,7 @@ def test_whatever_changes_a_fingerprint_changes_the_place(smoke, task):
             "rewrites": (stamp(run, request, run.settings.refinement), run.rewrites("y_r")),
             "adapter": (distill.fingerprint(run, 0, []), run.folder(0)),
             "samples": (stamp(run, request, run.settings.evaluation.sampling),
-                        run.samples(0, "chain")),
+                        run.samples(0, 0.6, "chain")),
         }  # fmt: skip
 
     before = stamps(usual)
@@ -116,9 +116,9 @@ def test_a_changed_run_leaves_the_usual_one_as_it_was(smoke, task, project):
 
 def test_a_changed_scale_is_named_by_what_differs(project):
     one = get_run("smoke training.batch_size=2 lora.r=2")
-    assert one.is_changed
+    assert "~" in one.scale
     assert one.scale == get_run("smoke lora.r=2 training.batch_size=2.0").scale
-    by_word = get_run("smoke training.learning_rates=[0.5] training.subset_learning_rates=[]")
+    by_word = get_run("smoke training.learning_rates=[0.5] training.variant_learning_rates=[]")
     assert by_word.scale == get_run("smoke", learning_rate=0.5).scale
     for scale, words in (
         ("smoke lora", "'lora' changes nothing"),

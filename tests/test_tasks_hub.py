@@ -288,6 +288,145 @@ def test_an_empty_answer_of_a_benchmark_is_an_error(settings, tmp_path):
         problem_sets(settings)
 
 
+# ------------------------------------------------------------------- values and files of one's own
+
+ROW = {"problem": "p", "answer": "5", "solution": "s"}
+
+
+def own(path, content, **how):
+    """[(problem, answer, solution), ...] of a file of one's own."""
+    if isinstance(content, pd.DataFrame):
+        content.to_parquet(path)
+    else:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    one = hub.HubSet(file=path.name, rows=1, **how)
+    rows, _ = hub.read(one.sources[0], None)
+    return [tuple(found[2:]) for found in hub.records(one, rows, math.plain_answer)]
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """mine(content, kind) -> as `own`, in a project."""
+    (tmp_path / "params.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    return lambda content, kind="jsonl", **how: own(tmp_path / f"own.{kind}", content, **how)
+
+
+LONG = "1" + "0" * 6000
+
+
+@pytest.mark.parametrize(
+    ("value", "read"),
+    [
+        ("5", "5"), ("1e-05", "1e-05"), ("0.50", "0.5"), ('" 5 "', "5"), (LONG, LONG),
+        ("null", ""), ("NaN", ""), ('""', ""), ('"  "', ""),
+        ("true", "a bool is neither text nor a number"), ("[1]", "a list is neither"),
+        ('{"a": 1}', "a dict is neither"), ('[{"role": "user"}]', "a list is neither"),
+        ("Infinity", "infinity is no answer"), ("-Infinity", "infinity is no answer"),
+        ('"\\ud800"', "half a character"), ('"a\\u0000b"', "holds a NUL"),
+    ],
+)  # fmt: skip
+def test_a_value_is_text_or_a_number_or_missing(mine, value, read):
+    """The rule of docs/scales.md, for every column; row and column are named otherwise."""
+    for column in ("answer", "problem", "solution"):
+        line = json.dumps({**ROW, column: "@"}).replace('"@"', value)
+        content, how = json.dumps(ROW) + "\n" + line, {"columns": {"solution": "solution"}}
+        if " " not in read:
+            found = mine(content, **how)[1]
+            assert found == tuple(read if name == column else ROW[name] for name in ROW)
+        else:
+            with pytest.raises(SettingsError) as error:
+                mine(content, **how)
+            assert f"own.jsonl, row 1, column '{column}': " in str(error.value)
+            assert read in str(error.value) and "\n" not in str(error.value)
+
+
+def test_values_of_parquet_and_of_numpy(mine):
+    import datetime
+    import decimal
+
+    import numpy as np
+
+    def answer(value):
+        return mine(pd.DataFrame({"problem": ["p"], "answer": [value]}), "parquet")[0][1]
+
+    assert answer(1e-05) == "1e-05" and answer(7) == "7" and answer(float("nan")) == ""
+    assert answer(decimal.Decimal("1.50")) == "1.50"
+    for value in (True, b"5", [1], {"a": 1}, datetime.date(2026, 1, 2), pd.Timestamp("2026-01-02")):
+        with pytest.raises(SettingsError, match=r"row 0, column 'answer': a \w+ is neither text"):
+            answer(value)
+    nested = pd.DataFrame({"problem": ["p"], "answer": ["5"], "more": [{"a": [1]}]})
+    assert mine(nested, "parquet") == [("p", "5", "")]
+    assert [hub.text(v) for v in (np.int64(5), np.float64(0.5), np.str_("x"))] == ["5", "0.5", "x"]
+    for value in (np.bool_(True), np.array([1]), pd.NaT, pd.NA):
+        with pytest.raises(ValueError, match="is neither text nor a number"):
+            hub.text(value)
+
+
+def test_files_as_people_have_them(mine):
+    """A byte order mark, any ends of lines, blank lines, signs that end a line elsewhere."""
+    line = json.dumps(ROW)
+    for content in (
+        b"\xef\xbb\xbf" + line.encode() + b"\n" + line.encode(), f"{line}\r\n{line}\r\n",
+        f"{line}\r{line}", f"\n{line}\n\n  \n{line}\n\n",
+    ):  # fmt: skip
+        assert mine(content) == [("p", "5", "")] * 2
+    assert mine(json.dumps([ROW, ROW]), "json") == [("p", "5", "")] * 2
+    assert mine('{"problem": "a\u2028b", "answer": "5"}') == [("a\u2028b", "5", "")]
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "words"),
+    [
+        (json.dumps(ROW).encode("utf-16"), "jsonl", "line 1: 'utf-8' codec"),
+        (json.dumps(ROW).encode("utf-16-le"), "jsonl", "line 1: "),
+        ('{"problem": "\u00e4", "answer": "5"}'.encode("latin-1"), "jsonl", "'utf-8' codec"),
+        (bytes(range(256)), "jsonl", "line 1: "), ("", "jsonl", "it is empty"),
+        (json.dumps(ROW) + "\n" + json.dumps(ROW) + ",", "jsonl", "line 2: Extra data"),
+        (json.dumps(ROW)[:-1] + ",}", "jsonl", "line 1: "), ("[1]", "jsonl", "row 0 is no object"),
+        ('{"problem": "a", "problem": "b"}', "jsonl", "a column stands twice"),
+        ("{}", "json", "no list of rows"), ("[]", "json", "it is empty"), ("[" * 9999, "json", ""),
+        (json.dumps([ROW, 5]), "json", "row 1 is no object"), (b"PAR1", "parquet", "4 bytes"),
+    ],
+)  # fmt: skip
+def test_files_that_cannot_be_read(mine, content, kind, words):
+    with pytest.raises(SettingsError) as error:
+        mine(content, kind)
+    message = str(error.value)
+    assert (
+        message.startswith(f"own.{kind} is not a valid {kind} file of rows (") and words in message
+    )
+    assert "correct it, or fetch it again" in message and "\n" not in message
+
+
+def test_ids_and_columns(mine, tmp_path):
+    how = {"columns": {"id": "name"}}
+    named, without = json.dumps({**ROW, "name": "x"}), json.dumps(ROW)
+    for row in (without, json.dumps({**ROW, "name": None})):
+        with pytest.raises(SettingsError, match="row 1, column 'name': a row without its id"):
+            mine(f"{named}\n{row}", **how)
+    one = hub.HubSet(file="own.jsonl", rows=2, **how)
+    (tmp_path / "own.jsonl").write_text(f"{named}\n{named}")
+    read = lambda one, rows, _: hub.records(one, rows, math.plain_answer)  # noqa: E731
+    with pytest.raises(SettingsError, match=r"the id 'own-x' stands twice: correct columns\.id"):
+        hub.load(one, None, read)
+    with pytest.raises(ValueError, match="names one column of the file twice"):
+        hub.HubSet(file="own.jsonl", rows=1, columns={"problem": "text", "answer": "text"})
+
+
+def test_the_same_problem_with_another_answer_is_named(settings, tmp_path, capsys):
+    one, rows = settings.train, published(settings)["train"]
+    rows[6]["answer"] = rows[5]["answer"]  # twice, but of one mind
+    rows[11] = {**rows[10], "answer": "8"}
+    write(tmp_path / "stand_in" / one.repo / one.file, rows)
+    sets, found = problem_sets(settings)
+    name = "DeepScaleR-Preview-Dataset"
+    said = rf"{name}-10 ('\\frac{{10}}{{7}}'), not {name}-11 ('8')"
+    assert found["train"]["twice_with_another_answer"] == said
+    assert said in capsys.readouterr().err and found["train"]["twice"] == 2
+    assert f"{name}-11" not in {*sets["train"]["id"], *sets["validation"]["id"]}
+
+
 # ---------------------------------------------------------------------------------------- the hub
 
 

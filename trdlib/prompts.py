@@ -8,15 +8,22 @@ prompts.yaml; the content follows the authors' code. Deviations from that code, 
 2. The refine prompt that generates a rewrite is, token for token, the one that scores it.
 3. A prompt that is too long is cut inside the attempt first, then inside the reference, always
    with a visible notice; problem and instructions are never cut. The cut is made on token ids.
+4. What only looks like a special token (`<|im_end|>` in a problem) is read as text.
 """
 
+import functools
+import json
+import math
+import re
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
 import yaml
+from tokenizers import Tokenizer
 
 from trdlib.run import Run
-from trdlib.settings import Scale
+from trdlib.settings import DATE
 
 CUT_NOTICE = "\n[... cut to fit ...]"
 
@@ -31,63 +38,101 @@ class Prompt(NamedTuple):
     truncated: bool
 
 
-def render(messages, tokenizer, *, thinking: bool | None = None, generate=True) -> list[int]:
+# No text has these characters: around a token that the template wrote; in one that is only text.
+_WRITTEN, _TEXT = "\ufdd0", "\ufdd1"
+
+
+@functools.lru_cache(maxsize=8)
+def _special(tokenizer) -> dict[str, int]:
+    """How its special tokens are spelled, the longest first, and their ids."""
+    found = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    return {token: found[token] for token in sorted(found, key=len, reverse=True)}
+
+
+@functools.lru_cache(maxsize=8)
+def _respelled(tokenizer) -> Tokenizer:
+    """The tokenizer, with special tokens that are spelled with _WRITTEN around them."""
+    quoted = [re.escape(json.dumps(t, ensure_ascii=False)[1:-1]) for t in _special(tokenizer)]
+    state, new = tokenizer.backend_tokenizer.to_str(), rf'"{_WRITTEN}\1{_WRITTEN}"'
+    return Tokenizer.from_str(re.sub(f'"({"|".join(quoted)})"', new, state))
+
+
+def _as_text(messages, tokenizer, template) -> list[int]:
+    """Token ids of messages that hold special tokens as text; template: messages -> text."""
+    ids, special = _special(tokenizer), re.compile("|".join(map(re.escape, _special(tokenizer))))
+    texts = [special.sub(lambda token: _TEXT.join(token[0]), m["content"]) for m in messages]
+    hidden = [{**m, "content": text} for m, text in zip(messages, texts, strict=True)]
+    text, written = special.subn(rf"{_WRITTEN}\g<0>{_WRITTEN}", template(hidden))
+    if hasattr(tokenizer, "backend_tokenizer"):
+        text = text.replace(_TEXT, "")
+        found = _respelled(tokenizer).encode(text, add_special_tokens=False).ids
+        if sum(i in ids.values() for i in found) == written:
+            return found
+    held = sorted({token for m in messages for token in special.findall(m["content"])})
+    raise ValueError(f"this tokenizer cannot read {', '.join(held)} as text: take it out")
+
+
+def render(
+    messages, tokenizer, *, thinking: bool | None = None, generate=True, date: str = DATE
+) -> list[int]:
     """Chat messages -> token ids, through the tokenizer's own chat template.
 
-    messages: [{"role": ..., "content": ...}, ...]; thinking: the template's `enable_thinking`
-    switch, None leaves it to the template; generate: end with the header of the assistant's turn.
-    ValueError for a switch that the template does not have: it would be ignored.
+    messages: [{"role": ..., "content": ...}, ...]; thinking: the template's `enable_thinking`, None
+    leaves it to the template; generate: end with the header of the assistant's turn; date: of today
+    (year-month-day), for a template that asks. ValueError where there is no template, or no switch.
     """
     if not tokenizer.chat_template:
         raise ValueError("this tokenizer has no chat template: choose a chat model, or set one")
-    if thinking is not None and "enable_thinking" not in str(tokenizer.chat_template):
-        raise ValueError(
-            "this model's chat template cannot switch thinking on or off: leave its "
-            "models.student_thinking or models.teacher_thinking out"
-        )
-    switch = {} if thinking is None else {"enable_thinking": thinking}
-    how = {"tokenize": True, "return_dict": False, "add_generation_prompt": generate}
-    return list(tokenizer.apply_chat_template(messages, **how, **switch))
+    how = {"add_generation_prompt": generate}
+    how["strftime_now"] = datetime.fromisoformat(date).strftime  # not the clock: it changes prompts
+    if thinking is not None:
+        how["enable_thinking"] = thinking
+        if "enable_thinking" not in str(tokenizer.chat_template):
+            raise ValueError(
+                "this model's chat template cannot switch thinking on or off: leave its "
+                "models.student_thinking or models.teacher_thinking out"
+            )
+    template = functools.partial(tokenizer.apply_chat_template, **how)
+    if any(token in m["content"] for m in messages for token in _special(tokenizer)):
+        return _as_text(messages, tokenizer, functools.partial(template, tokenize=False))
+    return list(template(messages, tokenize=True, return_dict=False))
 
 
 def context(
-    kind: str, tokenizer, *, style: str, thinking=None, max_tokens=None, examples=(), **parts: str
-) -> Prompt:
+    kind: str, tokenizer, *, style: str, thinking=None, date=DATE, max_tokens=None, examples=(),
+    **parts: str | None,
+) -> Prompt:  # fmt: skip
     """The prompt of one kind (a key of TEMPLATES[style]) for one problem, at most max_tokens long.
 
-    parts: problem, reference and attempt, those that the template needs; others may be None.
-    thinking: as in `render`. examples: earlier turns of the same chat (settings.Example), asked by
-    the same template and answered by the reference.
-    Raises ValueError where a needed part is missing, and where cutting attempt and reference away
-    would still not make the prompt fit.
+    parts: problem, reference and attempt; those that the template does not need may be None.
+    thinking, date: as in `render`. examples: earlier turns of the chat (settings.Example), asked by
+    the same template. ValueError where a part is missing, or cutting cannot make the prompt fit.
     """
     template = TEMPLATES[style][kind]
-    for name in ("problem", "reference", "attempt"):
-        if parts.get(name) is None and f"{{{name}}}" in template:
-            raise ValueError(f"a {kind!r} prompt needs the {name}, and this problem has none")
-
-    def asked(parts: dict) -> dict:
-        return {"role": "user", "content": template.format(**parts)}
-
-    shown = []
-    for example in examples:
-        shown += [asked(dict(example)), {"role": "assistant", "content": example.reference}]
+    limit = math.inf if max_tokens is None else max_tokens
+    needed = [part for part in ("problem", "attempt", "reference") if f"{{{part}}}" in template]
+    if missing := [part for part in needed if parts.get(part) is None]:
+        raise ValueError(f"a {kind!r} prompt needs the {missing[0]}, and this problem has none")
 
     def rendered() -> list[int]:
-        return render([*shown, asked(parts)], tokenizer, thinking=thinking)
+        turns = []
+        for one, answer in [*((dict(e), e.reference) for e in examples), (parts, None)]:
+            turns.append({"role": "user", "content": template.format(**one)})
+            turns.append({"role": "assistant", "content": answer})
+        return render(turns[:-1], tokenizer, thinking=thinking, date=date)
 
     ids, truncated = rendered(), False
-    for name in ("attempt", "reference"):
-        if max_tokens is None or len(ids) <= max_tokens or f"{{{name}}}" not in template:
-            continue
+    for name in needed[1:]:
+        if len(ids) <= limit:
+            break
         tokens, cut = tokenizer.encode(parts[name], add_special_tokens=False), 0
         # Decoding and re-encoding may change the count by a few tokens: cut until it fits.
-        while len(ids) > max_tokens and cut < len(tokens):
-            cut = min(len(tokens), cut + max(len(ids) - max_tokens, 1))
+        while len(ids) > limit and cut < len(tokens):
+            cut = min(len(tokens), cut + len(ids) - limit)
             kept = tokenizer.decode(tokens[: len(tokens) - cut]).rstrip("\ufffd")  # half a letter
             parts[name] = kept + CUT_NOTICE
             ids, truncated = rendered(), True
-    if max_tokens is not None and len(ids) > max_tokens:
+    if len(ids) > limit:
         raise ValueError(
             f"a {kind!r} prompt takes {len(ids)} tokens even without its attempt and reference, "
             f"and only {max_tokens} are allowed: raise the prompt length or drop this problem"
@@ -95,43 +140,42 @@ def context(
     return Prompt(ids, truncated)
 
 
-def _common(settings: Scale, role: str, weights: str, max_tokens: int) -> dict:
-    """Arguments of `context`: those that are the same for all problems of a set."""
+def _prompts(run: Run, role: str, weights: str, kind: str, limit: int, rows, attempts=None):
+    """The `context` of each row; ValueError that counts the rows of which there is none."""
     from trdlib import models  # it brings torch along, and tasks use this module without
 
-    return {
-        "tokenizer": models.load_tokenizer(weights),
-        "style": settings.models.style,
-        "thinking": getattr(settings.models, f"{role}_thinking"),
-        "max_tokens": max_tokens,
-        "examples": settings.examples,
-    }
+    of, found, faults = run.settings.models, [], []
+    how = {"style": of.style, "date": of.date, "thinking": getattr(of, f"{role}_thinking")}
+    how |= {"tokenizer": models.load_tokenizer(weights), "examples": run.settings.examples}
+    for row, attempt in zip(rows, attempts or [None] * len(rows), strict=True):
+        reference = row.get("solution") if kind.endswith("reference") else None
+        parts = {"problem": row["problem"], "reference": reference, "attempt": attempt}
+        try:
+            found.append(context(kind, **parts, **how, max_tokens=limit))
+        except ValueError as error:
+            faults.append(f"{row.get('id', 'one')}: {error}")
+    if faults:
+        raise ValueError(f"{len(faults)} of {len(rows)} prompts cannot be made; {faults[0]}")
+    return found
 
 
 def student_prompts(run: Run, seed: int, rows: list[dict], role="student") -> list[Prompt]:
     """What the student is asked, in rollout, training and evaluation alike: x alone.
 
-    rows: of a problem set. role: the teacher, when it is evaluated, is asked the same with its own
-    template and thinking switch. ValueError for a prompt longer than lengths.prompt.
+    rows: of a problem set. role: an evaluated teacher is asked the same by its own template and
+    thinking switch. ValueError for a prompt longer than lengths.prompt.
     """
-    how = _common(run.settings, role, run.model_path(role, seed), run.settings.lengths.prompt)
-    return [context("solve", problem=row["problem"], **how) for row in rows]
+    limit = run.settings.lengths.prompt
+    return _prompts(run, role, run.model_path(role, seed), "solve", limit, rows)
 
 
 def teacher_prompts(run: Run, seed: int, rows: list[dict], attempts=None) -> list[Prompt]:
     """The teacher's refine context of each attempt (a text), or without attempts its vanilla one.
 
-    mode "opd": x, or (x, y_o). mode "opsd": the reference solution y* as well. This is the only
-    place that says what the teacher sees, so the prompt that generates a rewrite is, token for
-    token, the one under which it is scored.
+    mode "opd": x, or (x, y_o). mode "opsd": the reference solution y* as well. Nothing else says
+    what the teacher sees: the prompt that makes a rewrite is, token for token, the one that scores.
     """
     kind = "solve" if attempts is None else "refine"
     kind += "_given_reference" if run.mode == "opsd" else ""
     limit = run.teacher_prompt_limit(with_attempt=attempts is not None)
-    how = _common(run.settings, "teacher", run.model_name("teacher", seed), limit)
-    references = [row["solution"] if run.mode == "opsd" else None for row in rows]
-    parts = zip(rows, references, attempts or [None] * len(rows), strict=True)
-    return [
-        context(kind, problem=row["problem"], reference=reference, attempt=attempt, **how)
-        for row, reference, attempt in parts
-    ]
+    return _prompts(run, "teacher", run.model_name("teacher", seed), kind, limit, rows, attempts)

@@ -1,16 +1,20 @@
 """Files that are whole or absent, what they were made from, and hashes.
 
 Every file is written to a temporary name and renamed. A table may carry a fingerprint, a hash of
-all that shaped it: `load` with another fingerprint says "not there".
+all that shaped it: `load` with another fingerprint says "not there". What cannot be read, or does
+not fit its hash, is moved aside (`x.damaged`), said, and not there either: it is made again.
 """
 
 import ast
+import contextlib
 import functools
 import hashlib
 import inspect
 import json
 import os
+import re
 import shutil
+import sys
 from pathlib import Path
 
 import filelock
@@ -20,78 +24,135 @@ import pyarrow.parquet as pq
 
 from trdlib.settings import root
 
+AnyPath = str | os.PathLike
 _FINGERPRINT = b"trd.fingerprint"
+# As Linux, torch, safetensors and numpy say that the disk is full, or a file larger than it may be.
+_FULL = re.compile(
+    r"No space left|File too large|quota|unexpected pos|file write failed|requested and \d+ written"
+)
 
 
-def write_whole(path: str | os.PathLike, write) -> Path:
-    """Call write(temporary_path), then rename: nobody ever reads half a file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def _say(path: AnyPath, what: str) -> None:
+    print(os.path.relpath(path, root()), what, file=sys.stderr, flush=True)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _set_aside(path: AnyPath, why: object) -> None:
+    aside = Path(f"{path}.damaged")
+    _remove(aside)
+    os.replace(path, aside)
+    _say(
+        path, f"is damaged ({' '.join(str(why).split())[:80]}): now {aside.name}, to be made again"
+    )
+
+
+@contextlib.contextmanager
+def _else_aside(path: AnyPath):
+    """Reading a file: where it is damaged it is set aside, and what is behind this goes on."""
     try:
-        write(temporary)
-        os.replace(temporary, path)
+        yield
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        if getattr(error, "errno", None):  # it is not there, or the disk cannot read it
+            raise
+        _set_aside(path, error)
+
+
+@contextlib.contextmanager
+def enough_disk(path: AnyPath):
+    """Writing: RuntimeError, in one sentence, if the disk is full or a file may not be so large."""
+    try:
+        yield
+    except Exception as error:
+        if not _FULL.search(str(error)):
+            raise
+        why = "the disk has no room for it, or no file may be so large: make room, then try again"
+        name = os.path.relpath(path, root())
+        raise RuntimeError(f"{name} cannot be written: {why}") from None
+
+
+def write_whole(path: AnyPath, write, *, folder: bool = False) -> Path:
+    """Call write(temporary path), of a new folder if it is to be one, then rename: nobody ever
+    reads half of it, and what was there stays until then."""
+    path = Path(path)
+    new, old = (path.with_name(f".{path.name}.{os.getpid()}.{n}.tmp") for n in ("new", "old"))
+    _remove(new)
+    (new if folder else new.parent).mkdir(parents=True, exist_ok=True)
+    try:
+        with enough_disk(path):
+            write(new)
+        if folder and path.exists():
+            path.rename(old)
+        os.replace(new, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(new)
+        _remove(old)
     return path
 
 
-def write_folder(folder: str | os.PathLike, write) -> Path:
-    """Like write_whole, for a folder: call write(temporary_folder), then put it in its place."""
-    folder = Path(folder)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        write(temporary)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return folder
+write_folder = functools.partial(write_whole, folder=True)
 
 
-def locked(path: str | os.PathLike):
-    """While it is open, no other process of this machine has the same path locked.
+def locked(path: AnyPath):
+    """While it is open, other processes of this machine wait here: for what several runs share.
 
-    For what several runs share: who comes second waits, and finds the file. A killed process holds
-    no lock. The lock files lie in runs/.locks, because DVC hashes what lies beside a path.
+    The lock files lie in runs/.locks: DVC hashes what lies beside a path. The dead hold none.
     """
-    parts = Path(os.path.relpath(path, root())).parts
-    lock = root() / "runs" / ".locks" / "-".join(parts)
+    lock = root() / "runs" / ".locks" / "-".join(Path(os.path.relpath(path, root())).parts)
     lock.parent.mkdir(parents=True, exist_ok=True)
     return filelock.FileLock(lock)
 
 
-def write_text(path: str | os.PathLike, text: str) -> Path:
+def write_text(path: AnyPath, text: str) -> Path:
     return write_whole(path, lambda p: p.write_text(text, encoding="utf-8"))
 
 
-def write_json(path: str | os.PathLike, value) -> Path:
+def write_json(path: AnyPath, value) -> Path:
     """Sorted keys and a final newline: equal values give equal bytes. NaN is refused."""
     return write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
-def read_json(path: str | os.PathLike):
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+def read_json(path: AnyPath, otherwise=None):
+    """What a JSON file says; `otherwise` (None: an error) if it is absent or damaged."""
+    if otherwise is not None and not Path(path).is_file():
+        return otherwise
+    with _else_aside(path):
+        return json.loads(Path(path).read_bytes())
+    if otherwise is None:
+        raise RuntimeError(f"{os.path.relpath(path, root())} was damaged: run what makes it again")
+    return otherwise
 
 
-def save(frame: pd.DataFrame, path: str | os.PathLike, fingerprint: str = "") -> Path:
+def save(frame: pd.DataFrame, path: AnyPath, fingerprint: str = "") -> Path:
     """A parquet file with its fingerprint in the metadata."""
     table = pa.Table.from_pandas(frame, preserve_index=False)
     about = {**table.schema.metadata, _FINGERPRINT: fingerprint.encode()}
-    return write_whole(path, lambda p: pq.write_table(table.replace_schema_metadata(about), p))
+    table, how = table.replace_schema_metadata(about), {"write_page_checksum": True}
+    return write_whole(path, lambda p: pq.write_table(table, p, **how))
 
 
-def load(path: str | os.PathLike, fingerprint: str | None = None) -> pd.DataFrame | None:
-    """The table, or None if it is absent or carries another fingerprint than the one asked for."""
-    if not Path(path).is_file() or fingerprint not in (None, fingerprint_of(path)):
+def load(path: AnyPath, fingerprint: str | None = None) -> pd.DataFrame | None:
+    """The table; None if it is absent, damaged, or (which is said) of another fingerprint."""
+    if (found := fingerprint_of(path)) is None:
         return None
-    return pq.read_table(path).to_pandas()
+    if fingerprint not in (None, found):
+        return is_stale(path)
+    with _else_aside(path):
+        return pq.read_table(path, page_checksum_verification=True).to_pandas()
 
 
-def fingerprint_of(path: str | os.PathLike) -> str:
-    return (pq.read_schema(path).metadata or {}).get(_FINGERPRINT, b"").decode()
+def fingerprint_of(path: AnyPath) -> str | None:
+    """None if the table is absent or damaged."""
+    with _else_aside(path):
+        if Path(path).is_file():
+            return (pq.read_schema(path).metadata or {}).get(_FINGERPRINT, b"").decode()
+
+
+def is_stale(path: AnyPath) -> None:
+    """Say that what is there is not what is asked for, before it is made again."""
+    _say(path, "was made by other settings, inputs or code: it is made again, and kept until then")
 
 
 def content_hash(*parts) -> str:
@@ -121,15 +182,24 @@ def _bare_code(source: str) -> str:
 
 
 @functools.cache
-def _file_hash(path: str, size: int, mtime_ns: int) -> str:
-    with open(path, "rb") as file:
+def _file_hash(path: Path, size: int, mtime_ns: int) -> str:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def weights_hash(folder: str | os.PathLike) -> str:
+def weights_hash(folder: AnyPath) -> str:
     """Hash of the weight files in a model's or an adapter's folder: what the model is."""
     files = sorted(p for p in Path(folder).iterdir() if p.suffix in (".safetensors", ".gguf"))
     if not files:
         raise FileNotFoundError(f"no .safetensors or .gguf weights in {folder}")
     stats = [(p, p.stat()) for p in files]
-    return content_hash([(p.name, _file_hash(str(p), s.st_size, s.st_mtime_ns)) for p, s in stats])
+    return content_hash([(p.name, _file_hash(p, s.st_size, s.st_mtime_ns)) for p, s in stats])
+
+
+def check_weights(folder: AnyPath, expected: str | None) -> bool:
+    """Has the folder the weights of this hash (None: any)? If there are others, it is set aside."""
+    with contextlib.suppress(FileNotFoundError):
+        if expected in (None, weights_hash(folder)):
+            return True
+        _set_aside(folder, "its weights do not fit their hash")
+    return False

@@ -2,7 +2,6 @@
 
 import argparse
 import importlib
-import json
 import sys
 import time
 from datetime import datetime
@@ -56,13 +55,13 @@ def stamp(scales: list[str]) -> None:
         found |= {run.scale: shaped_by(run), f"models-{run.scale}": {"trdlib": code, **makes}}
     for name, value in found.items():
         path = root() / "runs" / "stamps" / f"{name}.json"
-        if not path.is_file() or store.read_json(path) != value:
+        if store.read_json(path, {}) != value:
             store.write_json(path, value)
 
 
 def shaped_by(run: Run) -> dict:
     """What of params.yaml, and of files of one's own, shapes the results of a scale, plain JSON."""
-    other = ("workers", "tracker", "map", "only", "ablation", "methods", "pretraining", "packaged")
+    other = ("workers", "tracker", "map", "only", "variants", "methods", "pretraining", "packaged")
     kept = {"mode": "json", "exclude": {**dict.fromkeys(other, True), "models": {"server"}}}
     cells = get_runs(run.scale, "all", "all", run.all_settings)
     methods = [[cell.mode, cell.method, cell.recipe.model_dump(mode="json")] for cell in cells]
@@ -71,8 +70,9 @@ def shaped_by(run: Run) -> dict:
 
 
 def report(since: float, update: bool) -> None:
-    """Print the headline tables, and how long each stage took."""
+    """Print the headline tables, how long each stage took, and whether it reproduced."""
     from trdlib.analysis import tables
+    from trdlib.ops import verdict
 
     settings = load()
     runs = [get_run(name, mode, settings=settings) for name in settings.run.scales
@@ -81,6 +81,7 @@ def report(since: float, update: bool) -> None:
     if update and tables.update_readme(root() / "README.md", runs[0]):
         print("README.md: headline table brought up to date")
     times(since)
+    print(f"\n{verdict.verdict(settings.run.scales)}")
 
 
 def times(since: float) -> None:
@@ -89,11 +90,11 @@ def times(since: float) -> None:
 
     rows, compute = [], "model compute (core-seconds)"
     for path in sorted((root() / "runs" / "executed").glob("*.ipynb")):
-        about = json.loads(path.read_text(encoding="utf-8"))["metadata"].get("papermill", {})
+        about = store.read_json(path, {"metadata": {}})["metadata"].get("papermill", {})
         clock = root() / "runs" / "timings" / f"{path.stem}.json"
-        done = about.get("end_time") and not about.get("exception") and clock.is_file()
+        clock = store.read_json(clock, {})
+        done = about.get("end_time") and not about.get("exception") and clock
         if done and datetime.fromisoformat(about["start_time"]).timestamp() >= since:
-            clock = store.read_json(clock)
             rows.append({"stage": path.stem, "seconds": about["duration"],
                          compute: clock["core_seconds"], "cores": clock["workers"]})  # fmt: skip
     if not rows:

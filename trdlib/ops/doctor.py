@@ -40,6 +40,15 @@ def hub() -> str:
     return "reachable"
 
 
+def git() -> str:
+    """Is this a repository? What works without one."""
+    if any((folder / ".git").exists() for folder in (root(), *root().parents)):
+        return "here"
+    return ("none here (a copy without .git): notebooks, sweeps and `python -m trdlib` work, `make "
+            "repro` and `dvc repro` do not: `git init`, or `python -m dvc config --local "
+            "core.no_scm true`, with which all but `make repro SCALE=...` works")  # fmt: skip
+
+
 def device() -> tuple[str, int]:
     """What computes here ("GPU ...", if there is one), and its memory in bytes."""
     import psutil
@@ -89,12 +98,17 @@ def command() -> int:
     settings, faults, reach, (where, memory) = load(), packages(), hub(), device()
     free, guard = shutil.disk_usage(root()).free / plan.GIB, sandbox.protection()
     print(f"Python {platform.python_version()}; {where}; {memory / plan.GIB:.1f} GiB")
-    print(f"disk: {free:.0f} GiB free\nhub: {reach}\nsandbox: {guard}"
+    print(f"disk: {free:.0f} GiB free\nhub: {reach}\ngit: {git()}\nsandbox: {guard}"
           f"{'' if guard.safe else ' (no code tasks here: they need Linux)'}")  # fmt: skip
     for name, needs in ENGINES.items():
         print(f"engine {name}: {'missing: ' + ENGINE_INSTALL[name] if missing(*needs) else 'here'}")
     print(*([*faults, "so: make setup"] if faults else ["packages: as pinned"]), "", sep="\n")
-    found = {n: verdict(n, settings, where, memory, reach) for n in settings.scales}
-    for name, why in found.items():
+    found = {}
+    for name in settings.scales:
+        try:
+            why = found[name] = verdict(name, settings, where, memory, reach)
+        except Exception as error:  # whatever is wrong with one, the others are judged
+            named = "" if isinstance(error, SettingsError) else f"{type(error).__name__}: "
+            why = found[name] = [" ".join(f"{named}{error}".split())]
         print(f"{name}:", *(why or ["runs here"]), sep="\n  - " if why else " ")
     return 1 if faults or any(found[name] for name in settings.run.scales) else 0

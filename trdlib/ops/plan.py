@@ -5,8 +5,11 @@ Rows and tokens follow from the settings and the runs; what they cost, from the 
 1. A matrix of n weights costs 2n operations a token forward and, frozen under LoRA, 2n backward;
    gradient checkpointing adds a forward. Attention is causal. The head is read at responses only.
 2. A decode step reads all weights once and the cache of every row, and launches layer by layer.
-   Batches are full and end together; vLLM's have as many rows as its cache has room for, up to 256.
-   It and Unsloth replay CUDA graphs: launches ten times faster.
+   Batches of our loop are full and end together. vLLM's queue has no batches: as many rows are
+   under way as its cache has room for, up to 1,024 (A100: 256), and a row holds what it has got so
+   far: on average over its life the prompt and half of m (1 + v^2) tokens, m the mean length, v its
+   coefficient of variation (0.7 assumed; no tail: a stage ends with minutes of few rows).
+   vLLM and Unsloth replay CUDA graphs: launches ten times faster.
 3. A GPU reaches 20-40 % of its dense bf16 peak and 50-70 % of its bandwidth, and launches a layer
    in 0.5-3 ms (tests/bench_*.py on an H100: 26-37 %, 1.6-3 ms, memory 1-16 % below this plan's).
 4. Training keeps what autograd saves in every layer, or with checkpointing each layer's input and
@@ -30,6 +33,8 @@ from trdlib.run import Run, get_run, get_runs
 from trdlib.settings import Sampling, SettingsError, root
 
 GIB, HEADROOM = 2**30, 0.9  # the rest of a memory is lost to fragments
+VARIATION = 0.7  # of the lengths of responses: standard deviation over mean
+SPREAD = 0.1  # p (1 - p), mean over problems: p is a problem's chance to be solved
 # GiB, dense bf16 TFLOP/s with float32 accumulation, GB/s: NVIDIA's data sheets.
 GPUS = {"H200": (141, 989, 4800), "H100": (80, 989, 3350), "A100": (80, 312, 2039)}
 # The models of the paper, so that a plan needs no network.
@@ -132,6 +137,12 @@ class Work(NamedTuple):
         """Peak bytes; of vLLM, which fills the GPU, what it needs for one row."""
         return self.fixed + self.each[1] * (1 if self.paged else self.batch)
 
+    @property
+    def expected(self) -> "Work":
+        """At the expected lengths, not those at most."""
+        first = {name: getattr(self, name)[:1].repeat(2) for name in ("flops", "turns", "read")}
+        return self._replace(**first)
+
     def seconds(self, gpu: str) -> np.ndarray:
         """[at the good end, at the poor end]; NaN if it does not fit."""
         memory, teraflops, bandwidth = GPUS[gpu]
@@ -139,7 +150,8 @@ class Work(NamedTuple):
         if self.memory > memory * GIB * HEADROOM:
             return np.full(2, np.nan)
         if self.paged:
-            batch = np.clip((memory * GIB * self.paged - self.fixed) / self.each, 1, 256)
+            room, most = memory * GIB * self.paged - self.fixed, 256 if gpu == "A100" else 1024
+            batch = np.clip(room * self.turns / self.read, 1, most)
         turns = self.turns / np.minimum(batch, self.rows)
         compute = self.flops / (teraflops * np.array([0.4e12, 0.2e12]))
         read = (turns * self.weights + self.read) / (bandwidth * np.array([0.7e9, 0.5e9]))
@@ -153,6 +165,8 @@ def sampling(run: Run, stage, outs, who: Model, how: Sampling, rows, prompt, new
     flops = rows / how.samples * (2 * weights * prompt + who.attention(prompt))
     flops, weights = flops + rows * new * 2 * (weights + who.head), weights + who.head
     cache, paged = 2 * layers * who.keys * who.item, engine.engine != "transformers"
+    spread = paged * VARIATION**2 * np.array([1, 0])  # those at most are all as long
+    held = prompt + new / 2 * (1 + spread)  # tokens, mean over a row's steps
     each = cache * (prompt + new)
     if not paged:  # one buffer, and a layer's for all heads; the prefill, or filters of the logits
         each = (cache + 2 * who.queries * who.item) * (prompt + how.max_new_tokens)
@@ -160,7 +174,7 @@ def sampling(run: Run, stage, outs, who: Model, how: Sampling, rows, prompt, new
         each = each + np.maximum(prefill, 32 * who.config.vocab_size)
     return Work(
         stage, outs, True, rows, flops, rows * new, layers, weights * who.item,
-        rows * new * (prompt + new / 2) * cache, who.parameters * who.item, each,
+        rows * new * held * cache, who.parameters * who.item, each,
         min(rows, how.batch_size), paged or engine.backend == "unsloth", paged * engine.gpu_share,
     )  # fmt: skip
 
@@ -214,9 +228,11 @@ def work(run: Run, by_role: dict[str, Model]) -> list[Work]:
     """All that these models do in `dvc repro` for the scale of the run."""
     scale, sizes, seeds = run.settings, dict(tasks.of(run).sizes()), len(run.settings.seeds)
     student, teacher, tokens = by_role["student"], by_role.get("teacher"), lengths(run)
-    train, held_out = sizes.pop("train") * seeds, sizes.pop("validation") * seeds
+    tried = min(seeds, scale.training.choice_seeds)  # base seeds that choose among the rates
+    train, held_out = sizes.pop("train") * seeds, sizes.pop("validation") * tried
     attempts, evaluation, x = train * scale.rollout.samples, scale.evaluation, tokens["x"]
     asked = sum(sizes.values()) * seeds * evaluation.sampling.samples
+    asked *= len(evaluation.temperatures)
     measured = (evaluation.sampling, asked, x, tokens["eval"])
     how = (student, scale.rollout, attempts, x, tokens["y_o"])
     todo = [sampling(run, "rollout", [run.attempts], *how)]
@@ -238,9 +254,16 @@ def work(run: Run, by_role: dict[str, Model]) -> list[Work]:
                 rows = sum(store.read_json(cell.choice)["rows_by_seed"]) * scale.training.epochs
             outs = [cell.adapter(seed) for seed in scale.seeds]
             context = "refine" if name == "y_r" and recipe.context == "refine" else "plain"
-            how = (other if recipe.divergence != "cross_entropy" else None, rows * len(cell.rates))
+            rows = rows * (1 + (len(cell.rates) - 1) * tried / seeds)
+            how = (other if recipe.divergence != "cross_entropy" else None, rows)
             how += (x, tokens[context], tokens[name])
             todo.append(training(cell, f"distill {mode}", outs, student, *how))
+            if recipe.rounds > 1:  # the later ones sample their part anew
+                new = attempts * (1 - 1 / recipe.rounds)
+                how = [(student, scale.rollout, new, x, tokens["y_o"])]
+                how += [(other, scale.refinement, new, tokens["refine"], tokens["y_r"])]
+                todo += [sampling(cell, f"distill {mode}", [], *one)
+                         for one in how[: 1 + (name == "y_r")]]  # fmt: skip
             if len(cell.rates) > 1:
                 rows = held_out * evaluation.validation_samples * len(cell.rates)
                 how = (evaluation.validation, rows, x, tokens["eval"])
@@ -280,9 +303,14 @@ def command(scale: str) -> None:
             "done": f"{sum(outs)}/{len(outs)}",
         }  # fmt: skip
         rows.append(row | {name: between(sum(one.seconds(name) for one in mine)) for name in GPUS})
-    total = {name: between(sum(one.seconds(name) for one in todo)) for name in GPUS}
-    rows.append({"stage": "all"} | total)
+    for label, works in (("all", todo), ("all, as expected", [one.expected for one in todo])):
+        total = {name: between(sum(one.seconds(name) for one in works)) for name in GPUS}
+        rows.append({"stage": label} | total)
     print("", pd.DataFrame(rows).fillna("").to_string(index=False), "", sep="\n")
+    task, how = tasks.of(run), run.settings.evaluation.sampling
+    tests = sum(task.sizes()[name] for name in task.benchmarks)
+    half = 196 * (2 * SPREAD / (tests * len(run.settings.seeds) * how.samples)) ** 0.5
+    print(f"{tests} test problems tell how far two methods differ within {half:.1f} points (95 %)")
     results = 6 * sum(one.turns[0] for one in todo if one.sampled)
     results += 4 * found["student"].adapter * sum(len(one.outs) for one in todo if not one.sampled)
     print(f"about {_BYTES(2 * results)} of results on disk (DVC keeps a copy)", LEGEND, sep="\n")

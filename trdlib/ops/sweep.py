@@ -28,7 +28,7 @@ import pandas as pd
 from trdlib import jobs, stats, store, tasks
 from trdlib.ops import notebooks
 from trdlib.run import get_run, plain_value
-from trdlib.settings import Scale, SettingsError, known, load, root
+from trdlib.settings import Scale, SettingsError, check_name, known, load, root
 
 SEED = "seed"  # the one name whose values are repetitions of a point, not points
 
@@ -218,7 +218,8 @@ def command(notebook: str, given: list[str], *, name, sample, seed, workers, dry
     if len(axes) < len(given):
         raise SettingsError("a name stands twice in -p: write its values in one list")
     todo = plan(path, axes, sample, seed)
-    name = name or f"{path.stem}-{store.content_hash(given, sample, seed)[:6]}"
+    usual = f"{path.stem.lstrip('0123456789_')}-{store.content_hash(given, sample, seed)[:6]}"
+    name = check_name(name or usual)
     folder = root() / "runs" / "sweeps" / name
     file, about = folder / "sweep.json", {"notebook": path.stem, "names": sorted(axes)}
     old = store.read_json(file) if file.is_file() else about

@@ -9,24 +9,30 @@ a reworded problem is not found. Validation and train problems are drawn by a ha
 Which commits and rows the authors used is unknown; the pins are those of public code.
 """
 
-import glob
 import gzip
 import hashlib
 import json
+import numbers
 import os
 import re
+import reprlib
+import sys
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import pandas as pd
-from pydantic import Field, PositiveInt, model_validator
+import yaml
+from pyarrow.parquet import ParquetFile
+from pydantic import Field, PositiveInt
 
 from trdlib import settings, store
-from trdlib.settings import Scale, Section, SettingsError
+from trdlib.settings import Name, Scale, Section, SettingsError
 from trdlib.tasks import sets as schema
 
+sys.set_int_max_str_digits(0)  # problems have long integers
 REPORT = "sources.json"  # beside the prepared sets: commits, file hashes, counts
 GITHUB = "https://github.com"
 
@@ -47,16 +53,8 @@ class Source(NamedTuple):
         return settings.root() / (folder if self.repo else "") / self.file
 
 
-_LCB = ("livecodebench/code_generation_lite", "0fe84c3912ea0c4d4a78037083943e8f0c4dd505")
-_TACO = ("BAAI/TACO", "d593ed0a2becbbc952230bb89be09189bf1056dc")
-SOURCES = {
-    "humaneval": (Source("evalplus/humanevalplus_release", "v0.1.10", "HumanEvalPlus.jsonl.gz",
-        "272720b90ac375502c8ed23cd791c2a93dfb22a911641a494da74a426c09f101"),),
-    "mbpp": (Source("evalplus/mbppplus_release", "v0.2.0", "MbppPlus.jsonl.gz",
-        "af43697e8791c4c149bdfd6b489d8b5412507551ac20e28a439f650b8225db63"),),
-    "livecodebench": tuple(Source(*_LCB, f"test{i}.jsonl") for i in ("", 2, 3, 4, 5, 6)),
-    "taco": tuple(Source(*_TACO, f"ALL/train-{i:05}-of-00009.parquet") for i in range(9)),
-}  # fmt: skip
+_PUBLISHED = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+SOURCES = {name: tuple(Source(*one) for one in files) for name, files in _PUBLISHED.items()}
 
 
 class HubSet(Section):
@@ -67,25 +65,22 @@ class HubSet(Section):
     file: str | None = Field(None, pattern=r"\.(parquet|jsonl|json)$")
     format: Literal[tuple(SOURCES)] | None = None
     files: tuple[str, ...] = ()  # of your own in the format, instead of the published ones
-    # What the file calls the columns of our schema; without id it is the number of the row.
+    # What the file calls the columns of our schema; without id it is the row's number.
     columns: dict[Literal["problem", "answer", "solution", "id"], str] = Field({})
     rows: PositiveInt  # in the file, or in all files
     leave_out: dict[str, str] = Field({})  # column -> value: rows that are not wanted
     kept: PositiveInt | None = None  # rows after that
 
-    @model_validator(mode="after")
-    def _is_one(self):
-        if bool(self.file) == bool(self.format):
-            raise ValueError("name either a file or a format")
-        if self.format and (self.repo or self.columns or self.leave_out):
-            raise ValueError(f"the format {self.format} has its own repo and columns: drop them")
-        if bool(self.repo) != bool(self.revision):
-            raise ValueError("repo and revision go together: a file of the hub has both")
-        if bool(self.leave_out) != bool(self.kept):
-            raise ValueError("leave_out and kept go together: how many rows should be left?")
-        if self.kept and self.kept >= self.rows:
-            raise ValueError(f"kept {self.kept} must be less than rows {self.rows}")
-        return self
+    def faults(self) -> dict:
+        own, names = self.repo or self.columns or self.leave_out, [*self.columns.values()]
+        return {
+            "name either a file or a format": bool(self.file) == bool(self.format),
+            f"{self.format} has its own repo and columns: drop them": self.format and own,
+            "columns names one column of the file twice": len({*names}) < len(names),
+            "repo and revision go together": bool(self.repo) != bool(self.revision),
+            "leave_out and kept go together": bool(self.leave_out) != bool(self.kept),
+            f"kept {self.kept} must be less than rows {self.rows}": (self.kept or 0) >= self.rows,
+        }
 
     @property
     def name(self) -> str:
@@ -108,7 +103,7 @@ class HubData(Section):
     train: HubSet
     train_problems: PositiveInt | None = None  # drawn by a hash; None: all that are left
     validation_problems: PositiveInt  # held out of the train set, by the same hash
-    benchmarks: dict[str, HubSet] = Field(min_length=1)
+    benchmarks: dict[Name, HubSet] = Field(min_length=1)
     require_solution: bool = False  # train problems without a reference solution are left out
     root: str | None = None  # a folder with <repo>/<file> that stands in for the hub
     seed: int = 0
@@ -127,14 +122,12 @@ def section(scale: Scale, name: str = "") -> HubData:
 def check(name: str, scale: Scale) -> None:
     """SettingsError unless the data are such a section, for the task and the modes of the scale."""
     found = section(scale, name)
-    if not found.require_solution and "opsd" in scale.modes:
-        raise SettingsError(
-            f"scales.{name}: mode opsd shows the teacher a reference solution: set "
-            "data.require_solution, or drop opsd from modes"
-        )
-    for one in found.sets.values():
-        if one.format and scale.task != "code":
-            raise SettingsError(f"scales.{name}: {one.format} is of the task code, not of math")
+    formats = [one.format for one in found.sets.values() if one.format]
+    if formats and scale.task != "code":
+        raise SettingsError(f"scales.{name}: {formats[0]} is of the task code, not of math")
+    if "opsd" in scale.modes and not found.require_solution:
+        wants = "shows the teacher a solution: set data.require_solution, or drop opsd from modes"
+        raise SettingsError(f"scales.{name}: mode opsd {wants}")
 
 
 def sizes(scale: Scale) -> dict[str, int]:
@@ -170,13 +163,14 @@ def fetch(one: Source, root: str | None) -> Path:
                 return store.write_whole(path, lambda new: new.write_bytes(answer.read()))
         from huggingface_hub import hf_hub_download
 
-        return Path(hf_hub_download(one.repo, one.file, repo_type="dataset", revision=one.revision))
+        how = {"repo_type": "dataset", "revision": one.revision}
+        with store.enough_disk(path):
+            return Path(hf_hub_download(one.repo, one.file, **how))
     except Exception as error:  # of the hub, its client or the network, in many classes
-        why = type(error).__name__
-        raise SettingsError(
-            f"{one} of {one.revision[:8]} cannot be fetched ({why}): correct repo, revision "
-            f"or file, log in, go online, or set data.root to a folder with {one.repo}/{one.file}"
-        ) from None
+        why = str(error) if isinstance(error, RuntimeError) else type(error).__name__
+        how = f"repo, revision or file, go online, or set data.root to a folder with {one.repo}/..."
+        fault = f"{one} of {one.revision[:8]} cannot be fetched ({why}): correct {how}"
+        raise SettingsError(fault) from None
 
 
 def read(one: Source, root: str | None) -> tuple[list[dict], str]:
@@ -188,64 +182,91 @@ def read(one: Source, root: str | None) -> tuple[list[dict], str]:
         raise SettingsError(f"{path} is not {one.repo} {one.revision}: delete it to fetch it again")
     try:
         if kind == "parquet":
-            from datasets import IterableDataset
+            rows = ParquetFile(path).read().to_pylist()
+        else:
+            rows = _from_json(gzip.decompress(raw) if path.suffix == ".gz" else raw, kind)
+        bad = [number for number, row in enumerate(rows) if not isinstance(row, dict)]
+        if bad or not rows:
+            raise ValueError(f"row {bad[0]} is no object with columns" if bad else "it is empty")
+    except Exception as error:  # of gzip, JSON or parquet, in many classes
+        why = " ".join(str(error).split())[:120]
+        fault = f"{one} is not a valid {kind} file of rows ({why}): correct it, or fetch it again"
+        raise SettingsError(fault) from None
+    return rows, sha256
 
-            rows = IterableDataset.from_parquet(glob.escape(str(path)))
-        else:  # by hand: `datasets` would make dates of texts and floats of long integers
-            raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
-            lines = [line for line in raw.split(b"\n") if line.strip()]
-            rows = map(json.loads, lines) if kind == "jsonl" else json.loads(raw)
-        return [{**row} for row in rows], sha256
-    except (ValueError, TypeError, OSError, EOFError):
-        raise SettingsError(f"{one} is not a valid {kind} file of rows: fetch it") from None
+
+def _from_json(raw: bytes, kind: str) -> list:
+    """By hand: `datasets` would make dates of texts, and floats of long integers."""
+    rows, lines = [], raw.splitlines() if kind == "jsonl" else [raw]
+    for number, line in enumerate(lines, 1):
+        try:
+            if line.strip():
+                rows.append(json.loads(line.decode("utf-8-sig")))
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}" if kind == "jsonl" else error) from None
+    if kind == "json" and not (rows and isinstance(rows[0], list)):
+        raise ValueError("it is no list of rows")
+    return rows[0] if kind == "json" else rows
 
 
 def text(value) -> str:
-    return "" if value is None else str(value).strip()
+    """What stands in a file, as text: text, or a number as Python writes it; "" for nothing (null
+    and NaN). ValueError for anything else, and for what no text holds."""
+    if isinstance(value, numbers.Real | Decimal) and not isinstance(value, bool):
+        if value in (float("inf"), float("-inf")):
+            raise ValueError("infinity is no answer")
+        value = None if value != value else str(value)
+    if value is not None and not isinstance(value, str):
+        kind = type(value).__name__
+        raise ValueError(f"a {kind} is neither text nor a number: write it as text")
+    if "\0" in (value := value or "") or re.search("[\ud800-\udfff]", value):
+        raise ValueError("it holds a NUL or half a character: take it out")
+    return value.strip()
 
 
 def records(one: HubSet, rows: Iterable[dict], answer_of: Callable) -> Iterator[tuple]:
     """The rows of a file in the schema. An id ends in the row's own id or number. answer_of: the
     answer, as text, of what its column holds; ValueError if it is none."""
     rows, columns = list(rows), {"problem": "problem", "answer": "answer", **one.columns}
-    there = set().union(*rows)
+    there, leave_out = set().union(*rows), one.leave_out.items()
     if missing := [c for c in (*columns.values(), *one.leave_out) if c not in there]:
-        raise SettingsError(
-            f"{one.sources[0]} has no column {missing[0]!r} but {', '.join(sorted(there))}: "
-            "correct columns or leave_out in params.yaml"
-        )
+        has = f"no column {missing[0]!r} but {', '.join(sorted(there))}"
+        raise SettingsError(f"{one.sources[0]} has {has}: correct columns or leave_out")
     name = one.repo.split("/")[1] if one.repo else Path(one.file).stem
     for number, row in enumerate(rows):
-        if any(text(row.get(column)) == value for column, value in one.leave_out.items()):
+        if any(("" if row.get(c) is None else str(row[c])).strip() == v for c, v in leave_out):
             continue
-        row = {"id": number} | {of: row.get(column) for of, column in columns.items()}
-        named = f"{name}-{text(row['id'])}"
-        try:
-            answer = answer_of(row["answer"])
-        except ValueError as error:
-            raise SettingsError(f"{one.name}, {named}: {error}") from None
-        yield named, one.name, text(row["problem"]), answer, text(row.get("solution"))
+        found = {"id": str(number), "solution": ""}
+        for of, column in columns.items():
+            try:
+                found[of] = (answer_of if of == "answer" else text)(row.get(column))
+                if of == "id" and not found[of]:
+                    raise ValueError("a row without its id: give it one, or drop columns.id")
+            except ValueError as error:
+                fault = f"{one.name}, row {number}, column {column!r}: {error}"
+                raise SettingsError(fault) from None
+        row = {**found, "id": f"{name}-{found['id']}", "source": one.name}
+        yield tuple(row[column] for column in schema.COLUMNS)
 
 
 def load(one: HubSet, root: str | None, read_rows: Callable) -> tuple[pd.DataFrame, dict]:
     """One set in the schema, and what the report says of it. read_rows(set, rows of its files,
     left_out) yields rows of the schema; it may count in left_out why it leaves out some."""
-    count, hashes, left_out, first = 0, [], {}, one.sources[0]
+    sizes, hashes, left_out, first = [], [], {}, one.sources[0]
 
     def rows():
-        nonlocal count
         for source in one.sources:  # one at a time: some have gigabytes
             found, sha256 = read(source, root)
             hashes.append(sha256)
-            count += len(found)
+            sizes.append(len(found))
             yield from found
 
     frame = pd.DataFrame([*read_rows(one, rows(), left_out)], columns=schema.COLUMNS)
-    if count != one.rows or (one.file and len(frame) != one.problems):
-        raise SettingsError(
-            f"{one.name} has {count} rows, of which {len(frame)} are kept, not {one.rows} and "
-            f"{one.problems}: the dataset changed, correct rows, leave_out or kept in params.yaml"
-        )
+    if len(two := frame["id"][frame["id"].duplicated()]):
+        raise SettingsError(f"{one.name}: the id {two.iloc[0]!r} stands twice: correct columns.id")
+    if (count := sum(sizes)) != one.rows or (one.file and len(frame) != one.problems):
+        wants = f"not {one.rows} and {one.problems}: the dataset changed, correct rows or kept"
+        raise SettingsError(f"{one.name} has {count} rows, of which {len(frame)} are kept, {wants}")
     about = {"repo": first.repo, "revision": first.revision, "rows": count, **left_out}
     about["file"] = ", ".join(source.file for source in one.sources)
     about["sha256"] = hashes[0] if one.file else store.content_hash(hashes)
@@ -271,36 +292,38 @@ def problem_sets(found: HubData, read_rows: Callable, fits=None) -> tuple[dict, 
     benchmarks = {name: loaded[name][0] for name in found.benchmarks}
     for name, frame in benchmarks.items():
         if long := [row.id for row in frame.itertuples() if fits and not fits(row.problem)]:
-            raise SettingsError(
-                f"{name}: {len(long)} problems, {long[0]} the first, have a longer prompt than "
-                "lengths.prompt allows: raise it in params.yaml"
-            )
+            fault = f"{len(long)} prompts, that of {long[0]} the first, are too long"
+            raise SettingsError(f"{name}: {fault}: raise lengths.prompt in params.yaml")
     asked = {normal(problem) for one in benchmarks.values() for problem in one["problem"]}
     frame, about = loaded["train"]
-    texts = frame["problem"].map(normal)
+    frame = frame.assign(text=frame["problem"].map(normal))
 
     def drop(what: str, bad: pd.Series) -> None:
         nonlocal frame
-        about[what] = int(bad.sum())
-        frame = frame[~bad]
+        about[what], frame = int(bad.sum()), frame[~bad]
 
     drop("without_problem_or_answer", (frame["problem"] == "") | (frame["answer"] == ""))
     if found.require_solution:
         drop("without_solution", frame["solution"] == "")
-    drop("in_a_benchmark", texts[frame.index].isin(asked))
-    drop("twice", texts[frame.index].duplicated())
+    drop("in_a_benchmark", frame["text"].isin(asked))
+    first = frame.groupby("text")[["id", "answer"]].transform("first")
+    other, short = frame["answer"] != first["answer"], reprlib.repr
+    pairs = zip(first[other].itertuples(), frame[other].itertuples(), strict=True)
+    if two := [f"{a.id} ({short(a.answer)}), not {b.id} ({short(b.answer)})" for a, b in pairs]:
+        about["twice_with_another_answer"] = "; ".join(two)
+        said = f"{len(two)} problems stand twice, with different answers (see {REPORT}); used:"
+        print(f"{found.train.name}: {said} {two[0]}", file=sys.stderr)
+    drop("twice", frame["text"].duplicated())
     if fits:
         drop("too_long", ~frame["problem"].map(fits).astype(bool))
     held_out = found.validation_problems
     if len(frame) < (wanted := held_out + (found.train_problems or 1)):
-        raise SettingsError(
-            f"{found.train.name}: {len(frame)} problems are left and {wanted} are wanted: lower "
-            "train_problems or validation_problems in params.yaml"
-        )
-    drawn = texts[frame.index].map(lambda one: store.content_hash(found.seed, one))
-    order = drawn.sort_values(kind="stable").index
+        wants = f"{wanted} are wanted: lower train_problems or validation_problems in params.yaml"
+        raise SettingsError(f"{found.train.name}: {len(frame)} problems are left and {wants}")
+    drawn = frame["text"].map(lambda one: store.content_hash(found.seed, one))
+    order = frame.loc[drawn.sort_values(kind="stable").index, schema.COLUMNS]
     parts = {"train": order[held_out:][: found.train_problems], "validation": order[:held_out]}
-    parts = {name: frame.loc[i.sort_values()].reset_index(drop=True) for name, i in parts.items()}
+    parts = {name: part.sort_index().reset_index(drop=True) for name, part in parts.items()}
     for name, part in (frames := parts | benchmarks).items():
         schema.check(part, name)
     schema.check_disjoint(frames)
@@ -309,14 +332,15 @@ def problem_sets(found: HubData, read_rows: Callable, fits=None) -> tuple[dict, 
 
 def notes(run) -> dict[str, dict]:
     """The report of the sets on file; its `sources`: commits, hashes, rows, what was left out."""
-    return store.read_json(run.data / REPORT) if (run.data / REPORT).is_file() else {}
+    return store.read_json(run.data / REPORT, {})
 
 
 def prepare(run, made_by: list, read_rows: Callable, fits=None) -> dict[str, pd.DataFrame]:
     """The problem sets of a run: read if they were made by the same, else made; REPORT beside them.
     made_by: what shapes them beside settings and files. read_rows, fits: as of problem_sets."""
     found, folder = section(run.settings, run.scale), run.data
-    stamp = store.content_hash(found.model_dump(exclude={"root"}), files(run), made_by)
+    sources = [one.sources for one in found.sets.values()]
+    stamp = store.content_hash(found.model_dump(exclude={"root"}), sources, files(run), made_by)
     if notes(run).get("made_by") == stamp:
         names = ("train", "validation", *found.benchmarks)
         frames = {name: store.load(folder / f"{name}.parquet") for name in names}

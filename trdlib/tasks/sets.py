@@ -10,7 +10,7 @@ import pydantic
 from pydantic import Field, PositiveInt
 
 from trdlib import store
-from trdlib.settings import Section, SettingsError, first_fault, known
+from trdlib.settings import Name, Section, SettingsError, first_fault, known
 
 COLUMNS = ["id", "source", "problem", "answer", "solution"]
 
@@ -43,7 +43,7 @@ class Data(Section):
 
     train: tuple[ProblemSet, ...]
     validation: tuple[ProblemSet, ...]
-    benchmarks: dict[str, ProblemSet]
+    benchmarks: dict[Name, ProblemSet]
     seed: int = 0
 
     @property
@@ -77,10 +77,13 @@ def check(frame: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def check_disjoint(sets: dict[str, pd.DataFrame]) -> None:
-    """ValueError if a problem stands twice, in two sets or in one."""
-    everything = pd.concat(sets)["problem"]
-    if len(twice := everything[everything.duplicated()]):
-        raise ValueError(f"{twice.index[0][0]}: the problem {twice.iloc[0]!r} stands twice")
+    """ValueError, with both rows, if a problem stands twice, in two sets or in one."""
+    everything = pd.concat(sets)
+    same = everything[everything["problem"].duplicated(keep=False)]
+    if len(same):
+        one, other, *_ = same[same["problem"] == same["problem"].iloc[0]].itertuples()
+        where = f"as {one.id} (answer {one.answer}) and {other.id} (answer {other.answer})"
+        raise ValueError(f"{one.Index[0]}: the problem {one.problem!r} stands twice, {where}")
 
 
 def draw(settings: Data, task: ModuleType) -> dict[str, pd.DataFrame]:
