@@ -37,6 +37,8 @@ number: int = 0  # which of these attempts
 trained: bool = False  # look at the student after training
 
 # %%
+import pandas as pd
+
 from trdlib import tasks
 from trdlib.analysis import explore
 from trdlib.evaluate import evaluate
@@ -77,14 +79,39 @@ loaded = explore.load(run, seed, adapter if adapter.is_dir() else None)
 # double line that the text on the left does; ✗ is the first wrong token, where the task knows it.
 # Click a token, or move with the arrow keys.
 
-# %%
-every = explore.cases(sets[of], tables[of], seed)
-cases = explore.FILTERS[only](every)
-cases = cases if len(cases) else every
-cases.reset_index(drop=True).head(10)
 
 # %%
-chosen = cases.iloc[number]
+def cases(problems, tables, seed):
+    """One row per attempt of the base seed, in the order of the file: id, sample, problem, source,
+    before and after (verdicts on the first two tables; NA where there is one only), n_tokens (of
+    the longer one), finished (all of them)."""
+    # y_t is the teacher's own solution, not a second look at the attempt: it has rows of its own.
+    first = [table for name, table in tables.items() if name != "y_t"][:2]
+    first = [table[table["seed"] == seed].set_index(["id", "sample"]) for table in first]
+    found = first[0][["correct"]].assign(
+        after=first[1]["correct"] if len(first) > 1 else pd.NA,
+        n_tokens=pd.concat([t["n_tokens"] for t in first], axis=1).max(axis=1),
+        finished=pd.concat([t["finished"] for t in first], axis=1).all(axis=1),
+    )
+    found = found.rename(columns={"correct": "before"}).reset_index()
+    found = found.astype({"before": "boolean", "after": "boolean"})
+    return found.merge(problems[["id", "problem", "source"]], on="id", how="left")
+
+
+FILTERS = {
+    "all": lambda c: c,
+    "failed → passed": lambda c: c[~c["before"] & c["after"]],
+    "passed → failed": lambda c: c[c["before"] & ~c["after"]],
+    "longest": lambda c: c.sort_values("n_tokens", ascending=False, kind="stable"),
+    "unfinished": lambda c: c[~c["finished"]],
+}
+every = cases(sets[of], tables[of], seed)
+kept = FILTERS[only](every)
+kept = kept if len(kept) else every
+kept.reset_index(drop=True).head(10)
+
+# %%
+chosen = kept.iloc[number]
 row = sets[of].set_index("id", drop=False).loc[chosen["id"]].to_dict()
 view = explore.view(loaded, task, tables[of], row, chosen["sample"], trained=trained)
 explore.frame(view)
@@ -111,4 +138,6 @@ explore.frame(explore.live(loaded, task, mine, draw=0))
 # %%
 page = root() / "runs" / "explore" / f"{scale}-{mode}-{method}-{seed}.html"
 print(explore.export(view, page).relative_to(root()))
-explore.tokens(view, view["texts"][0]["name"]).round(3).head(12)
+text = view["texts"][0]
+spelled = [view["vocabulary"][str(i)] for i in text["ids"]]
+pd.DataFrame({"token": spelled, "token_id": text["ids"], **text["values"]}).round(3).head(12)

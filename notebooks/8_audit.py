@@ -39,17 +39,19 @@ confidence: float = 0.95  # of every interval
 power: float = 0.8  # wanted probability of seeing a difference that is there
 
 # %%
+import math
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
-from scipy.stats import norm
+from scipy.stats import chi2, norm
 
 from trdlib import jobs, settings, store
 from trdlib.analysis import audit
 from trdlib.analysis.show import DASH, interval, save
 from trdlib.ops import notebooks
-from trdlib.stats import MARK_LEVEL
+from trdlib.stats import MARK_LEVEL, holm
 
 METRICS = {"avg": "avg@16", "passed": "pass@16"}
 runs = audit.runs()
@@ -162,19 +164,52 @@ show(
 # control: there, values should repeat about as often as chance has it. That is the second check of
 # the model of the noise.
 
+
 # %%
-repeats = audit.repeats(runs)
+REPEATED = 1e-3  # columns of repeats less likely than this are not taken for measurements
+
+
+def chance_equal(sd, among):
+    """Probability that `among` independent counts of one model, with this sd, are all the same."""
+    edges = np.arange(-np.ceil(8 * sd) - 1, np.ceil(8 * sd) + 2) + 0.5
+    return float((np.diff(norm.cdf(edges, scale=max(sd, 1e-9))) ** among).sum())
+
+
+def repeats(table):
+    """How often runs of a (student, benchmark) share avg@k to the last digit, were all one model.
+
+    Math only: code is rounded. distinct: values. largest: runs that share the commonest. pairs: of
+    runs that agree, and expected under Beta. chance: at most the probability that any `largest`
+    runs agree, with the least noise that the values allow.
+    """
+    columns = ["student", "benchmark", "runs", "distinct", "largest", "pairs", "pairs_expected"]
+    records, table = [], table[table["task"] == "math"]
+    for cell, group in table.groupby(["student", "benchmark"], sort=False):
+        m, sizes = len(group), group["avg"].value_counts().to_numpy()
+        avg, passed, problems, samples = group[["avg", "passed", "problems", "samples"]].mean()
+        count = problems * samples
+        beta = count * audit.error(avg, audit.trials(avg, passed, problems, int(samples)).avg_same)
+        least = np.sqrt(count * audit.noise_range(avg, passed, int(samples))[0])
+        expected = math.comb(m, 2) * chance_equal(beta, 2)
+        alike = min(1.0, math.comb(m, sizes[0]) * chance_equal(least, sizes[0]))
+        pairs = (sizes * (sizes - 1) // 2).sum()
+        records.append((*cell, m, len(sizes), sizes[0], pairs, expected, alike))
+    found = pd.DataFrame(records, columns=[*columns, "chance"])
+    return found.assign(repeated=found["chance"] * len(found) < REPEATED)
+
+
+alike = repeats(runs)
 columns = ["student", "benchmark", "runs", "distinct", "largest", "pairs", "pairs_expected"]
 show(
     "Runs that share avg@16 to the last digit",
-    readable(repeats.sort_values("chance"), [*columns, "chance"]),
+    readable(alike.sort_values("chance"), [*columns, "chance"]),
     "distinct: values. largest: runs that share the commonest. pairs: of runs that agree, and "
     "expected by the Beta model. chance: an upper bound on the probability that as many runs as "
     "`largest` agree, with the least noise that the values allow.",
 )
-copied, control = repeats[repeats["repeated"]], repeats[~repeats["repeated"]]
+copied, control = alike[alike["repeated"]], alike[~alike["repeated"]]
 findings.append(
-    f"{len(copied)} of {len(repeats)} columns (student by benchmark) repeat avg@16 more often than "
+    f"{len(copied)} of {len(alike)} columns (student by benchmark) repeat avg@16 more often than "
     f"independent evaluations would, even of one model and with the least noise possible (at most "
     f"{copied['chance'].max():.0e} each): {', '.join(copied['benchmark'].unique())} of "
     f"{', '.join(copied['student'])}. In the other {len(control)}, {control['pairs'].sum()} pairs "
@@ -182,7 +217,7 @@ findings.append(
 )
 
 # %%
-order = repeats.sort_values(["benchmark", "student"])
+order = alike.sort_values(["benchmark", "student"])
 order.assign(column=order["benchmark"] + " " + order["student"]).plot.bar(
     x="column",
     y=["pairs", "pairs_expected"],
@@ -222,18 +257,43 @@ show(
 # whole columns do not repeat. Beside the ratio by the Beta model stand three without it: by the
 # binomial of independent samples, and by the most and the least noise that the values allow.
 
+
 # %%
-scatter = audit.scatter(runs)
+def scatter(table):
+    """Do the runs of a (student, benchmark) differ at all, the base included? Math only, without
+    columns that repeat; first a row for each metric, over all of them.
+
+    ratio: variance between runs over that by the Beta model's noise. p_more and p_less: of a larger
+    and a smaller one by that noise alone (chi-squared; rough, the noise is an estimate). The ratio
+    if samples were `independent`, and with the most and the least noise that the values allow.
+    """
+    rows = audit.measurements(table[table["task"] == "math"])
+    rows = rows.merge(repeats(table).query("not repeated")[["student", "benchmark"]])
+    cells = rows.groupby(audit.CELL, sort=False)
+    noises = ["variance", "independent", "most", "least"]
+    found = cells.agg(runs=("value", "size")).assign(freedom=lambda t: t["runs"] - 1)
+    spread = cells["value"].var() * found["freedom"]
+    found = found.join((1 / cells[noises].mean()).mul(spread, axis=0)).reset_index()
+    whole = found.groupby("metric", as_index=False)[["runs", "freedom", *noises]].sum()
+    found = pd.concat([whole.assign(student="all", benchmark="all"), found], ignore_index=True)
+    found["p_more"] = chi2.sf(found["variance"], found["freedom"])
+    found["p_less"] = chi2.cdf(found["variance"], found["freedom"])
+    found[noises] = found[noises].div(found["freedom"], axis=0)
+    found["least"] = found["least"].where(found["least"] < 100)  # where it is next to none
+    return found.rename(columns={"variance": "ratio"})
+
+
+spread = scatter(runs)
 columns = ["student", "benchmark", "metric", "runs", "ratio", "p_more", "p_less"]
 show(
     "Scatter of all runs over the scatter by noise",
-    readable(scatter, [*columns, "independent", "most", "least"]),
+    readable(spread, [*columns, "independent", "most", "least"]),
     "Variance between runs over that by noise; ratio: of the Beta model. p_more, p_less: for a "
     "larger and a smaller ratio by that noise alone. independent: over the noise of independent "
     "samples. most, least: over the most and the least noise that avg@16 and pass@16 allow "
     "(a dash: next to none).",
 )
-whole = scatter[scatter["student"] == "all"].set_index("metric")
+whole = spread[spread["student"] == "all"].set_index("metric")
 ratio, less = whole["ratio"], whole["p_less"]
 findings += [
     "The variance between the runs of a student, base included, is "
@@ -256,8 +316,57 @@ findings += [
 # samples of the same problems. It does not contain the spread between training runs, of which there
 # is one each: a difference here is one between checkpoints, not yet one between methods.
 
+
 # %%
-found = audit.differences(runs, confidence)
+TOKEN_LEVEL = ("forward_kl", "reverse_kl", "forward_kl_clip", "reverse_kl_topk")
+
+
+def differences(table, confidence=0.95):
+    """trd minus base, the best and the mean token-level baseline: per benchmark and metric, and
+    averaged over the benchmarks of a student (benchmark "mean").
+
+    A checkpoint evaluated twice counts with its mean. The best baseline is picked by the value
+    tested, which favours it. p by `same`: NaN without a size, where nothing varies, and where
+    values are `repeated`, which no mean contains. p_holm: all tests of the table are one family.
+    """
+    keys = [*audit.CELL, "mode"]
+    of_mean = {"value": ("value", "mean")}
+    of_mean["variance"] = ("variance", lambda v: v.sum(skipna=False) / len(v) ** 2)
+    rows = audit.measurements(table[table["subset"] == "all"]).rename(columns={"method": "other"})
+    cells = rows.groupby([*keys, "other"], sort=False).agg(**of_mean).reset_index()
+    token = cells[cells["other"].isin(TOKEN_LEVEL)]
+    mean = token.groupby(keys, sort=False).agg(**of_mean, other=("other", "+".join))
+    mean = mean[mean["other"].str.contains("+", regex=False)]  # of one baseline: it is the best
+    best = token.sort_values("value").groupby(keys, sort=False).tail(1)
+    base = cells[cells["other"] == "base"].drop(columns="mode")  # base has no mode
+    others = {"base": base, "best": best, "mean": mean.reset_index()}
+    trd = cells[cells["other"] == "trd"].drop(columns="other")
+    trd = trd.rename(columns={"value": "trd", "variance": "variance_trd"})
+    found = pd.concat([trd.merge(rows).assign(against=name) for name, rows in others.items()])
+    found = found.merge(repeats(table)[["student", "benchmark", "repeated"]], how="left")
+    found["repeated"] = found["repeated"].eq(True)  # code is not in repeats()
+    found["difference"] = found["trd"] - found["value"]
+    found["se"] = np.sqrt(found["variance_trd"] + found["variance"])
+    usable = found[~found["repeated"] & found["se"].notna()]
+    means = usable.groupby(["task", "mode", "student", "metric", "against"], sort=False).agg(
+        benchmarks=("se", "size"), difference=("difference", "mean"),
+        se=("se", lambda se: np.sqrt((se**2).sum()) / len(se)),
+    ).reset_index().assign(benchmark="mean", repeated=False)  # fmt: skip
+    found = with_test(pd.concat([found.assign(benchmarks=1), means], ignore_index=True), confidence)
+    found.loc[found["repeated"], "p"] = np.nan
+    found["p_holm"] = holm(found["p"])
+    columns = ["trd", "against", "other", "value", "difference", "se", "low", "high", "p", "p_holm"]
+    return found[[*keys, "benchmarks", *columns, "repeated"]]
+
+
+def with_test(found, confidence):
+    """A table with difference and se, and low, high and a two-sided p."""
+    half, z = norm.ppf(0.5 + confidence / 2) * found["se"], found["difference"] / found["se"]
+    ends = {"low": found["difference"] - half, "high": found["difference"] + half}
+    return found.assign(**ends, p=2 * norm.sf(abs(z)))
+
+
+found = differences(runs, confidence)
 tested = found.dropna(subset="p")
 marked, below = tested["p_holm"] < MARK_LEVEL, f"p < {MARK_LEVEL:g}"
 counts = pd.DataFrame({
@@ -359,7 +468,7 @@ variances = [
     audit.error(other[c], other["problems"] * other["samples"]) ** 2 for c in ("base", "opsd")
 ]
 other = other.assign(difference=other["opsd"] - other["base"], se=np.sqrt(sum(variances)))
-other = audit.tested(other, confidence)
+other = with_test(other, confidence)
 columns = ["student", "benchmark", "problems", "samples", "base", "opsd"]
 show(
     "An independent run of OPSD, avg@12",
@@ -369,7 +478,7 @@ show(
 by_student = other.groupby("student", sort=False, as_index=False).agg(
     difference=("difference", "mean"), se=("se", lambda se: np.hypot.reduce(se) / len(se))
 )
-by_student = audit.tested(by_student, confidence)
+by_student = with_test(by_student, confidence)
 text = readable(by_student, ["student", "difference", "interval"]).agg(" ".join, axis=1)
 findings.append(
     "An independent run of OPSD without rewrites (context, not in the family), opsd minus base, "

@@ -51,10 +51,11 @@ sweep.table(done).drop(columns="error")
 # ## The best point
 #
 # Points that differ in the seed alone are one point. The interval resamples problems and takes the
-# seeds as they are; the difference to every other point (`behind`) is paired by problem, and counts
-# (`separate`) only if its interval excludes zero and a t-test over problems still sees it at 1 %
-# after a correction for all pairs of points: the best was picked, so any pair could have become the
-# comparison. `chance` is how often the point is the best when problems are resampled. Missing:
+# seeds as they are. The difference to every other point (`behind`) is paired by problem, and counts
+# (`separate`) only if its interval for *new models* excludes zero (base seeds vary as well, so it
+# needs two of them) and its p is small after a correction for all pairs of points: the best was
+# picked, so any pair could have become the comparison. `chance` is how often the point is the best
+# when problems are resampled. Missing:
 # other problems or seeds than the best, so that the two cannot be compared.
 
 # %%

@@ -162,7 +162,7 @@ def test_a_stage_is_one_queue(smoke, task, sets, server, adapter, monkeypatch):
         known = run_with(engine, server.url).all_settings
         section = known.scales["smoke"]
         how = section.evaluation.sampling.model_copy(update={"temperature": 0, "samples": 2})
-        how = section.evaluation.model_copy(update={"sampling": how, "also_at": ()})
+        how = section.evaluation.model_copy(update={"sampling": how, "also_at": {}})
         scale = section.model_copy(update={"seeds": (0,), "evaluation": how})
         known = known.model_copy(update={"scales": {"smoke": scale}})
         runs = [get_run("smoke", "none", "base", known), get_run("smoke", "opd", "trd", known)]

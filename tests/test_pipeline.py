@@ -82,7 +82,9 @@ def results(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder / "results")): p.read_bytes() for p in found}
 
 
-BY_HAND = """
+BY_HAND = f"""
+import sys
+
 import matplotlib.pyplot as plt
 
 from trdlib import tasks
@@ -103,7 +105,9 @@ measure([*rows, run], sets, samples, [*([None] * len(rows)), trained.choice])
 tables.write(run, tables.collect(run), tables.differences(run))
 y_o = made["opd"]["y_o"]
 found = diagnose.diagnose(run, task, sets["train"], y_o, made["opd"]["y_r"])
-diagnose.write(found, plt.figure())
+sys.path.insert(0, "{REPOSITORY / "tests"}")
+from test_audit import defined
+defined("6_diagnose").write(found, plt.figure())
 """
 
 

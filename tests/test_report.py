@@ -38,8 +38,8 @@ def page() -> BeautifulSoup:
     papermill.execute_notebook(str(notebook), executed, progress_bar=False)
     stage = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]["report"]
     (command,) = (line for line in stage["cmd"] if "nbconvert" in line)
-    _, *words = shlex.split(command)  # jupyter, wherever it is
-    subprocess.run([sys.executable, "-m", *words], check=True)
+    _, *words = shlex.split(command)  # this python
+    subprocess.run([sys.executable, *words], check=True)
     return BeautifulSoup(Path("results/report.html").read_text(), "html.parser")
 
 

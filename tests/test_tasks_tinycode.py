@@ -171,7 +171,7 @@ def test_a_rewrite_keeps_what_is_right():
         assert text_of(found) == expected
 
 
-def test_programs_are_graded_by_what_they_do():
+def test_programs_are_graded_by_what_they_do(project):
     answer = tinycode.solved(PROBLEM)[1]
     right = [
         RIGHT,

@@ -89,7 +89,7 @@ def run(engine="transformers", **server):
 
 
 def started(home):
-    """The server's process, and its address once it answers."""
+    """The server's process and its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -107,14 +107,7 @@ def started(home):
     with (home / "server.log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment,
                                    start_new_session=True)  # fmt: skip
-    for _ in range(600):
-        assert process.poll() is None, (home / "server.log").read_text()[-3000:]
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
-            return process, f"http://127.0.0.1:{port}/v1"
-        except OSError:
-            time.sleep(0.5)
-    raise TimeoutError("the server does not answer")
+    return process, f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture(scope="module")
@@ -122,9 +115,18 @@ def server(home):
     """-> (run that samples with the server, its process)."""
     engines.close()
     process, url = started(home)
-    yield run("openai", url=url, retries=0, concurrency=16), process
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    try:
+        for _ in range(600):
+            assert process.poll() is None, (home / "server.log").read_text()[-3000:]
+            try:
+                urllib.request.urlopen(f"{url}/health", timeout=5)
+                break
+            except OSError:
+                time.sleep(1)
+        yield run("openai", url=f"{url}/v1", retries=0, concurrency=16), process
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 @pytest.fixture(scope="module", params=["vllm", "openai"])

@@ -325,7 +325,7 @@ def load(path: str | os.PathLike = "params.yaml") -> Settings:
     path = Path(path) if Path(path).exists() else root() / path
     raw, needed = read_yaml(path), ("run", "defaults", "methods", "scales")
     if not isinstance(raw, dict) or not all(isinstance(raw.get(name), dict) for name in needed):
-        raise SettingsError(f"{path.name} needs the sections {', '.join(needed)}, none empty")
+        raise SettingsError(f"{path.name} needs the sections {', '.join(needed)}, each a mapping")
     defaults = raw["defaults"] | {"methods": raw["methods"]}
     scales = {name: _merge(defaults, part) for name, part in raw["scales"].items()}
     given = {name: part for name, part in raw.items() if name != "defaults"}

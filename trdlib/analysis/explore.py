@@ -1,9 +1,9 @@
 """Look inside trajectories: one problem at a time, token by token, under student and teacher.
 
 What training sees (paper sections 1 and 4): the sampled token ids, in the contexts that are trained
-on, with the loss of `distill.Distiller`. `view` and `live` return a view, plain JSON (nats);
-`export` writes one as a page that needs no network, explore.html, which `frame` shows in a notebook.
-The method's divergence is at the training temperature, all other numbers are at temperature 1.
+on. `view` and `live` return a view, plain JSON (nats); `export` writes it as a page, explore.html,
+which `frame` shows in a notebook. The method's divergence is the loss of `distill.Distiller`, at
+the training temperature; all other numbers are at temperature 1.
 """
 
 import base64
@@ -39,33 +39,6 @@ LABELS = {
     "base": "answer at step 0",
 }
 
-FILTERS = {
-    "all": lambda c: c,
-    "failed → passed": lambda c: c[~c["before"] & c["after"]],
-    "passed → failed": lambda c: c[c["before"] & ~c["after"]],
-    "longest": lambda c: c.sort_values("n_tokens", ascending=False, kind="stable"),
-    "unfinished": lambda c: c[~c["finished"]],
-}
-
-
-def cases(problems: pd.DataFrame, tables: dict[str, pd.DataFrame], seed: int) -> pd.DataFrame:
-    """One row per attempt of the base seed, in the order of the file, for FILTERS to choose from.
-
-    -> id, sample, problem, source, before and after (verdicts on the first two tables; NA where
-    there is one only), n_tokens (of the longer one), finished (all of them).
-    """
-    # y_t is the teacher's own solution, not a second look at the attempt: it has rows of its own.
-    first = [table for name, table in tables.items() if name != "y_t"][:2]
-    first = [table[table["seed"] == seed].set_index(["id", "sample"]) for table in first]
-    found = first[0][["correct"]].assign(
-        after=first[1]["correct"] if len(first) > 1 else pd.NA,
-        n_tokens=pd.concat([t["n_tokens"] for t in first], axis=1).max(axis=1),
-        finished=pd.concat([t["finished"] for t in first], axis=1).all(axis=1),
-    )
-    found = found.rename(columns={"correct": "before"}).reset_index()
-    found = found.astype({"before": "boolean", "after": "boolean"})
-    return found.merge(problems[["id", "problem", "source"]], on="id", how="left")
-
 
 class Loaded(NamedTuple):
     """Student (with its adapter, if there is one) and teacher of one run and base seed."""
@@ -79,7 +52,7 @@ class Loaded(NamedTuple):
 
 
 def load(run: Run, seed: int, adapter: Path | None = None) -> Loaded:
-    """Both models; adapter: what was trained (`distill`), for a look at the student after it."""
+    """adapter: what was trained (`distill`), for a look at the student after it."""
     distiller = distill.build(run, seed)
     if adapter:
         distiller.student = models.with_adapter(distiller.student.unload(), adapter, merge=False)
@@ -107,11 +80,8 @@ def _digits(values: torch.Tensor) -> list[float]:
 
 @torch.no_grad()
 def score(loaded: Loaded, pair: Pair, *, trained: bool = False) -> dict:
-    """Every response token of the pair under student and teacher.
-
-    -> values: {name of SHOWN: [n floats]}, of which divergence is the method's; top: {"student" or
-    "teacher": {"ids": n lists, "p": n lists}}, the most probable tokens.
-    """
+    """The n response tokens of the pair under student and teacher: values, {name of SHOWN: [n]},
+    and top, {"student", "teacher": {"ids": n lists, "p": n lists}}, the most probable tokens."""
     device, size = loaded.distiller.device, len(loaded.tokenizer)
     batch = {name: tensor.to(device) for name, tensor in distill.collate([pair]).items()}
     targets = torch.tensor(pair.response_ids, device=device)
@@ -132,11 +102,8 @@ def score(loaded: Loaded, pair: Pair, *, trained: bool = False) -> dict:
 
 
 def matches(a: list[int], b: list[int], breaks: set[int] = frozenset()) -> list[list[int]]:
-    """Runs of tokens that two texts share, in order: [[start in a, start in b, length], ...].
-
-    Whole lines first (a token of `breaks` ends one), then tokens between them: the tokens of two
-    long texts at once would take minutes.
-    """
+    """Runs of tokens that two texts share, in order: [[start in a, start in b, length], ...]. Whole
+    lines first (a token of `breaks` ends one), then tokens: all at once would take minutes."""
 
     def lines(ids):
         ends = [i + 1 for i, token in enumerate(ids) if token in breaks and i + 1 < len(ids)]
@@ -163,17 +130,15 @@ def view(
 ) -> dict:
     """One problem with all its texts and its reference solution, scored: what the page shows.
 
-    tables: {"y_o": ..., "y_r": ..., "y_t": ...}, as far as they are wanted, or what was answered in
-    evaluation, {"base": ..., method: ...}; row: of the problem set. trained: under the student
-    after training (an answer of the method always is, one of base never). Raises ValueError if no
-    table has this sample of the problem, SettingsError if there is nothing to teach it with.
+    tables: {"y_o": ..., "y_r": ..., "y_t": ...}, or what was answered in evaluation, {"base": ...,
+    method: ...}; row: of the problem set. trained: under the student after training (an answer of
+    the method always is, one of base never). Raises ValueError if no table has this sample of the
+    problem, SettingsError if there is nothing to teach it with.
     """
     run, recipe, tokenizer = loaded.run, loaded.run.recipe, loaded.tokenizer
     if run.mode == "opsd" and not row["solution"]:
-        raise SettingsError(
-            f"{row['id']} has no reference solution, and in mode opsd there is nothing else to "
-            "teach with: look at it in mode opd"
-        )
+        raise SettingsError(f"{row['id']} has no reference solution, and in mode opsd nothing else "
+                            "teaches: look at it in mode opd")  # fmt: skip
     key, index = (row["id"], sample, loaded.seed), ["id", "sample", "seed"]
     found = {name: table.set_index(index) for name, table in tables.items()}
     found = {name: t.loc[key].to_dict() for name, t in found.items() if key in t.index}
@@ -208,7 +173,7 @@ def view(
 
 
 def _shown(loaded: Loaded, task, row: dict, name: str, response: dict, trained: bool) -> dict:
-    """One text as the page has it. response: token_ids, correct, finished; attempt of a y_r."""
+    """One text. response: token_ids, correct, finished; attempt of a y_r."""
     tokenizer, table = loaded.tokenizer, pd.DataFrame([{**response, "id": row["id"]}])
     (pair,) = pairs(loaded.run, loaded.seed, table, pd.DataFrame([row]))
     trained = name not in LABELS or (trained and name != "base")
@@ -230,19 +195,11 @@ def _shown(loaded: Loaded, task, row: dict, name: str, response: dict, trained: 
     return about
 
 
-def tokens(view: dict, name: str) -> pd.DataFrame:
-    """The numbers of one text of a view as a table: one row per token."""
-    text = next(t for t in view["texts"] if t["name"] == name)
-    spelled = [view["vocabulary"][str(i)] for i in text["ids"]]
-    return pd.DataFrame({"token": spelled, "token_id": text["ids"], **text["values"]})
-
-
 def live(loaded: Loaded, task, row: dict, *, trained: bool = False, draw: int = 0) -> dict:
     """The view of a problem that is attempted, rewritten and scored now, with these models.
 
-    row: of a problem set, or a problem of one's own, `task.problem(text)`. Without an answer
-    nothing is graded. trained: the attempt is by the student after training. draw: other random
-    numbers.
+    row: of a problem set, or one's own, `task.problem(text)`; without an answer nothing is graded.
+    trained: the attempt is by the student after training. draw: other random numbers.
     """
     run, seed = loaded.run, loaded.seed
 
@@ -265,11 +222,8 @@ def live(loaded: Loaded, task, row: dict, *, trained: bool = False, draw: int = 
 
 
 def page(view: dict) -> str:
-    """One view as a page of its own, HTML that needs no network.
-
-    Model output stands in it as data only: as JSON without "<", and put on the page as text. A
-    content security policy lets no other script than the page's own run.
-    """
+    """One view as a page of its own, HTML that needs no network. Model output stands in it as data
+    only: as JSON without "<", and as text. A policy lets no script but the page's own run."""
     template = Path(__file__).with_name("explore.html").read_text(encoding="utf-8")
     script = re.search(r'<script type="module">(.*?)</script>', template, re.DOTALL)[1]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -288,8 +242,7 @@ def page(view: dict) -> str:
 
 
 def frame(view: dict):
-    """The page in a notebook, also where that is only read on a web page: in a frame from which no
-    script of it reaches the notebook."""
+    """The page in a notebook, in a frame from which no script of it reaches the notebook."""
     from IPython.display import HTML
 
     how = 'sandbox="allow-scripts" style="width: 100%; height: 800px; border: 0; resize: vertical"'

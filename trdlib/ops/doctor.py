@@ -1,10 +1,15 @@
 """What this machine can run, what is missing, and how to get it: `python -m trdlib doctor`."""
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import platform
 import shutil
 import tomllib
+
+import httpx
+import psutil
+from huggingface_hub import constants
 
 from trdlib import sandbox
 from trdlib.ops import plan
@@ -17,10 +22,7 @@ def packages() -> list[str]:
     project, faults = tomllib.loads((root() / "pyproject.toml").read_text())["project"], []
     for pin in project["dependencies"] + project["optional-dependencies"]["test"]:
         name, _, wanted = pin.partition("==")
-        try:
-            found = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found = "missing"
+        found = next((d.version for d in importlib.metadata.distributions(name=name)), "missing")
         if found.split("+")[0] != wanted:  # a local label is a build of the same version
             faults.append(f"{name} {found}, pinned {wanted}")
     return faults
@@ -28,16 +30,13 @@ def packages() -> list[str]:
 
 def hub() -> str:
     """Is the hub reachable? Asked once, unless it is switched off."""
-    import httpx
-    from huggingface_hub import constants
-
     if constants.HF_HUB_OFFLINE:
         return "off (HF_HUB_OFFLINE)"
     try:
         httpx.head(constants.ENDPOINT, timeout=3)
+        return "reachable"
     except (httpx.HTTPError, OSError) as error:
         return f"not reachable ({type(error).__name__})"
-    return "reachable"
 
 
 def git() -> str:
@@ -51,17 +50,15 @@ def git() -> str:
 
 def device() -> tuple[str, int]:
     """What computes here ("GPU ...", if there is one), and its memory in bytes."""
-    import psutil
-
-    where, memory = f"CPU, {psutil.cpu_count()} cores", psutil.virtual_memory().total
-    try:
+    version = "is missing"
+    with contextlib.suppress(ImportError):
         import torch
-    except ImportError:
-        return f"{where}; torch is missing", memory
-    if not torch.cuda.is_available():
-        return f"{where}; torch {torch.__version__}", memory
-    about = torch.cuda.get_device_properties(0)
-    return f"GPU {about.name}; torch {torch.__version__}", about.total_memory
+
+        version = torch.__version__
+        if torch.cuda.is_available():
+            about = torch.cuda.get_device_properties(0)
+            return f"GPU {about.name}; torch {version}", about.total_memory
+    return f"CPU, {psutil.cpu_count()} cores; torch {version}", psutil.virtual_memory().total
 
 
 def missing(*names: str) -> bool:

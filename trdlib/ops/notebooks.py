@@ -1,10 +1,9 @@
 """What a notebook takes, what it gives, and what it is made of.
 
-Parameters stand in the cell tagged `parameters`. Plain papermill only warns of an unknown name, and
-lets the notebook fail on a wrong value; its engine `trd` (papermill_engine.py) and a sweep ask
-`check` first, before a kernel starts. What a notebook found it leaves in its own output (`record`).
-What it is made of (`made_of`) is its code and all that it uses of trdlib, from the parsed imports:
-DVC's stages and the jobs of a sweep are done again when that changes.
+Plain papermill only warns of an unknown parameter, and lets the notebook fail on a wrong value; its
+engine `trd` (papermill_engine.py) and a sweep ask `check` before a kernel starts. What a notebook
+found it leaves in its own output (`record`). What it is made of (`made_of`) is its code and all
+that it uses of trdlib: DVC's stages and the jobs of a sweep are done again when that changes.
 """
 
 import ast
@@ -40,16 +39,15 @@ def parameters(notebook) -> dict[str, tuple[str, Any]]:
     """-> {name: (type, default)} of a notebook node, as papermill reads them."""
     from papermill.translators import PythonTranslator
 
+    def literal(text: str) -> Any:
+        try:
+            return ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            return text  # an expression: nobody here needs its value
+
     tagged = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     found = PythonTranslator.inspect(tagged[0]) if tagged else []
-    return {p.name: (p.inferred_type_name, _literal(p.default)) for p in found}
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text  # an expression: nobody here needs its value
+    return {p.name: (p.inferred_type_name, literal(p.default)) for p in found}
 
 
 def check(notebook, given: dict[str, Any], settings: Settings | None = None) -> None:
@@ -72,11 +70,8 @@ def check(notebook, given: dict[str, Any], settings: Settings | None = None) -> 
 
 
 def record(**found) -> None:
-    """Leave what the notebook found in its output: numbers, texts, and accuracies.
-
-    An accuracy is what `chain.counts` makes, so that it can be resampled and compared. A
-    notebook calls this once, at its end.
-    """
+    """Leave what the notebook found in its output, once, at its end: numbers, texts, and accuracies
+    as `chain.counts` makes them, so that they can be resampled and compared."""
     from IPython.display import display
 
     shares = {n: np.mean(v["correct"]) / v["k"] for n, v in found.items() if isinstance(v, dict)}
@@ -86,18 +81,14 @@ def record(**found) -> None:
 
 def recorded(notebook) -> dict:
     """What an executed notebook left; {} if it left nothing."""
-    for cell in reversed(notebook.cells):
-        for output in cell.get("outputs", []):
-            if MIME in output.get("data", {}):
-                return output["data"][MIME]
-    return {}
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    left = [output["data"][MIME] for output in outputs if MIME in output.get("data", {})]
+    return left[-1] if left else {}
 
 
 def made_of(path: Path) -> dict:
-    """{"cells": hash of each code cell, "trdlib": {file: hash}}, of what a notebook's code uses.
-
-    Comments, docstrings, layout and outputs are no part of it.
-    """
+    """{"cells": hash of each code cell, "trdlib": {file: hash}}, of what a notebook's code uses;
+    comments, docstrings, layout and outputs are no part of it."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     code = [_code("".join(c["source"])) for c in cells if c["cell_type"] == "code"]
     try:
@@ -120,18 +111,13 @@ def code_hash(path: Path) -> str:
     return store.content_hash(made_of(path))
 
 
-def modules_of(source: str) -> set[str]:
-    """The files of trdlib that a source needs, directly or not: {"trdlib/run.py", ...}.
+def hashes(source: str) -> dict[str, str]:
+    """{"trdlib/run.py": hash of what is in it}, of the files that a source needs, directly or not.
 
     Those that an import names, however it is written, the packages around them, and what a text
     names: a module ("trdlib.tasks.math"), all of a package (f"trdlib.tasks.{name}"), or a file
     beside the one that names it ("page.html", with_suffix(".yaml"); a script, and what it imports).
     """
-    return set(hashes(source))
-
-
-def hashes(source: str) -> dict[str, str]:
-    """{file: hash of what is in it}, of the files of `modules_of`."""
     found, waiting = {}, _named(source, None)
     while waiting:
         path = waiting.pop()
@@ -158,7 +144,7 @@ def _named(source: str, path: Path | None) -> set[Path]:
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             above = package[: len(package) + 1 - node.level] if node.level else ()
-            module = ".".join([*above, *([node.module] if node.module else [])])
+            module = ".".join(filter(None, [*above, node.module]))
             names += [module, *(f"{module}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Constant) and re.fullmatch(_NAME, text := str(node.value)):
             names.append(text)

@@ -216,8 +216,8 @@ def lengths(run: Run) -> dict[str, np.ndarray]:
     published = scale.task in ("math", "code")
     found = most | ({"x": 250, "y_star": 700, "y_o": 7700, "y_r": 880} if published else {})
     for name, path in {"y_o": run.attempts, "y_r": run.rewrites("y_r")}.items():
-        if path.is_file():
-            found[name] = pd.read_parquet(path, columns=["n_tokens"])["n_tokens"].mean()
+        if (table := store.load(path)) is not None:
+            found[name] = table["n_tokens"].mean()
     found |= {"y_t": found["y_o"], "eval": found["y_o"]}
     found["plain"] = found["x"] + (found["y_star"] if run.mode == "opsd" else 0)
     found["refine"] = found["plain"] + found["y_o"]
@@ -231,8 +231,8 @@ def work(run: Run, by_role: dict[str, Model]) -> list[Work]:
     tried = min(seeds, scale.training.choice_seeds)  # base seeds that choose among the rates
     train, held_out = sizes.pop("train") * seeds, sizes.pop("validation") * tried
     attempts, evaluation, x = train * scale.rollout.samples, scale.evaluation, tokens["x"]
-    asked = sum(sizes.values()) * seeds * evaluation.sampling.samples
-    asked *= len(evaluation.temperatures)
+    draws = sum(evaluation.at(temperature).samples for temperature in evaluation.temperatures)
+    asked = sum(sizes.values()) * seeds * draws
     measured = (evaluation.sampling, asked, x, tokens["eval"])
     how = (student, scale.rollout, attempts, x, tokens["y_o"])
     todo = [sampling(run, "rollout", [run.attempts], *how)]

@@ -3,19 +3,13 @@
     python -m trdlib sweep 4_distill -p scale=tiny -p learning_rate=2e-3,6e-3 -p seed=0..2
 
 A name is a parameter of the notebook or, dotted, a setting of params.yaml (`lora.r=4,8`; see
-run.py). A sweep is a folder, runs/sweeps/<name>:
-
-    sweep.json             the notebook and the names that are swept
-    <job>.ipynb            an executed notebook for each job; <job>.failed.ipynb is tried again
-    table.csv              one row per job: its parameters, what it found, or its error
-
-A job whose notebook, code and settings are as they were is not run again; a killed one starts again
-and finds what it had made. Notebook 9_sweep plots a sweep.
+run.py). A folder, runs/sweeps/<name>, has sweep.json (what is swept), an executed <job>.ipynb of
+each job (<job>.failed.ipynb is tried again) and table.csv (parameters, what was found, errors). A
+job whose notebook, code and settings are as they were is not run again. Notebook 9_sweep plots it.
 """
 
 import itertools
 import json
-import math
 import re
 import shlex
 from pathlib import Path
@@ -24,6 +18,7 @@ from typing import Any, NamedTuple
 import nbformat
 import numpy as np
 import pandas as pd
+from scipy.stats import loguniform, uniform
 
 from trdlib import jobs, stats, store, tasks
 from trdlib.ops import notebooks
@@ -34,8 +29,6 @@ SEED = "seed"  # the one name whose values are repetitions of a point, not point
 
 
 class Job(NamedTuple):
-    """One run of the notebook."""
-
     name: str  # of its file
     values: dict[str, Any]  # as the sweep names them
     given: dict[str, Any]  # as the notebook takes them: settings are part of the scale
@@ -49,42 +42,37 @@ def axis(text: str) -> tuple[str, Any]:
     if not (name and values):
         raise SettingsError(f"-p {text}: write name=value, name=1,2,3 or name=0..4")
     if found := re.fullmatch(r"(-?\d+)\.\.(-?\d+)", values):
-        low, high = int(found[1]), int(found[2])
+        low, high = map(int, found.groups())
         if low > high:
             raise SettingsError(f"-p {text}: the range is empty, write {high}..{low}")
         return name, list(range(low, high + 1))
     if found := re.fullmatch(r"(log|uniform):([^:]+):([^:]+)", values):
-        low, high = plain_value(found[2]), plain_value(found[3])
+        low, high = map(plain_value, found.groups()[1:])
         numbers = isinstance(low, int | float) and isinstance(high, int | float)
         if not (numbers and low < high and (found[1] == "uniform" or low > 0)):
             raise SettingsError(f"-p {text}: needs two numbers, low < high, and for log low > 0")
-        from scipy.stats import loguniform, uniform
-
         return name, loguniform(low, high) if found[1] == "log" else uniform(low, high - low)
     outside = re.split(r",(?![^\[{]*[\]}])", values)  # at the commas that no bracket encloses
     return name, [plain_value(value) for value in outside]
 
 
 def points(axes: dict[str, Any], sample: int | None, seed: int = 0) -> list[dict]:
-    """All combinations of the values, or a random sample of them; the seeds are never sampled.
-
-    What is drawn from a distribution has four significant digits, so that it can be typed again.
-    """
+    """All combinations of the values, or a random sample of them (the seeds are never sampled);
+    what is drawn from a distribution has four significant digits, so that it can be typed again."""
     drawn = [name for name, values in axes.items() if not isinstance(values, list)]
     if sample is None:
         if drawn:
             raise SettingsError(f"{drawn[0]} is a distribution: say --sample how often")
         return [dict(zip(axes, row, strict=True)) for row in itertools.product(*axes.values())]
-    rest = {name: values for name, values in axes.items() if name != SEED}
-    if not drawn and sample >= math.prod(map(len, rest.values())):
+    rest = {n: values for n, values in axes.items() if n != SEED}
+    if not drawn and sample >= np.prod([len(values) for values in rest.values()]):
         raise SettingsError(f"the grid has no more than {sample} points: drop --sample")
     rng, found = np.random.default_rng(seed), []
     while len(found) < sample:
         one = {n: float(f"{v.rvs(random_state=rng):.4g}") if n in drawn else v[rng.integers(len(v))]
                for n, v in rest.items()}  # fmt: skip
         found += [one] if one not in found else []
-    seeds = [{SEED: s} for s in axes[SEED]] if SEED in axes else [{}]
-    return [one | repeated for one in found for repeated in seeds]
+    return [one | {SEED: s} for one in found for s in axes[SEED]] if SEED in axes else found
 
 
 def _typed(value) -> str:
@@ -97,8 +85,7 @@ def plan(notebook: Path, axes: dict[str, Any], sample: int | None, seed: int) ->
     code = notebooks.code_hash(notebook)
     usual = {name: default for name, (_, default) in notebooks.parameters(node).items()}
     of_scale = {n for n in axes if n not in usual and n.split(".")[0] in Scale.model_fields}
-    if of_scale and "scale" not in usual:
-        raise SettingsError(f"{notebook.stem} has no scale: {min(of_scale)} is not its own")
+    of_scale = of_scale if "scale" in usual else set()
     several = [n for n, values in axes.items() if not isinstance(values, list) or len(values) > 1]
     found = []
     for values in points(axes, sample, seed):
@@ -121,9 +108,8 @@ def plan(notebook: Path, axes: dict[str, Any], sample: int | None, seed: int) ->
 
 def is_done(folder: Path, job: Job) -> bool:
     """Is there an executed notebook of this job, as it would be run now?"""
-    path = folder / f"{job.name}.ipynb"
-    about = nbformat.read(path, as_version=4).metadata.get("trd", {}) if path.is_file() else {}
-    return about.get("stamp") == job.stamp
+    about = store.read_json(folder / f"{job.name}.ipynb", {"metadata": {}})
+    return about["metadata"].get("trd", {}).get("stamp") == job.stamp
 
 
 def _execute(notebook: Path, folder: Path, job: Job) -> str:
@@ -132,14 +118,13 @@ def _execute(notebook: Path, folder: Path, job: Job) -> str:
 
     names = (f".{job.name}.ipynb", f"{job.name}.ipynb", f"{job.name}.failed.ipynb")
     (running, finished, failed), error = (folder / name for name in names), ""
-    how = {"progress_bar": False, "start_timeout": 300, "cwd": str(root())}
+    how = {"parameters": job.given, "progress_bar": False, "start_timeout": 300}
     try:
-        papermill.execute_notebook(str(notebook), str(running), job.given, **how)
+        papermill.execute_notebook(str(notebook), str(running), cwd=str(root()), **how)
     except Exception as problem:  # the notebook's, a dead kernel's, a full disk: the others go on
         kind = getattr(problem, "ename", type(problem).__name__)
         error = f"{kind}: {getattr(problem, 'evalue', problem)}".splitlines()[0].strip()
-    there = running.is_file()  # not if papermill itself failed
-    node = nbformat.read(running, as_version=4) if there else nbformat.v4.new_notebook()
+    node = nbformat.read(running, 4) if running.is_file() else nbformat.v4.new_notebook()
     node.metadata["trd"] = {"stamp": job.stamp, "values": job.values, "error": error}
     store.write_whole(failed if error else finished, lambda path: nbformat.write(node, path))
     running.unlink(missing_ok=True)
@@ -148,8 +133,8 @@ def _execute(notebook: Path, folder: Path, job: Job) -> str:
 
 
 def read(name: str) -> tuple[pd.DataFrame, list[str]]:
-    """What became of the jobs of a sweep, one a row, and the names of its parameters: these, what
-    the notebook recorded (accuracies by `chain.counts`), job, seconds, error ("": none)."""
+    """The jobs of a sweep, one a row, and the names of its parameters. Columns: these, what the
+    notebook recorded (accuracies by `chain.counts`), job, seconds, error ("": none)."""
     folder, rows = root() / "runs" / "sweeps" / name, []
     if not (folder / "sweep.json").is_file():
         raise FileNotFoundError(f"{name} is no sweep: run python -m trdlib sweep first")
@@ -164,25 +149,24 @@ def read(name: str) -> tuple[pd.DataFrame, list[str]]:
 
 def table(done: pd.DataFrame) -> pd.DataFrame:
     """The same with accuracies as fractions."""
-    return done.map(lambda v: np.mean(v["correct"]) / v["k"] if isinstance(v, dict) else v)
+    found = done.map(lambda v: np.mean(v["correct"]) / v["k"] if isinstance(v, dict) else v)
+    return found.infer_objects()
 
 
 def metrics(done: pd.DataFrame) -> list[str]:
     """The accuracies that every finished job recorded."""
-    finished = done[done["error"] == ""]
-    return [name for name in done if all(isinstance(v, dict) for v in finished[name])]
+    finished = done["error"] == ""
+    return [name for name in done if all(isinstance(v, dict) for v in done[name][finished])]
 
 
-def rank(
-    done: pd.DataFrame, names: list[str], metric: str, *, resamples=10000, confidence=0.95
-) -> pd.DataFrame:
+def rank(done, names: list[str], metric: str, *, resamples=10000, confidence=0.95) -> pd.DataFrame:
     """The points from best to worst; jobs that differ in the seed alone are one point.
 
-    Columns: the names that differ; seeds, problems; value, low, high (fractions; problems are
-    resampled); behind, behind_low, behind_high: what the best is ahead, paired by problem;
-    separate: marked by the rule of the tables, corrected for all pairs of points; chance: in how
-    many resamples the point is the best. Points on other problems or seeds than the best are not
-    compared. The best was picked by these numbers: its value is flattering.
+    Columns: the names that differ; seeds, problems; value, low, high (fractions, these models);
+    behind, behind_low, behind_high: what the best is ahead, paired by problem; separate:
+    `stats.marked`, by interval and p for new models (so never with one seed), corrected for all
+    pairs of points; chance: in how many resamples the point is the best. Points on other problems
+    or seeds than the best are not compared. The best was picked by its value, which flatters it.
     """
     known("accuracy that every job recorded", metric, metrics(done))
     done, how = done[done["error"] == ""], {"resamples": resamples, "confidence": confidence}
@@ -202,7 +186,7 @@ def rank(
         if asked == same:
             gap = stats.compare(best, rates, **how)
             row |= {"behind": gap.value, "behind_low": gap.low, "behind_high": gap.high}
-            row["separate"] = bool(stats.marked(gap.low, gap.high, min(1, gap.p * pairs)))
+            row["separate"] = bool(stats.marked(gap.new_low, gap.new_high, gap.p * pairs))
         rows.append(row)
     ranked = pd.DataFrame(rows)
     means = np.array([rates.mean(axis=0) for _, rates, asked in found if asked == same])
@@ -219,14 +203,14 @@ def command(notebook: str, given: list[str], *, name, sample, seed, workers, dry
         raise SettingsError("a name stands twice in -p: write its values in one list")
     todo = plan(path, axes, sample, seed)
     usual = f"{path.stem.lstrip('0123456789_')}-{store.content_hash(given, sample, seed)[:6]}"
-    name = check_name(name or usual)
-    folder = root() / "runs" / "sweeps" / name
+    folder = root() / "runs" / "sweeps" / check_name(name or usual)
+    name, where = folder.name, folder.relative_to(root())
     file, about = folder / "sweep.json", {"notebook": path.stem, "names": sorted(axes)}
     old = store.read_json(file) if file.is_file() else about
     if old != about:
         of = f"{old['notebook']} over {', '.join(old['names'])}"
         raise SettingsError(f"the sweep {name!r} is of {of}: choose another --name")
-    left, where = [job for job in todo if not is_done(folder, job)], folder.relative_to(root())
+    left = [job for job in todo if not is_done(folder, job)]
     print(f"sweep {name}: {len(todo)} jobs of {path.stem}, {len(todo) - len(left)} done; {where}")
     if dry_run:
         for job in left:
@@ -237,7 +221,7 @@ def command(notebook: str, given: list[str], *, name, sample, seed, workers, dry
     arguments, workers = [(path, folder, job) for job in left], min(workers, len(left)) or 1
     errors = jobs.run_jobs(_execute, arguments, workers=workers, label=name)
     done, names = read(name)
-    store.write_text(folder / "table.csv", table(done).to_csv(index=False))
+    store.write_text(folder / "table.csv", table(done).to_csv(index=False, float_format="%.6g"))
     for metric in metrics(done):
         ranked = rank(done, names, metric).head(10).round(4).to_string(index=False)
         print(f"{metric}, from best to worst:\n{ranked}")

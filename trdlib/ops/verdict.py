@@ -20,18 +20,18 @@ WORDS = {  # what is said of a cell, from the right samples of each seed and pro
     "missing": "committed, and not here",
     "new": "here, and not committed",
 }
+UNKNOWN = "Unknown, git's HEAD has no metrics of these cells here"
 
 
 def cells(folder: Path, scales) -> dict[tuple[str, str], dict]:
     """{(scale/mode, method temperature benchmark): what was measured} below a project's folder."""
-    found = {}
-    for path in sorted((folder / PLACE).glob("*/*/*.json")):
-        if path.parts[-3] in scales:
-            table = "/".join(path.parts[-3:-1])
-            for temperature, benchmarks in store.read_json(path)["benchmarks"].items():
-                for name, cell in benchmarks.items():
-                    found[table, f"{path.stem} {temperature} {name}"] = cell
-    return found
+    paths = [p for p in (folder / PLACE).glob("*/*/*.json") if p.parts[-3] in scales]
+    return {
+        ("/".join(path.parts[-3:-1]), f"{path.stem} {temperature} {name}"): cell
+        for path in paths
+        for temperature, benchmarks in store.read_json(path)["benchmarks"].items()
+        for name, cell in benchmarks.items()
+    }
 
 
 def committed(scales) -> dict[tuple[str, str], dict]:
@@ -48,8 +48,8 @@ def committed(scales) -> dict[tuple[str, str], dict]:
 
 def judge(ours: dict | None, theirs: dict | None) -> tuple[str, float]:
     """A key of WORDS, and the difference in points, of a cell here and the committed one."""
-    if ours is None or theirs is None:
-        return "missing" if ours is None else "new", 0.0
+    if not (ours and theirs):
+        return "new" if ours else "missing", 0.0
     if any(ours[key] != theirs[key] for key in ("k", "seeds", "problems")):
         return "other", 0.0
     value, was = ours["avg_at_k"]["value"], theirs["avg_at_k"]
@@ -69,10 +69,8 @@ def verdict(scales) -> str:
         worst = mine.loc[mine["points"].abs().idxmax()]
         said += [f"at most {worst['points']:+.2f} points, {worst['cell']}"] * bool(worst["points"])
         lines.append(f"  {name}: {'; '.join(said)}")
-    compared = [kind for kind in list(WORDS)[:4] if kind in set(found["kind"])]
-    answer = "Unknown, git's HEAD has no metrics of these cells here"
-    if compared:
-        answer = f"Yes: each cell compared is {WORDS[compared[-1]]}"
-    if "outside" in compared:
-        answer = f"Not all of it: {(found['kind'] == 'outside').sum()} of {len(found)} cells"
+    outside, compared = (found["kind"] == "outside").sum(), [*WORDS][:4]
+    seen = [kind for kind in compared if kind in set(found["kind"])]
+    answer = f"Yes: each cell compared is {WORDS[seen[-1]]}" if seen else UNKNOWN
+    answer = f"Not all of it: {outside} of {len(found)} cells" if outside else answer
     return "\n".join([f"Did it reproduce? {answer}.", *lines])

@@ -41,19 +41,16 @@ def _own(name: str, source: str) -> ModuleType:
 def check(name: str, scale: Scale) -> tuple:
     """The module of a scale's task, and its sections: data (None: published problems), pretraining
     and packaged (None: not there). SettingsError, in one sentence, on the first fault of them."""
-    where, own = f"scales.{name}", root() / scale.task
+    where, own, data = f"scales.{name}", root() / scale.task, None
     if scale.task in TASKS:
         module = importlib.import_module(f"trdlib.tasks.{scale.task}")
-    elif own.suffix != ".py":
-        names = f"choose from {', '.join(TASKS)}, or name a Python file"
-        raise SettingsError(f"{where}: there is no task {scale.task!r}: {names}")
-    elif own.is_file():
+    elif own.suffix == ".py" and own.is_file():
         module = _own(scale.task, own.read_text(encoding="utf-8"))
     else:
-        raise SettingsError(f"{where}: the task {scale.task} does not exist: correct task")
+        names = f"choose from {', '.join(TASKS)}, or name a Python file that exists"
+        raise SettingsError(f"{where}: there is no task {scale.task!r}: {names}")
     if scale.pretraining and not hasattr(module, "KINDS"):
         raise SettingsError(f"{where}.pretraining: {scale.task} has no language to pretrain on")
-    data = None
     if hasattr(module, "sets"):
         module.check(name, scale)
     else:
@@ -102,8 +99,7 @@ class Task:
         if not row["problem"]:
             raise SettingsError("there is no problem: type one")
         if self.run.mode == "opsd" and not row["solution"]:
-            how = "give one, or choose mode opd"
-            raise SettingsError(f"in mode opsd the teacher needs a solution: {how}")
+            raise SettingsError("in mode opsd the teacher needs a solution: give one, or take opd")
         return row
 
     def files(self) -> dict[str, str]:
@@ -135,14 +131,13 @@ class Task:
     @property
     def has_models(self) -> bool:
         """Are the models there that the scale makes itself?"""
-        run, made = self.run, bool(self.pretraining or self.packaged)
-        roles = [role for role in ("student", "teacher") if getattr(run.settings.models, role)]
+        run, made = self.run, self.pretraining or self.packaged
+        roles = [r for r in ("student", "teacher") if made and getattr(run.settings.models, r)]
         places = [run.model_path(role, seed) for role in roles for seed in run.settings.seeds]
-        return not made or all((root() / place).is_dir() for place in places)
+        return all((root() / place).is_dir() for place in places)
 
     def make_models(self, decode, run_jobs, batches) -> None:
-        """Pretrain (by generate.decode, generate.batches and jobs.run_jobs) or unpack what the
-        scale makes itself; what is there and right is kept."""
+        """Pretrain or unpack what the scale makes itself; what is there and right is kept."""
         with store.locked(root() / "models" / self.run.scale):
             if self.pretraining:
                 pretrain.pretrain(self, decode, batches, run_jobs)

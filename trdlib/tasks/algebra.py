@@ -11,7 +11,6 @@ import re
 import sympy
 from latex2sympy2_extended.latex2sympy2 import NormalizationConfig, _Latex2Sympy, normalize_latex
 from math_verify import grader
-from sympy.core.function import AppliedUndef
 
 BITS = 1 << 20  # of the longest number that is worked out
 _SPELLING = NormalizationConfig(malformed_operators=True, nits=True, boxed="none")
@@ -41,17 +40,8 @@ class _Reader(_Latex2Sympy):
 
 
 def read(text: str):
-    """What a text says; of `name = value`, whatever the name (\\angle ABC), too. The grammar's own
-    exceptions if that cannot be read."""
-    text = normalize_latex(text, _SPELLING)
-    try:
-        return _Reader(is_real=True).parse(text)
-    except Exception:
-        name, equals, value = text.rpartition("=")
-        if not equals or re.search(r"[,;<>]|\\[lgn]eq?(?![a-z])", text):
-            raise
-        name = sympy.Symbol(re.sub(r"\s", "", name), real=True)
-        return sympy.Eq(name, _Reader(is_real=True).parse(value), evaluate=False)
+    """What a text says; the grammar's own exceptions if that cannot be read."""
+    return _Reader(is_real=True).parse(normalize_latex(text, _SPELLING))
 
 
 def _is_zero(number) -> bool:
@@ -65,14 +55,11 @@ def _is_zero(number) -> bool:
 def equal(left, right, *_) -> bool:
     """The same number, or formulas that are one function where both are real?"""
     if isinstance(left, sympy.MatrixBase) and isinstance(right, sympy.MatrixBase):
-        pairs = zip(left.flat(), right.flat(), strict=True)
-        return left.shape == right.shape and all(equal(*pair) for pair in pairs)
+        return left.shape == right.shape and all(map(equal, left.flat(), right.flat()))
     left, right = left.doit(), right.doit()
-    endless = left.has(sympy.nan, sympy.zoo, sympy.oo, -sympy.oo) or right.has(sympy.oo, -sympy.oo)
+    endless = sympy.Tuple(left, right).has(sympy.nan, sympy.zoo, sympy.oo, -sympy.oo)
     if left == right or endless:
         return left == right and not left.has(sympy.nan, sympy.zoo)
-    called = {one: sympy.Symbol(str(one), real=True) for one in (left - right).atoms(AppliedUndef)}
-    left, right = left.xreplace(called), right.xreplace(called)
     letters = sorted(left.free_symbols | right.free_symbols, key=str)
     try:
         return _agree(left, right, letters) if letters else _is_zero(left - right)
@@ -97,20 +84,11 @@ def _agree(left, right, letters) -> bool:
     return agreed >= 3
 
 
-def _same_relation(gold, pred, *_) -> bool:
-    """Is left less right the same on both sides, but for a factor?"""
-    ratio = sympy.simplify((gold.lhs - gold.rhs) / (pred.lhs - pred.rhs))
-    factor = (
-        (gold.lhs - gold.rhs).free_symbols and ratio.is_number and ratio.is_finite and ratio != 0
-    )
-    return bool(factor and type(gold) is type(pred) and (isinstance(gold, sympy.Eq) or ratio > 0))
-
-
 def same(given, answer) -> bool:
     """Do two readings say the same?"""
     if isinstance(given, sympy.Expr) and isinstance(answer, sympy.Expr):
         names = isinstance(given, sympy.Symbol) or isinstance(answer, sympy.Symbol)
         return equal(given, answer) or bool(names and grader.sympy_compare_symbols(answer, given))
-    grader.sympy_numeric_eq, grader.sympy_symbolic_eq = equal, lambda *_: False
-    grader.sympy_solve_and_compare = _same_relation
+    grader.sympy_numeric_eq = equal
+    grader.sympy_symbolic_eq = grader.sympy_solve_and_compare = lambda *_: False
     return bool(grader.sympy_expr_eq(answer, given, 6, 15, allow_set_relation_comp=True))

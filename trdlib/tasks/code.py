@@ -38,7 +38,6 @@ from trdlib.settings import SettingsError
 from trdlib.tasks import hub, math, oracles
 from trdlib.tasks.hub import check, files, notes, sizes  # noqa: F401 - of every published task
 
-sys.set_int_max_str_digits(0)  # tests have long integers
 SECONDS = {"humaneval": 4, "mbpp": 4, "livecodebench": 6, "taco": 4}  # CPU time of a call or run
 TOTAL = 60  # and of all calls of a problem
 MEMORY_MB = 4096  # as EvalPlus and LiveCodeBench

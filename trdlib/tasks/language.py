@@ -1,31 +1,28 @@
-"""Tiny languages: what `modular` and `tinycode` share.
+"""Tiny languages: what `modular` and `tinycode` share. They stand in for mathematics and for code
+where a laptop can show the mechanism of the paper (sections 1 and 4).
 
-They stand in for mathematics and for code at a scale where a laptop can show the mechanism of the
-paper (sections 1 and 4). A problem is its text: everything else is computed from it. Problems with
-at least HELD_OUT_FROM steps are dealt into splits by a hash of their text, so that pretraining,
-distillation, validation and test sets are disjoint by construction.
+A problem is its text: everything else is computed from it. Those with at least HELD_OUT_FROM steps
+are dealt into splits by a hash of their text: all sets are disjoint by construction.
 """
 
 import random
 import zlib
+from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
+
+import yaml
 
 ONSETS = ("Wait", "Actually", "Hmm", "However")  # epistemic onset words
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 END = SPECIAL[2]  # of a turn
 HELD_OUT_FROM = 3
-_CHAT_TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+_WRITTEN = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 
 def word_tokenizer(words: list[str], pattern: str):
-    """A lossless word-level tokenizer with a chat template, as a stock fast tokenizer.
-
-    words: the vocabulary after SPECIAL; pattern: a regex that cuts a text into words.
-    """
+    """A stock fast tokenizer, lossless, with a chat template. words: the vocabulary after SPECIAL;
+    pattern: a regex that cuts a text into words."""
     from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import WordLevel
     from transformers import PreTrainedTokenizerFast
@@ -36,7 +33,7 @@ def word_tokenizer(words: list[str], pattern: str):
     backend.decoder = decoders.Fuse()
     special = {"unk_token": "<unk>", "pad_token": SPECIAL[0], "eos_token": END}
     how = {"padding_side": "left", "clean_up_tokenization_spaces": False}
-    how |= {"additional_special_tokens": [SPECIAL[1]], "chat_template": _CHAT_TEMPLATE}
+    how |= {"additional_special_tokens": [SPECIAL[1]], "chat_template": _WRITTEN["chat_template"]}
     return PreTrainedTokenizerFast(tokenizer_object=backend, **special, **how)
 
 
@@ -80,13 +77,16 @@ class Habits(NamedTuple):
 RIGHT = Habits()
 
 
-def write(rng: random.Random, habits: Habits, todo: list, state, say, mistaken, believed, onset):
-    """-> the pieces of a solution's lines, and the state after them.
+def recipe(kind: str) -> tuple:
+    """How a kind of problem is pretrained: the values of language.yaml, in their order."""
+    *values, habits, attempt, attempts = _WRITTEN["recipes"][kind].values()
+    return *values, {who: Habits(**h) for who, h in habits.items()}, Habits(**attempt), attempts
 
-    todo: what each line must do; say(step, what, state) -> ((before, line, after), state) does it;
-    mistaken(step) -> (step, what), a later step if it skips; believed(what, state) -> what it is
-    taken for, or None; onset: how an onset word is written.
-    """
+
+def write(rng: random.Random, habits: Habits, todo: list, state, say, mistaken, believed, onset):
+    """-> the pieces of a solution's lines, and the state after them. todo: what each line must do;
+    say(step, what, state) -> ((before, line, after), state) does it; mistaken(step) -> (step,
+    what), a later step if it skips; believed(what, state) -> what it is taken for, or None."""
     pieces: list[Piece] = []
     step, repair = 0, None  # repair: [lines to go, step, state] of an error that will be noticed
     while step < len(todo) or repair:
@@ -121,14 +121,13 @@ class Departure(NamedTuple):
 
 
 def departure(tokens, lines, onsets, *, redo: bool, opening=None) -> Departure | None:
-    """The first wrong token of a response; None if no token is wrong.
+    """The first wrong token of a response; None if no token is wrong, in one that breaks off too.
 
     tokens: of the response, the end of its turn included where it is finished. lines: those of the
-    solution in their order, each in all ways to write it, as tokens; the last one ends the turn.
-    Right are the opening, if there is one, and these lines, one after the other. Onsets may stand
-    between them, and a line that was reached before may be written again (redo: with all that
-    follow it). What is taken back later was wrong all the same; an attempt that just breaks off is
-    not. `right` is the first of the ways where there are several.
+    solution in order, each in all ways to write it, as tokens; the last one ends the turn. They
+    follow the opening, if there is one; onsets may stand between them, and a line that was reached
+    before may be written again (redo: with all that follow it). What is taken back later was wrong
+    all the same. `right` is of the first way where there are several.
     """
 
     def may_follow(reached: int) -> list[tuple[int, list[str]]]:

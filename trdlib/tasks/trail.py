@@ -7,7 +7,7 @@ rest of the rollout teaches nothing. That is prefix failure. With the flag `=` t
 
 import random
 
-from trdlib.tasks.language import ONSETS, RIGHT, Habits, Piece
+from trdlib.tasks.language import ONSETS, RIGHT, Habits, Piece, recipe
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmn"
 _ZONES, _ZONE_SIZE = 5, 8
@@ -17,18 +17,7 @@ TURN_OF = {letter: _rng.choice(list(_TURNS)) for letter in LETTERS}  # the hidde
 KNOWN = {c for i, c in enumerate(LETTERS) if i % _ZONE_SIZE < _ZONE_SIZE // 2}  # to the student
 _SURE = 0.95  # how often the student is right on a letter it knows
 
-# Of pretraining, as in chain.py.
-LENGTHS, EASY_LENGTHS = [1, 2, 3, 4, 4, 5, 5, 6, 7], [1, 1, 2, 3]
-EARLY, VARIED = "student", {"flag": "#="}
-_MIXTURE = {"student": 0.4, "reference": 0.2, "reference_slips": 0.2, "refine_reference": 0.2}
-MIXTURES = {
-    "foundation": _MIXTURE,
-    "student": _MIXTURE | {"student": 0.3, "reference_slips": 0.3},
-    "teacher": {"solve": 0.45, "slips": 0.35, "refine": 0.2},
-}
-_SLIPS = Habits(slip=0.2, correct_slip=0.35, learn_slips=False)
-HABITS = {"student": Habits(believe=1.0, recheck=0.04), "slips": _SLIPS, "reference_slips": _SLIPS}
-ATTEMPT, ATTEMPTS = HABITS["student"], {}
+LENGTHS, EASY_LENGTHS, EARLY, VARIED, MIXTURES, HABITS, ATTEMPT, ATTEMPTS = recipe("trail")
 
 
 def random_problem(rng: random.Random, steps: int, *, flag: str = "#", unknown: float = 0.5) -> str:
