@@ -410,8 +410,8 @@ def test_only_what_shapes_samples_is_in_the_fingerprint(project):
     [
         ({"models": {"engine": "vllm"}, "workers": 2}, "set workers to 1"),
         ({"models": {"engine": "sglang"}}, "models.engine"),
-        ({"models": {"engine": "vllm", "device": "cpu"}, "workers": 1}, "models.device"),
-        ({"models": {"load_in_4bit": True, "device": "cpu"}}, "models.device"),
+        ({"models": {"engine": "vllm", "device": "cpu"}, "workers": 1}, "leave device at auto"),
+        ({"models": {"load_in_4bit": True, "device": "cpu"}}, "leave device at auto"),
         ({"models": {"server": {"key": "sk-1234"}}}, "models.server.key"),
         ({"models": {"server": {"url": "localhost:8000"}}}, "models.server.url"),
     ],

@@ -205,14 +205,14 @@ def test_answers_before_and_after_training(project, made):
         shake(student)
         adapters[seed] = run.adapter(seed)
         student.save_pretrained(adapters[seed])
-    before, after = evaluate([base, run], task, made.sets, [None, adapters])
+    before, after = (at[0.6] for at in evaluate([base, run], task, made.sets, [None, adapters]))
     tables = {"base": before["chain"], "trd": after["chain"]}
     row = made.sets["chain"].iloc[1].to_dict()
-    view = explore.view(explore.load(run, 0, adapters[0]), task, tables, row, 2)
+    view = explore.view(explore.load(run, 0, adapters[0]), task, tables, row, 1)
     looked = {t["name"]: t["student"] for t in view["texts"]}
     assert looked == {"base": "at step 0", "trd": "after training", "y_star": "at step 0"}
     for name, table in tables.items():
-        mine = table[(table["id"] == row["id"]) & (table["sample"] == 2) & (table["seed"] == 0)]
+        mine = table[(table["id"] == row["id"]) & (table["sample"] == 1) & (table["seed"] == 0)]
         text = next(t for t in view["texts"] if t["name"] == name)
         assert text["ids"] == list(mine["token_ids"].iloc[0])
     with pytest.raises(ValueError, match="no sample 9 of chain-0001 for seed 0"):

@@ -194,8 +194,8 @@ def test_make_repro_asks_dvc_what_it_understands():
         asked = ["make", "-n", "repro", "PYTHON=true", *([f"SCALE={scale}"] if scale else [])]
         how = {"cwd": REPOSITORY, "capture_output": True, "text": True, "check": True}
         said = subprocess.run(asked, **how).stdout
-        (call,) = re.findall(r"^dvc .*$", said, re.M)
-        words = call.replace("'", "").split()[1:]
+        (call,) = re.findall(r"^python -m dvc (.*)$", said, re.M)
+        words = call.replace("'", "").split()
         parsed = get_main_parser().parse_args(words)
         assert expected in words
         if scale:

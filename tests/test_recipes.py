@@ -151,7 +151,7 @@ def test_your_own_task(with_notebooks):
 
 def test_a_sweep(with_notebooks):
     said = shell(RECIPES["sweep"]["bash"])
-    assert said.count("papermill notebooks/4_distill.ipynb") == 9
+    assert said.count("papermill notebooks/4_distill.ipynb") == 6
     drawn = re.findall(r"papermill notebooks/5_evaluate.ipynb .*learning_rate (\S+)", said)
     assert len(drawn) == 8
     assert all(1e-3 <= float(rate) <= 3e-2 for rate in drawn)
