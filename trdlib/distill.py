@@ -299,8 +299,7 @@ def train_adapter(candidate: Candidate, task, problems: pd.DataFrame) -> None:
             else:
                 asked = problems.iloc[number::rounds]
                 part = next_round(run, task, seed, asked, adapter, number, place)
-            one = candidate._replace(rows=part, stamp=stamp)
-            _train_round(one, number, folder, adapter)
+            _train_round(candidate._replace(rows=part), number, folder, adapter)
             for who in ("student", "teacher"):
                 seen = [(getattr(pair, f"{who}_ids"), pair.response_ids) for pair in part]
                 tokens[f"{who}_tokens"] += sum(len(x) + len(y) for x, y in seen if x)

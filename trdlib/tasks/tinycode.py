@@ -37,7 +37,7 @@ _OWN_HAND = 0.8  # how often a model writes a program in the first ways
 SECONDS, MEMORY = 4, 256  # of CPU time for all INPUTS (a right program takes 0.0001 s), and MiB
 BATCH = 64  # programs of harmless words that share a process
 
-# Of pretraining, as in chain.py: what is not written by habit is a rewrite of the attempt.
+# Of pretraining, as in language.yaml: what is not written by habit is a rewrite of the attempt.
 KINDS, OPTIONS = {"code": sys.modules[__name__]}, {"code": {}}
 LENGTHS = [1, 2, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6, 7]
 EASY_LENGTHS, EARLY, MIXTURES, VARIED = chain.EASY_LENGTHS, chain.EARLY, chain.MIXTURES, {}
