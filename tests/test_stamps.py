@@ -10,7 +10,10 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 
+from trdlib import models, store
 from trdlib.ops import cli, notebooks
+from trdlib.run import get_run
+from trdlib.settings import SettingsError
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 
@@ -255,6 +258,25 @@ def test_a_task_of_ones_own_makes_its_scale_stale(stamped, project):
         found.append(stamped())
     before, after = found
     assert {name for name in after if after[name] != before[name]} == {"smoke"}
+
+
+def test_a_scale_with_the_models_of_another_names_them(stamped, project):
+    """So that `dvc exp run -S 'run.scales=[...]'` finds its output, and sees when they change."""
+    smoke = yaml.safe_load((project / "params.yaml").read_text())["scales"]["smoke"]
+    change(project, "scales/borrower", smoke)
+    run, before = get_run("borrower", "opd"), stamped("borrower")
+    names = [run.model_path(role, s) for s in run.settings.seeds for role in ("student", "teacher")]
+    cli.models("borrower")
+    used = store.read_json(project / "models" / "borrower" / "used.json")
+    assert used == {name: models.identity(name) for name in names}
+    weights = project / names[0] / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"1234")
+    assert stamped("borrower")["models-borrower"][0] != before["models-borrower"][0]
+    shutil.rmtree(project / names[0])
+    owner = names[0].split("/")[1]
+    wants = f"uses {names[0]}, which is not there: make them: .* models --scale {owner}"
+    with pytest.raises(SettingsError, match=wants):
+        cli.models("borrower")
 
 
 def test_other_scales_are_stamped_when_asked(stamped):

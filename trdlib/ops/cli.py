@@ -20,15 +20,30 @@ MODULES = {
 
 
 def models(scale: str) -> None:
-    """Make the models that a scale does not find on the hub; of others, note which it uses."""
+    """Make the models that lie in models/<scale>; of others, note in used.json which they are."""
     run = get_run(scale, "none", "base")
-    if run.settings.pretraining or run.settings.packaged:
+    if used := borrowed(run):
+        for name in (name for name, found in used.items() if not found):
+            owner = name.split("/")[1] if name.startswith("models/") else None
+            how = f"make them: python -m trdlib models --scale {owner}"
+            how = how if owner in run.all_settings.scales else "put a folder with safetensors there"
+            raise SettingsError(f"the scale {run.scale} uses {name}, which is not there: {how}")
+        store.write_json(root() / "models" / run.scale / "used.json", used)
+    else:
         from trdlib import generate, jobs
 
         tasks.of(run).make_models(generate.decode, jobs.run_jobs, generate.batches)
-    else:
-        used = run.settings.models.model_dump(include={"student", "teacher"})
-        store.write_json(root() / "models" / run.scale / "used.json", used)
+
+
+def borrowed(run: Run) -> dict[str, str | None]:
+    """The models of a scale that do not lie in models/<scale>: {folder: hash of its weights, None
+    if it is not there}, {name on the hub: itself}; as models.identity, which needs torch."""
+    names = [run.model_path(role, seed) for seed in run.settings.seeds
+             for role in ("student", "teacher") if getattr(run.settings.models, role)]  # fmt: skip
+    names = [name for name in names if not name.startswith(f"models/{run.scale}/")]
+    found = {name: name if "@" in name else None for name in names}
+    there = {name: root() / name for name in names if (root() / name).is_dir()}
+    return found | {name: store.weights_hash(folder) for name, folder in there.items()}
 
 
 def check() -> Settings:
@@ -52,6 +67,7 @@ def stamp(scales: list[str]) -> None:
         makes = dict.fromkeys(("task", "seeds", "pretraining", "packaged"), True)
         makes |= {"models": {"student", "teacher", "style"}}
         makes = run.settings.model_dump(mode="json", include=makes)
+        makes |= {"used": used} if (used := borrowed(run)) else {}
         found |= {run.scale: shaped_by(run), f"models-{run.scale}": {"trdlib": code, **makes}}
     for name, value in found.items():
         path = root() / "runs" / "stamps" / f"{name}.json"
