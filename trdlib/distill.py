@@ -267,6 +267,10 @@ class Candidate(NamedTuple):
         return self.run.folder(self.seed) / "candidates" / str(self.rate)
 
 
+def _candidate(run: Run, seed: int, rate: float, rows: list[Pair]) -> Candidate:
+    return Candidate(run, seed, rate, rows, store.content_hash(fingerprint(run, seed, rows), rate))
+
+
 def _is_in(folder: Path, stamp: str) -> bool:
     """Is this finished adapter in the folder, its weights undamaged?"""
     about = store.read_json(folder / "run.json", {})
@@ -279,8 +283,8 @@ def cost_file(run: Run, seed: int, learning_rate: float) -> Path:
 
 
 def train_adapter(candidate: Candidate, task, problems: pd.DataFrame) -> None:
-    """Train an adapter into the candidate's folder if it is not there: weights, training_log.json,
-    run.json.
+    """Train an adapter into the candidate's folder if it is not there: weights,
+    training_log.json, run.json.
 
     problems: the train set, of which a later round (Method.rounds) samples its part anew. Each
     round is a training of its own, with its own warm-up, that starts with the adapter before.
@@ -288,24 +292,21 @@ def train_adapter(candidate: Candidate, task, problems: pd.DataFrame) -> None:
     run, seed, rate, rows, stamp = candidate
     if _is_in(candidate.folder, stamp):
         return
-    rounds, adapter, tokens = run.recipe.rounds, None, {"student_tokens": 0, "teacher_tokens": 0}
+    rounds, adapter = run.recipe.rounds, None
     with jobs.metered() as cost:
         for number in range(rounds):
             place = run.folder(seed) / "rounds" / str(rate) / str(number + 1)
             folder = candidate.folder if number == rounds - 1 else place / "adapter"
-            if number == 0:  # attempts of the step-0 student: those that all methods share
-                of_one = len(rows) // len(problems) if rounds > 1 else 1
-                part = [pair for i, pair in enumerate(rows) if (i // of_one) % rounds == 0]
-            else:
+            part = rows
+            if number:
                 asked = problems.iloc[number::rounds]
                 part = next_round(run, task, seed, asked, adapter, number, place)
+            elif rounds > 1:  # attempts of the step-0 student: those that all methods share
+                of_one = len(rows) // len(problems)
+                part = [pair for i, pair in enumerate(rows) if (i // of_one) % rounds == 0]
             _train_round(candidate._replace(rows=part), number, folder, adapter)
-            for who in ("student", "teacher"):
-                seen = [(getattr(pair, f"{who}_ids"), pair.response_ids) for pair in part]
-                tokens[f"{who}_tokens"] += sum(len(x) + len(y) for x, y in seen if x)
             adapter = folder
-    about = store.read_json(candidate.folder / "run.json")
-    store.write_json(cost_file(run, seed, rate), about | cost | tokens)
+    store.write_json(cost_file(run, seed, rate), store.read_json(adapter / "run.json") | cost)
 
 
 def _train_round(candidate: Candidate, number: int, folder: Path, before: Path | None) -> None:
@@ -318,12 +319,16 @@ def _train_round(candidate: Candidate, number: int, folder: Path, before: Path |
     checkpoints = candidate.folder.with_name(f"{rate}.checkpoints")
     if tracker == "tensorboard":  # else its files would go with the checkpoints
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.folder(seed) / tracker / str(rate))
-    how = {"learning_rate": rate, "seed": _stream(run.recipe, seed, number)}
-    how |= {"tracker": tracker, "name": f"{run} seed {seed} rate {rate:g}"}
-    how["checkpoints"] = checkpoints / f"{stamp}.{number}"
-    log = train(distiller, rows, run.settings.training, **how)
+    log = train(
+        distiller, rows, run.settings.training, learning_rate=rate,
+        seed=_stream(run.recipe, seed, number), checkpoints=checkpoints / f"{stamp}.{number}",
+        tracker=tracker, name=f"{run} seed {seed} rate {rate:g}",
+    )  # fmt: skip
     about = {"run": str(run), "seed": seed, "learning_rate": rate, "fingerprint": stamp}
     about |= {"rows": len(rows), "response_tokens": sum(len(pair.response_ids) for pair in rows)}
+    for who in ("student", "teacher"):  # through the models, prompts included
+        seen = [(getattr(pair, f"{who}_ids"), pair.response_ids) for pair in rows]
+        about[f"{who}_tokens"] = sum(len(x) + len(y) for x, y in seen if x)
     base, _, commit = run.model_path("student", seed).partition("@")
     lora = distiller.student.peft_config["default"]
     lora.base_model_name_or_path, lora.revision = base, commit or None
@@ -362,28 +367,25 @@ def distill(
     pool; finished work is not done again.
     """
     training = training or training_sets(runs, sets["train"], tables)
+    seeds, trained = runs[0].settings.seeds, []
     with contextlib.ExitStack() as locks:
         for path in sorted({run.choice for run in runs}):
             locks.enter_context(store.locked(path))
         choices = _choose(runs, task, sets, training)
-        wanted = [
-            _candidate(run, seed, choice["chosen"], found.rows[seed])
-            for run, choice, found in zip(runs, choices, training, strict=True)
-            for seed in run.settings.seeds
-        ]
-        _install(wanted, task, sets["train"])
-        trained = []
-        for run, choice in zip(runs, choices, strict=True):
+        found = list(zip(runs, choices, training, strict=True))
+        wanted = [_candidate(r, s, c["chosen"], of.rows[s]) for r, c, of in found for s in seeds]
+        missing = [c for c in wanted if not _is_in(c.run.adapter(c.seed), c.stamp)]
+        todo = [(c, task, sets["train"]) for c in missing]
+        pool(runs[0], train_adapter, todo, "distill", training=True)
+        for c in missing:
+            copy = functools.partial(shutil.copytree, c.folder, dirs_exist_ok=True)
+            store.write_folder(c.run.adapter(c.seed), copy)
+        for run, choice, _ in found:
             store.write_json(run.choice, choice)  # last: it says that the adapters are there
-            places = {seed: run.adapter(seed) for seed in run.settings.seeds}
-            for seed in places:
+            for seed in seeds:
                 shutil.rmtree(run.folder(seed) / "candidates", ignore_errors=True)
-            trained.append(Trained(choice, places))
-        return trained
-
-
-def _candidate(run: Run, seed: int, rate: float, rows: list[Pair]) -> Candidate:
-    return Candidate(run, seed, rate, rows, store.content_hash(fingerprint(run, seed, rows), rate))
+            trained.append(Trained(choice, {seed: run.adapter(seed) for seed in seeds}))
+    return trained
 
 
 def _choice_stamp(run: Run, seeds: tuple[int, ...], sets: dict[str, pd.DataFrame]) -> str:
@@ -401,22 +403,20 @@ def _choose(runs: list[Run], task, sets: dict, training: list[TrainingSet]) -> l
     """For each run the choice on file if it was made from the same settings, else a new one."""
     choices, todo = [], []
     for run, found in zip(runs, training, strict=True):
-        settings, rates = run.settings, list(dict.fromkeys(run.rates))
-        seeds = settings.seeds[: settings.training.choice_seeds]
-        stamp = _choice_stamp(run, seeds, sets)
-        choice = store.read_json(run.choice, {})
+        rates, seeds = list(dict.fromkeys(run.rates)), run.settings.seeds
+        seeds = seeds[: run.settings.training.choice_seeds]
+        stamp, choice = _choice_stamp(run, seeds, sets), store.read_json(run.choice, {})
         if choice.get("fingerprint") != stamp:
             if choice:
                 store.is_stale(run.choice)
             choice = {"grid": rates, "chosen": rates[0], "fingerprint": stamp}
-            choice["validation_by_seed"] = {}
-            if len(rates) > 1:
-                grid = [_candidate(run, s, r, found.rows[s]) for r in rates for s in seeds]
-                todo += [(c, task, sets, choice["validation_by_seed"]) for c in grid]
+            choice["validation_by_seed"] = scores = {}
+            grid = [(rate, seed) for rate in rates for seed in seeds if len(rates) > 1]
+            todo += [(scores, _candidate(run, s, r, found.rows[s]), task, sets) for r, s in grid]
         choice |= {"trajectory_accuracy": found.accuracy, "rows_by_seed": found.counts}
         choices.append(choice | {"trajectory_like_reference": found.like_reference})
-    tried = pool(runs[0], _try, [job[:3] for job in todo], "distill", training=True)
-    for (candidate, *_, scores), score in zip(todo, tried, strict=True):
+    tried = pool(runs[0], _try, [job[1:] for job in todo], "distill", training=True)
+    for (scores, candidate, *_), score in zip(todo, tried, strict=True):
         scores.setdefault(str(candidate.rate), []).append(score)
     for choice in choices:
         if scores := choice["validation_by_seed"]:
@@ -432,13 +432,3 @@ def _try(candidate: Candidate, task, sets: dict) -> float:
     sampling = candidate.run.settings.evaluation.validation
     found = answers(candidate.run, task, sets["validation"], path, sampling, **who)
     return float(found["correct"].mean())
-
-
-def _install(wanted: list[Candidate], task, problems: pd.DataFrame) -> None:
-    """Put the chosen adapters in their places, trained again where they are lost."""
-    missing = [c for c in wanted if not _is_in(c.run.adapter(c.seed), c.stamp)]
-    lost = [(c, task, problems) for c in missing if not _is_in(c.folder, c.stamp)]
-    pool(wanted[0].run, train_adapter, lost, "distill", training=True)
-    for c in missing:
-        copy = functools.partial(shutil.copytree, c.folder, dirs_exist_ok=True)
-        store.write_folder(c.run.adapter(c.seed), copy)

@@ -4,6 +4,7 @@ The metrics are those of stats.py. An evaluation that cannot be made raises: non
 """
 
 import functools
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -34,21 +35,15 @@ def evaluate(
         rows = benchmarks[name].to_dict("records")
         return rows, student_prompts(runs[0], seed, rows, role)
 
-    def cell(run: Run, temperature: float, name: str, seed: int, adapter: Path | None) -> tuple:
-        """The arguments of `table`."""
+    cells = []  # the arguments of `table`
+    for run, found in zip(runs, adapters, strict=True):
         role = "teacher" if run.method == "teacher" else "student"
         again = int(run.method == "base_again") if run.mode == "none" else run.recipe.again
-        request = Request(role, seed, *asked(role, seed, name), adapter, stream=again)
-        how = run.samples(seed, temperature, name), request, run.settings.evaluation.at(temperature)
-        return run, task, *how
-
-    cells = [
-        cell(run, temperature, name, seed, found and found[seed])
-        for run, found in zip(runs, adapters, strict=True)
-        for temperature in temperatures
-        for name in benchmarks
-        for seed in seeds
-    ]
+        for temperature, name, seed in itertools.product(temperatures, benchmarks, seeds):
+            adapter = found and found[seed]
+            request = Request(role, seed, *asked(role, seed, name), adapter, stream=again)
+            path, how = run.samples(seed, temperature, name), run.settings.evaluation
+            cells.append((run, task, path, request, how.at(temperature)))
     tables = iter(pool(runs[0], table, cells, "evaluate"))
 
     def whole() -> pd.DataFrame:
@@ -66,18 +61,17 @@ def correct_counts(samples: pd.DataFrame) -> tuple[np.ndarray, int]:
     return grouped.sum().unstack("id").to_numpy(), int(sizes.iloc[0])
 
 
-def _rounded(found: stats.Estimate) -> dict:
-    """What is kept: the last digits of an interval differ between machines."""
-    return {name: round(value, 6) for name, value in found._asdict().items()}
-
-
 def _metrics(samples: pd.DataFrame, problems: pd.DataFrame, run: Run) -> dict:
     """One benchmark: avg@k, pass@k, n, k, intervals, lengths. Plain JSON.
 
     `correct` keeps the right samples per seed and problem (problems sorted by id), from which
     tables and comparisons are made without the generations.
     """
-    how = run.settings.evaluation.interval
+
+    def estimate(values: np.ndarray) -> dict:  # the last digits of an interval differ by machine
+        found = stats.accuracy(values, **run.settings.evaluation.interval)._asdict()
+        return {name: round(value, 6) for name, value in found.items()}
+
     right, k = correct_counts(samples)
     passed = np.vectorize(lambda c: pass_at_k(k, int(c), k))(right)
     return {
@@ -85,8 +79,8 @@ def _metrics(samples: pd.DataFrame, problems: pd.DataFrame, run: Run) -> dict:
         "n": right.shape[1],
         "seeds": sorted(run.settings.seeds),
         "problems": store.content_hash(problems["problem"].tolist()),
-        "avg_at_k": _rounded(stats.accuracy(right / k, **how)),
-        "pass_at_k": _rounded(stats.accuracy(passed, **how)),
+        "avg_at_k": estimate(right / k),
+        "pass_at_k": estimate(passed),
         "avg_at_k_by_seed": [avg_at_k(row / k) for row in right],
         "pass_at_k_by_seed": [float(row.mean()) for row in passed],
         "mean_tokens": float(samples["n_tokens"].mean()),
@@ -105,12 +99,12 @@ def measure(
     """
     found = []
     for run, at, choice in zip(runs, samples, choices, strict=True):
-        measured = {
+        metrics = {"run": {"scale": run.scale, "mode": run.mode, "method": run.method}}
+        metrics["benchmarks"] = {
             f"{temperature:g}": {name: _metrics(t, sets[name], run) for name, t in tables.items()}
             for temperature, tables in at.items()
         }
-        metrics = {"run": {"scale": run.scale, "mode": run.mode, "method": run.method}}
-        metrics |= {"benchmarks": measured} | ({"training": choice} if choice else {})
+        metrics |= {"training": choice} if choice else {}
         store.write_json(run.metrics, metrics)
         found.append(metrics)
     return found

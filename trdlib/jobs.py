@@ -1,7 +1,8 @@
-"""Run the jobs of a stage in worker processes that die with their parent, and clock the compute.
+"""Run the jobs of a stage: in processes here that die with their parent, or on Ray; clock them.
 
 One CPU core decodes a tiny model about as fast as two do, so a stage gives each core its own job.
-A process that holds a GPU runs its jobs itself, one after the other.
+A process that holds a GPU runs its jobs itself, one after the other. Where RAY_ADDRESS names a
+cluster, its nodes take the jobs: they read and write the project's folder, so all must share it.
 """
 
 import contextlib
@@ -9,15 +10,18 @@ import gc
 import multiprocessing
 import os
 import resource
+import socket
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
 
 from tqdm import tqdm
 
 from trdlib import store
-from trdlib.settings import root
+from trdlib.settings import SettingsError, root
 
 _compute = {"seconds": 0.0, "peak": 0.0}  # of this process and its finished jobs
 
@@ -82,9 +86,9 @@ def _start_worker() -> None:
     threading.Thread(target=leave_with_parent, daemon=True).start()
 
 
-def _timed(function, arguments):
+def _timed(function, job):
     before = _compute["seconds"]
-    return function(*arguments), _compute["seconds"] - before, _peak_mib()
+    return function(*job), _compute["seconds"] - before, _peak_mib()
 
 
 def _holds_gpu() -> bool:
@@ -93,26 +97,86 @@ def _holds_gpu() -> bool:
     return torch is not None and torch.cuda.is_initialized()
 
 
-def run_jobs(function, jobs: list[tuple], *, workers: int = 1, label: str = "") -> list:
-    """[function(*job) for job in jobs], in that order, with a progress bar on stderr.
-
-    A job that raises ends the run with its error. Linux forks (imports are paid once), other
-    systems spawn.
-    """
-    inside = multiprocessing.parent_process() is not None  # of a job: the outer bar tells enough
-    bar = {"desc": label, "total": len(jobs), "file": sys.stderr, "disable": not jobs or inside}
-    if workers == 1 or not jobs or _holds_gpu():
-        return [function(*job) for job in tqdm(jobs, **bar)]
-    results: list = [None] * len(jobs)
+def _here(function, jobs: list[tuple], workers: int):
+    """(number of the job, what `_timed` gives), as they end. Linux forks (imports are paid once),
+    other systems spawn."""
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
         futures = {pool.submit(_timed, function, job): i for i, job in enumerate(jobs)}
         try:
-            for future in tqdm(as_completed(futures), **bar):
-                results[futures[future]], seconds, peak = future.result()
-                _compute["seconds"] += seconds
-                _compute["peak"] = max(_compute["peak"], peak)
+            yield from ((futures[done], done.result()) for done in as_completed(futures))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def on_ray() -> int:
+    """How many places a Ray cluster has for jobs: its GPUs, or its CPUs if it has none; 0: there is
+    no RAY_ADDRESS. SettingsError, in one sentence, if there is one and no cluster answers."""
+    if not os.environ.get("RAY_ADDRESS"):
+        return 0
+    try:
+        import ray
+
+        if not ray.is_initialized():
+            ray.init(log_to_driver=False, logging_level="ERROR")
+    except ImportError:
+        raise SettingsError("RAY_ADDRESS is set: pip install -e '.[cluster]', or unset it") from None
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        why = f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']} ({error})"
+        raise SettingsError(f"{why}: start one with `ray start --head`, or unset it") from None
+    has = ray.cluster_resources()
+    return int(has.get("GPU") or has.get("CPU", 0))
+
+
+def _there(folder: Path, proof: str, function, job: tuple):
+    """A job on a node of the cluster, in the project's folder; a node's files are this process's
+    if it sees the file `proof`, which was made for this call."""
+    if not Path(proof).is_file():
+        raise SettingsError(
+            f"node {socket.gethostname()} does not share the folder {folder} with the process that "
+            "started the jobs: mount it there under the same path, or leave the node out"
+        )
+    os.chdir(folder)
+    os.environ.pop("RAY_ADDRESS", None)  # what a job runs in parts, it runs there
+    return _timed(function, job)
+
+
+def _by_ray(function, jobs: list[tuple], workers: int):
+    """As `_here`. A job takes a GPU where there are any, or its share if `workers` share one, else
+    a core. Of a node that dies the jobs run again, elsewhere; what they had stored is read."""
+    import ray
+
+    share = {"num_gpus": 1 / workers} if "GPU" in ray.cluster_resources() else {"num_cpus": 1}
+    remote = ray.remote(max_retries=5, **share)(_there)
+    (root() / "runs").mkdir(exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=root() / "runs", suffix=".tmp") as proof:
+        waits = {remote.remote(root(), proof.name, function, job): i for i, job in enumerate(jobs)}
+        try:
+            while waits:
+                (done,), _ = ray.wait(list(waits))
+                yield waits.pop(done), ray.get(done)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        finally:
+            for left in waits:
+                ray.cancel(left, force=True)
+
+
+def run_jobs(function, jobs: list[tuple], *, workers: int = 1, label: str = "") -> list:
+    """[function(*job) for job in jobs], in that order, with a progress bar on stderr.
+
+    A job that raises ends the run with its error. workers: processes here, or jobs that share a GPU
+    of a Ray cluster.
+    """
+    inside = multiprocessing.parent_process() is not None  # of a job: the outer bar tells enough
+    bar = {"desc": label, "total": len(jobs), "file": sys.stderr, "disable": not jobs or inside}
+    ray = jobs and not inside and on_ray()
+    if not ray and (workers == 1 or not jobs or _holds_gpu()):
+        return [function(*job) for job in tqdm(jobs, **bar)]
+    results: list = [None] * len(jobs)
+    for number, done in tqdm((_by_ray if ray else _here)(function, jobs, workers), **bar):
+        results[number], seconds, peak = done
+        _compute["seconds"] += seconds
+        _compute["peak"] = max(_compute["peak"], peak)
     return results

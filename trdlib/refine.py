@@ -150,8 +150,7 @@ def training_sets(runs: list[Run], problems: pd.DataFrame, tables: dict) -> list
             rows = {s: pairs(run, s, mine, problems, teacher=teacher) for s, mine in by_seed}
             whole[key] = responses, rows
         responses, rows = whole[key]
-        kept = _subset(responses, recipe)
-        chosen = {}
+        kept, chosen = _subset(responses, recipe), {}
         for seed in run.settings.seeds:
             chosen[seed] = list(compress(rows[seed], kept[responses["seed"] == seed]))
             if not chosen[seed]:
@@ -165,10 +164,9 @@ def training_sets(runs: list[Run], problems: pd.DataFrame, tables: dict) -> list
 
 def _subset(responses: pd.DataFrame, recipe: Method) -> pd.Series:
     """Which rows the recipe trains on."""
-    if recipe.subset == "all":
-        return pd.Series(True, index=responses.index)
-    if recipe.subset == "right":
-        return responses["correct"].astype(bool)
+    right = responses["correct"].astype(bool)
+    if recipe.subset in ("all", "right"):
+        return right | (recipe.subset == "all")
     passed = responses["y_o_correct"].astype(bool)
-    mended = ~passed & responses["correct"]
-    return {"passed": passed, "failed": ~passed, "failed_then_passed": mended}[recipe.subset]
+    rows = {"passed": passed, "failed": ~passed, "failed_then_passed": ~passed & right}
+    return rows[recipe.subset]

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import pandas as pd
 
 from trdlib import engines, jobs, models, prompts, store
+from trdlib.generate import Completion
 from trdlib.run import Run
 from trdlib.settings import Sampling
 
@@ -46,22 +47,20 @@ def grade(task, table: pd.DataFrame, rows: list[dict]) -> list[bool]:
     return [bool(finished and next(found)) for finished in table["finished"]]
 
 
-def _verdicts_hash(task, rows: list[dict], *more) -> str:
-    """Hash of what shapes the column `correct`: the grader, the problems' ids and answers."""
-    return store.content_hash(task.grader, [(row["id"], row["answer"]) for row in rows], more)
-
-
-def _reuse(path: Path, stamps: tuple[str, str], rows: list[dict], task, **columns):
-    """The table of this generation, or None. Graded by other rules, it is graded again."""
-    if (found := store.fingerprint_of(path)) is None:
-        return None
-    if found.split("/")[0] != stamps[0]:
-        return store.is_stale(path)
+def _reuse(path: Path, generation: str, rows: list[dict], task, **columns: list):
+    """-> (the table of this generation or None, its stamp). The stamp names what shapes the column
+    `correct` too: graded by other rules, or of other answers, a table is graded again."""
+    verdicts = task.grader, [(row["id"], row["answer"]) for row in rows], [columns] * bool(columns)
+    found, stamp = store.fingerprint_of(path), f"{generation}/{store.content_hash(*verdicts)}"
+    if found is None:
+        return None, stamp
+    if found.split("/")[0] != generation:
+        return store.is_stale(path), stamp
     table = store.load(path)
-    if table is not None and found != "/".join(stamps):
+    if table is not None and found != stamp:
         table = table.assign(correct=grade(task, table, rows), **columns)
-        store.save(table, path, "/".join(stamps))
-    return table
+        store.save(table, path, stamp)
+    return table, stamp
 
 
 def _asked(path: Path, stamp: str, request: Request, sampling: Sampling) -> engines.Asked:
@@ -77,27 +76,22 @@ def table(run: Run, task, path: Path, request: Request, sampling: Sampling) -> p
     task (trdlib/tasks) only `grade` and `grader` are used.
     """
     rows = [row for row in request.rows for _ in range(sampling.samples)]
-    stamps = fingerprint(run, request, sampling), _verdicts_hash(task, rows)
-    if (found := _reuse(path, stamps, rows, task)) is not None:
+    generation = fingerprint(run, request, sampling)
+    found, stamp = _reuse(path, generation, rows, task)
+    if found is not None:
         return found
     name = run.model_name(request.role, request.seed)
-    asked = _asked(path, stamps[0], request, sampling)
+    asked = _asked(path, generation, request, sampling)
     groups = engines.sample(run, name, asked, f"{request.seed}/{path.stem}")
-    done = [completion for group in groups for completion in group]
-    token_ids = [completion.token_ids for completion in done]
-    found = pd.DataFrame(
-        {
-            "id": [row["id"] for row in rows],
-            "sample": [number for group in groups for number in range(len(group))],
-            "token_ids": token_ids,
-            "text": models.load_tokenizer(name).batch_decode(token_ids, skip_special_tokens=True),
-            "finished": [completion.finished for completion in done],
-            "correct": False,
-            "n_tokens": [len(ids) for ids in token_ids],
-        }
-    )
+    found = pd.DataFrame([done for group in groups for done in group], columns=Completion._fields)
+    found.insert(0, "id", [row["id"] for row in rows])
+    found.insert(1, "sample", [number for group in groups for number in range(len(group))])
+    tokenizer = models.load_tokenizer(name)
+    text = tokenizer.batch_decode(found["token_ids"].tolist(), skip_special_tokens=True)
+    found.insert(3, "text", text)
     found["correct"] = grade(task, found, rows)
-    store.save(found, path, "/".join(stamps))
+    found["n_tokens"] = found["token_ids"].map(len)
+    store.save(found, path, stamp)
     shutil.rmtree(asked.parts.parent, ignore_errors=True)
     return found
 
@@ -126,8 +120,8 @@ def tables_of_seeds(
     rows = [row for r in requests for row in r.rows for _ in range(sampling.samples)]
     with store.locked(path):
         generation = store.content_hash([fingerprint(run, r, sampling) for r in requests])
-        stamps = generation, _verdicts_hash(task, rows, columns)
-        if (found := _reuse(path, stamps, rows, task, **columns)) is not None:
+        found, stamp = _reuse(path, generation, rows, task, **columns)
+        if found is not None:
             return found
         folder = path.with_name(f"{path.name}.seeds")
         todo = [(run, task, folder / f"{r.seed}.parquet", r, sampling) for r in requests]
@@ -136,7 +130,7 @@ def tables_of_seeds(
         frames = [t.assign(seed=r.seed) for r, t in zip(requests, tables, strict=True)]
         found = pd.concat(frames, ignore_index=True).assign(**columns)
         store.write_json(cost_file(path), cost)
-        store.save(found, path, "/".join(stamps))
+        store.save(found, path, stamp)
         shutil.rmtree(folder, ignore_errors=True)
         return found
 
