@@ -7,7 +7,6 @@ import random
 import shutil
 import socket
 import tempfile
-import threading
 from pathlib import Path
 
 import pytest
@@ -145,12 +144,33 @@ def test_an_interrupted_queue_goes_on(project, server, asked, monkeypatch):
     monkeypatch.setattr(engines, "_keep", interrupted)
     with pytest.raises(KeyboardInterrupt):
         respond(run, asked, parts="parts", **how)
-    with open("parts/queue.jsonl", "a") as file:
+    with open("parts/rows.jsonl", "a") as file:
         file.write("\n[0, [1, 2")  # a line that a kill cut off
     assert respond(run, asked, parts="parts", **how) == whole
-    assert len(server.seen) <= 4 + 1 + 5  # three were kept, one was on its way
+    assert len(server.seen) <= 4 + 2 + 5  # three were kept, one or two were on their way
     server.be_well()
     assert respond(run, asked, parts="parts", **how) == whole and not server.seen
+
+
+def test_an_interrupted_loop_goes_on_by_whole_batches(project, asked, monkeypatch):
+    run, decode, calls = run_with("transformers"), generate.decode, []
+    how = {"temperature": 1.0, "max_new_tokens": 6, "samples": 3, "batch_size": 2}
+    whole = respond(run, asked, **how)
+
+    def interrupted(model, prompts, **more):
+        calls.append(prompts)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return decode(model, prompts, **more)
+
+    monkeypatch.setattr(generate, "decode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        respond(run, asked, parts="parts", **how)
+    kept = Path("parts/rows.jsonl")
+    kept.write_text(kept.read_text()[:-4])  # a kill cut off the last row of the second batch
+    assert respond(run, asked, parts="parts", **how) == whole
+    assert len(calls) == 3 + 5  # of six batches the first was whole
+    assert respond(run, asked, parts="parts", **how) == whole and len(calls) == 3 + 5
 
 
 def test_a_stage_is_one_queue(smoke, task, sets, server, adapter, monkeypatch):
@@ -172,7 +192,7 @@ def test_a_stage_is_one_queue(smoke, task, sets, server, adapter, monkeypatch):
             for temperatures in at for tables in temperatures.values() for table in tables.values()
         ]  # fmt: skip
     assert found["openai"] == found["transformers"]
-    first = queues[0]
+    first = max(queues, key=len)
     assert len(first) == len(found["openai"])  # runs x temperatures x benchmarks
     assert {one.adapter for one in first} == {None, adapter}
     names = [request["model"] for path, request, _ in server.seen if path.endswith("completions")]
@@ -233,9 +253,6 @@ def test_failures_that_stay_are_one_sentence(project, server, asked):
         server.faults = [status] * 100
         with pytest.raises(RuntimeError, match=rf"refused: .*injected {status}"):
             sampled(server.url, asked, retries=1, concurrency=1)
-        for thread in threading.enumerate():  # the next row may be on its way
-            if thread.name.startswith("ThreadPoolExecutor"):
-                thread.join()
         prompts = [request["prompt"] for path, request, _ in server.seen]
         first, *_, last = sorted(asked, key=len, reverse=True)
         assert prompts.count(first) == tries
@@ -247,7 +264,7 @@ def test_a_dead_server_is_named(project, asked):
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
     with pytest.raises(
-        RuntimeError, match=rf"no answer from {url} in 1 tries .*: start the server"
+        RuntimeError, match=rf"no answer from the server {url} in 1 tries .*: start the server"
     ):
         sampled(url, asked, retries=0)
 
@@ -277,10 +294,10 @@ def test_a_server_that_does_something_else_is_refused(
 
 def test_a_context_that_is_shorter_than_it_says_is_noticed(project, server, asked):
     run = run_with("openai", server.url)
-    with engines.opened(run, NAME):
-        server.max_model_len = max(map(len, asked)) + 5
-        with pytest.raises(RuntimeError, match=r"returned . tokens that neither end"):
-            respond(run, asked)
+    respond(run, asked)
+    server.max_model_len = max(map(len, asked)) + 5
+    with pytest.raises(RuntimeError, match=r"returned . tokens that neither end"):
+        respond(run, asked)
 
 
 def test_the_key_comes_from_the_environment(project, server, asked, monkeypatch):
@@ -330,22 +347,20 @@ def test_an_adapter_is_swapped_in_and_out(ours, asked, adapter):
         assert respond(ours, asked, folder, max_new_tokens=10) == expected
 
 
-def test_an_engine_stays_open_for_its_model_until_another_or_close(project, server, asked, adapter):
+def test_an_engine_stays_open_until_another_or_close(project, server, asked, adapter, monkeypatch):
     run = run_with("openai", server.url)
+    found = []
     for _ in range(2):
         respond(run, asked, adapter)
+        found += engines._open.values()
+    assert len(found) == 2 and found[0] is found[1]
     assert server.adapters == [f"trd-{store.weights_hash(adapter)}"]
     assert sum(path.endswith("load_lora_adapter") for path, _, _ in server.seen) == 1
-    with engines.opened(run, NAME) as first:
-        pass
-    with engines.opened(run, NAME) as second:
-        assert second is first
-    server.name = "models/smoke/1/student"
-    try:
-        with engines.opened(run, server.name) as other:
-            assert other is not first and list(engines._open.values()) == [other]
-    finally:
-        server.name = NAME
+    monkeypatch.setattr(server, "name", "models/smoke/1/student")
+    how = Sampling(max_new_tokens=2), Path("other"), (0,)
+    engines.fill(run, server.name, [engines.Asked(asked, *how)], "test")
+    (other,) = engines._open.values()
+    assert other is not found[0]
     engines.close()
     assert not engines._open
 
@@ -401,8 +416,8 @@ def test_only_what_shapes_samples_is_in_the_fingerprint(project):
         theirs.settings.models
     )
     assert distill.fingerprint(ours, 0, []) == distill.fingerprint(theirs, 0, [])
-    code = engines.identity(ours.settings.models)[-1]
-    assert code == store.code_hash(*generate.CODE)  # of the decode loop alone
+    code = engines.identity(ours.settings.models)[-2]  # of the decode loop alone
+    assert code == store.code_hash(engines.Asked, *generate.CODE, engines._decode)
 
 
 @pytest.mark.parametrize(

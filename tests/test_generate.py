@@ -1,6 +1,5 @@
-"""The decode loop against transformers' own generate, and what a killed call leaves behind."""
+"""The decode loop against transformers' own generate; files that are whole or absent."""
 
-import functools
 import random
 
 import pytest
@@ -8,7 +7,6 @@ import torch
 from transformers import GenerationConfig
 
 from trdlib import generate, store
-from trdlib.settings import Sampling
 from trdlib.tasks import chain
 
 
@@ -100,35 +98,6 @@ def test_batches_hold_every_prompt_once_and_rarely_pad(tokenizer):
     assert len(padded) <= 1
 
 
-def test_a_killed_sample_goes_on_with_the_same_result(small_model, tokenizer, tmp_path):
-    asked = prompts(tokenizer, [2, 3, 4, 5])
-    sampling = Sampling(temperature=1.0, max_new_tokens=10, samples=3, batch_size=2)
-    stop_ids = [tokenizer.eos_token_id]
-    complete = functools.partial(generate.decode, small_model, stop_ids=stop_ids)
-    whole = generate.sample(complete, asked, sampling, parts=tmp_path / "a")
-    assert [len(group) for group in whole] == [3] * 4
-
-    class KilledError(Exception):
-        pass
-
-    calls = []
-
-    def killed_at_third(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KilledError
-        return complete(*args, **kwargs)
-
-    with pytest.raises(KilledError):
-        generate.sample(killed_at_third, asked, sampling, parts=tmp_path / "b")
-    left = sorted((tmp_path / "b").iterdir())
-    assert len(left) == 2
-    written = [p.stat().st_mtime_ns for p in left]
-    again = generate.sample(killed_at_third, asked, sampling, parts=tmp_path / "b")
-    assert again == whole
-    assert [p.stat().st_mtime_ns for p in left] == written  # read, not sampled again
-
-
 def test_half_written_files_are_never_seen(tmp_path):
     path = tmp_path / "table.json"
 
@@ -149,16 +118,14 @@ def test_generate_decodes_in_the_same_way(small_model, tokenizer, monkeypatch):
     usual = GenerationConfig(do_sample=True, top_k=1, repetition_penalty=9.0, max_length=3)
     monkeypatch.setattr(small_model, "generation_config", usual)
     asked = prompts(tokenizer, [1, 4, 2, 7, 4, 1])
-    how = {"max_new_tokens": 25, "top_p": 1.0, "top_k": 0}
+    how = {"max_new_tokens": 25}
     said = generate.decode(small_model, asked, temperature=0, stop_ids=[], **how)[0].token_ids
     how["stop_ids"] = [said[5], tokenizer.eos_token_id]  # some stop and some do not
     ours = generate.decode(small_model, asked, temperature=0, **how)
-    theirs = generate._generate(small_model, asked, temperature=0, seed=0, **how)
+    monkeypatch.setattr(generate, "_loop", generate._generate)
+    theirs = generate.decode(small_model, asked, temperature=0, **how)
     assert theirs == ours and {one.finished for one in ours} == {True, False}
     before = torch.get_rng_state()
-    drawn = [
-        generate._generate(small_model, asked, temperature=1.0, seed=seed, **how)
-        for seed in (1, 1, 2)
-    ]
+    drawn = [generate.decode(small_model, asked, seed=seed, **how) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert torch.equal(torch.get_rng_state(), before) and small_model.generation_config is usual

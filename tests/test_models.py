@@ -298,10 +298,9 @@ def test_unsloth_is_the_same_model(project):
 def test_a_hub_model_is_named_with_its_commit(project):
     commit = "b968826d9c46dd6066d109eabc6255188de91218"
     found = models.source(f"Qwen/Qwen3-8B@{commit}")
-    assert found == {"pretrained_model_name_or_path": "Qwen/Qwen3-8B", "revision": commit}
+    assert found == ("Qwen/Qwen3-8B", commit)
     assert models.identity(f"Qwen/Qwen3-8B@{commit}").endswith(commit)
-    local = models.source("models/smoke/0/student")
-    assert "revision" not in local
+    assert models.source("models/smoke/0/student") == (f"{project}/models/smoke/0/student", None)
     known = settings.load()
     for name in ("Qwen/Qwen3-8B", "Qwen/Qwen3-8B@main"):
         changed = known.scales["qwen3-8b"].models.model_copy(update={"student": name})

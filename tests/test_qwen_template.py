@@ -11,7 +11,7 @@ import pytest
 from test_prompts import teacher_context
 from transformers import GenerationConfig
 
-from trdlib import evaluate, generate, models, prompts, rollout, settings, tasks
+from trdlib import engines, evaluate, models, prompts, rollout, settings, tasks
 from trdlib.distill import collate
 from trdlib.refine import refine, rows_of, training_sets
 from trdlib.run import get_run
@@ -165,13 +165,13 @@ def chat(project, qwen3):
 
 
 def test_what_is_generated_is_what_is_trained_on(chat, qwen3, monkeypatch):
-    run, asked, original = chat("opsd"), [], generate.sample
+    run, asked, original = chat("opsd"), [], engines.sample
 
-    def spy(complete, prompts, *how, **more):
-        asked.append(prompts)
-        return original(complete, prompts, *how, **more)
+    def spy(run, name, one, label):
+        asked.append(one.prompts)
+        return original(run, name, one, label)
 
-    monkeypatch.setattr(generate, "sample", spy)
+    monkeypatch.setattr(engines, "sample", spy)
     task = tasks.of(run)
     train = task.sets()["train"]
     y_o = rollout.rollout(run, task, train)

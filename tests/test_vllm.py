@@ -24,7 +24,7 @@ import yaml
 from conftest import REPOSITORY
 from safetensors.torch import load_file, save_file
 
-from trdlib import engines, evaluate, generate, models, settings
+from trdlib import engines, evaluate, generate, models, settings, store
 from trdlib.run import get_run
 from trdlib.settings import Sampling
 
@@ -173,11 +173,22 @@ def logprobs(prompt, response, adapter):
     return [logits[i, token].item() for i, token in zip(at, response, strict=True)]
 
 
+@pytest.fixture
+def engine(who, prompts, tmp_path):
+    """The engine behind a run, open."""
+    engines.fill(who, NAME, [asked(prompts[:1], tmp_path / "open", max_new_tokens=1)], "test")
+    (found,) = engines._open.values()
+    return found
+
+
 def greedy(engine, prompt, adapter):
     """-> a greedy response with its log-probabilities, by the engine."""
-    how = engines.GREEDY | {"max_tokens": 16}
-    ((_, answer),) = engine.answers([engines.Request(prompt, how, engine.known(adapter))])
-    return list(answer.token_ids), engine.logprobs(answer)
+    lora = engine.load(adapter, store.weights_hash(adapter)) if adapter else None
+    ((_, answer),) = engine.answers({0: (prompt, engines.GREEDY, lora)})
+    ids, found = list(answer.token_ids), answer.logprobs
+    if isinstance(engine, engines.OpenAI):
+        return ids, found.token_logprobs
+    return ids, [step[token].logprob for token, step in zip(ids, found, strict=True)]
 
 
 def test_greedy_is_our_loops_with_every_adapter_in_one_call(who, home, prompts, tmp_path):
@@ -186,7 +197,7 @@ def test_greedy_is_our_loops_with_every_adapter_in_one_call(who, home, prompts, 
     engines.fill(who, NAME, wanted, "test")
     found = []
     for one in wanted:
-        assert (one.parts / "queue.jsonl").is_file()
+        assert (one.parts / "rows.jsonl").is_file()
         rows = engines.sample(who, NAME, one, "test")  # of what is there
         found.append([response for (response,) in rows])
         assert found[-1] == ours(prompts, one.adapter)
@@ -208,52 +219,44 @@ def test_mixed_adapters_are_those_of_separate_calls(who, home, prompts, tmp_path
         assert len({tuple(r.token_ids) for r in mixed[0]}) > 4  # each has its own random numbers
 
 
-def test_log_probabilities_are_pefts(who, home, prompts):
-    with engines.opened(who, NAME) as engine:
-        for adapter in (None, home / "adapter1", home / "adapter2"):
-            for prompt in prompts[1:4]:
-                response, found = greedy(engine, prompt, adapter)
-                assert found == pytest.approx(logprobs(prompt, response, adapter), abs=1e-3)
+def test_log_probabilities_are_pefts(engine, home, prompts):
+    for adapter in (None, home / "adapter1", home / "adapter2"):
+        for prompt in prompts[1:4]:
+            response, found = greedy(engine, prompt, adapter)
+            assert found == pytest.approx(logprobs(prompt, response, adapter), abs=1e-3)
 
 
-def test_every_projection_of_an_adapter_counts(who, home, prompts):
+def test_every_projection_of_an_adapter_counts(engine, home, prompts):
     """With one projection zeroed it is another adapter, and vLLM's is PEFT's."""
-    with engines.opened(who, NAME) as engine:
-        for projection in PROJECTIONS:
-            folder = shutil.copytree(
-                home / "adapter1", home / f"no_{projection}", dirs_exist_ok=True
-            )
-            weights = load_file(folder / "adapter_model.safetensors")
-            zeroed = {n: w * (projection not in n) for n, w in weights.items()}
-            assert any(not w.any() for w in zeroed.values())
-            save_file(zeroed, folder / "adapter_model.safetensors")
-            response, found = greedy(engine, prompts[2], folder)
-            assert found == pytest.approx(logprobs(prompts[2], response, folder), abs=1e-3)
-            full = logprobs(prompts[2], response, home / "adapter1")
-            assert np.abs(np.subtract(found, full)).max() > 1e-2, projection
+    for projection in PROJECTIONS:
+        folder = shutil.copytree(home / "adapter1", home / f"no_{projection}", dirs_exist_ok=True)
+        weights = load_file(folder / "adapter_model.safetensors")
+        zeroed = {n: w * (projection not in n) for n, w in weights.items()}
+        assert any(not w.any() for w in zeroed.values())
+        save_file(zeroed, folder / "adapter_model.safetensors")
+        response, found = greedy(engine, prompts[2], folder)
+        assert found == pytest.approx(logprobs(prompts[2], response, folder), abs=1e-3)
+        full = logprobs(prompts[2], response, home / "adapter1")
+        assert np.abs(np.subtract(found, full)).max() > 1e-2, projection
 
 
-def test_an_adapter_that_does_nothing_is_noticed(who, home):
+def test_an_adapter_that_does_nothing_is_noticed(engine, home, prompts, tmp_path):
     folder = shutil.copytree(home / "adapter1", home / "nothing", dirs_exist_ok=True)
     weights = load_file(folder / "adapter_model.safetensors")
     save_file(
         {n: w * ("lora_B" not in n) for n, w in weights.items()},
         folder / "adapter_model.safetensors",
     )
-    with engines.opened(who, NAME) as engine, pytest.raises(RuntimeError, match="changes nothing"):
-        try:
-            engine.known(folder)
-        except RuntimeError:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(engine, "close", lambda: None)
-            raise
+    one = asked(prompts[:1], tmp_path, folder)
+    with pytest.raises(RuntimeError, match="changes nothing"):
+        engines._queue(engine, NAME, [(one, {0})], "test")  # it stays open
 
 
 def test_stop_tokens_and_budgets(who, home, prompts, tmp_path):
     whole = ours(prompts)
     stop = whole[2].token_ids[BUDGET // 2]
-    with engines.opened(who, NAME) as engine, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "stop_ids", [2, stop])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "stop_ids", lambda *a: [2, stop])
         for budget in (1, BUDGET):
             one = asked(prompts, tmp_path / str(budget), max_new_tokens=budget)
             found = [response for (response,) in engines.sample(who, NAME, one, "test")]
@@ -291,7 +294,7 @@ engines.fill(child, NAME, [asked(prompts, "parts", **how)], "test")
 def test_killed_and_resumed(server, home, prompts):
     """kill -9 in the middle: what was finished stays as it is, the rest is sampled."""
     found, _ = server
-    url, path = found.settings.models.server.url, home / "parts" / "queue.jsonl"
+    url, path = found.settings.models.server.url, home / "parts" / "rows.jsonl"
     command = [sys.executable, "-c", CHILD, str(REPOSITORY), str(REPOSITORY / "tests"), url]
     child = subprocess.Popen([*command, json.dumps(prompts[:5])], cwd=home)
     while not path.is_file() or path.read_text().count("\n") < 20:
@@ -301,7 +304,7 @@ def test_killed_and_resumed(server, home, prompts):
     child.wait()
     with path.open("a") as file:
         file.write("\n[3, [1, 2")  # as if the kill had come while it wrote
-    kept = dict(engines._kept(home / "parts"))
+    kept = engines._kept(home / "parts")
     assert 20 <= len(kept) < 200
     how = {"temperature": 1.0, "samples": 40, "max_new_tokens": 200}
     one = asked(prompts[:5], home / "parts", **how)
@@ -345,11 +348,11 @@ def test_a_stage_with_the_server(server, home):
 def test_a_dead_server_loses_nothing(server, home, prompts, tmp_path):
     found, process = server
     one = asked(prompts[:5], tmp_path, temperature=1.0, samples=40, max_new_tokens=400)
-    keep, kept = engines._keep, []
+    keep, kept = engines._keep, {}
 
-    def kill(*response):
-        keep(*response)
-        kept.append(response)
+    def kill(parts, rows):
+        keep(parts, rows)
+        kept.update(rows)
         if len(kept) == 10:
             os.killpg(process.pid, signal.SIGKILL)
 
@@ -357,6 +360,6 @@ def test_a_dead_server_loses_nothing(server, home, prompts, tmp_path):
         patch.setattr(engines, "_keep", kill)
         with pytest.raises(RuntimeError, match=r"no answer from .*: start the server"):
             engines.fill(found, NAME, [one], "test")
-    assert dict(engines._kept(tmp_path)) == {row: response for _, row, response in kept}
+    assert engines._kept(tmp_path) == kept
     with pytest.raises(RuntimeError, match=r"no answer from .*: start the server"):
         engines.fill(found, NAME, [one], "test")

@@ -1,9 +1,9 @@
 """Load a policy through one of two backends, and tell its parts apart.
 
-`unsloth` (FastLanguageModel, single GPU; it also runs on a CPU) or plain `transformers` + `peft`:
-the same model classes come back, so the rest of the library does not know which it was. Weights
-come from safetensors only, and remote code is never trusted. The self-teacher of OPSD costs no
-second model: with the adapter off, the student is its own step-0 weights (paper section 1).
+`unsloth` (FastLanguageModel, one GPU or a CPU) or plain `transformers` + `peft`: the same classes
+come back, so the rest does not know which it was. Weights come from safetensors only, remote code
+is never trusted. The self-teacher of OPSD costs no second model: with the adapter off, the student
+is its own step-0 weights (paper section 1).
 """
 
 import contextlib
@@ -27,19 +27,18 @@ def device(settings: Models) -> str:
     return "cuda" if settings.device == "auto" and torch.cuda.is_available() else "cpu"
 
 
-def source(name: str) -> dict:
-    """Where `from_pretrained` finds the model: a folder of the project if there is one of that
-    name, else the hub's repo at the commit behind the @ (`Qwen/Qwen3-8B@b968...`)."""
-    local = root() / name
-    if local.is_dir():
-        return {"pretrained_model_name_or_path": str(local)}
+def source(name: str) -> tuple[str, str | None]:
+    """Where `from_pretrained` finds the model: (a folder of the project, None) if there is one of
+    that name, else the hub's (repo, commit behind the @: `Qwen/Qwen3-8B@b968...`)."""
+    if (local := root() / name).is_dir():
+        return str(local), None
     repo, _, commit = name.partition("@")
     if not commit:
         raise SettingsError(
             f"the model {name} is not there: make it with `python -m trdlib models --scale SCALE`, "
             "or put a folder with safetensors in its place"
         )
-    return {"pretrained_model_name_or_path": repo, "revision": commit}
+    return repo, commit
 
 
 def identity(name: str) -> str:
@@ -58,17 +57,15 @@ def prepare_process(settings: Models) -> None:
 
 
 @functools.lru_cache(maxsize=8)
-def _tokenizer(**where: str):
+def _tokenizer(folder: str, commit: str | None):
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
-    tokenizer.padding_side = "left"
-    return tokenizer
+    return AutoTokenizer.from_pretrained(folder, revision=commit, trust_remote_code=False)
 
 
 def load_tokenizer(name: str):
-    """The tokenizer alone, padding on the left (generation); collators pad training batches."""
-    return _tokenizer(**source(name))
+    """The tokenizer alone; decoding and collators pad by themselves."""
+    return _tokenizer(*source(name))
 
 
 def free_gpu() -> None:
@@ -78,64 +75,46 @@ def free_gpu() -> None:
         torch.cuda.empty_cache()
 
 
-def check_4bit(settings: Models) -> None:
-    """SettingsError if 4-bit weights are asked for and cannot be had here."""
-    if settings.load_in_4bit and not torch.cuda.is_available():
-        raise SettingsError("models.load_in_4bit needs a GPU and there is none: leave it out")
-    if settings.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
-        raise SettingsError(
-            "models.load_in_4bit needs bitsandbytes: pip install -e '.[gpu]', or leave it out"
-        )
-
-
 def load(name: str, settings: Models, context_length: int):
     """-> (model, tokenizer), on the GPU if there is one, in evaluation mode, weights frozen.
 
     context_length: the longest sequence it will see, in tokens (Run.context_length). SettingsError
     if `hidden_states` and `head` do not make the logits that the model itself makes.
     """
-    check_4bit(settings)
+    (folder, commit), four = source(name), settings.load_in_4bit
+    bits = importlib.util.find_spec("bitsandbytes")
+    if four and not (bits and torch.cuda.is_available()):
+        needs = "bitsandbytes: pip install -e '.[gpu]'" if torch.cuda.is_available() else "a GPU"
+        raise SettingsError(f"models.load_in_4bit needs {needs}, or leave it out")
     free_gpu()
-    where, dtype, place = source(name), getattr(torch, settings.dtype), device(settings)
+    how = {"revision": commit, "dtype": getattr(torch, settings.dtype), "trust_remote_code": False}
     if settings.backend == "unsloth":
-        if place == "cpu" and torch.cuda.is_available():
+        if settings.device == "cpu" and torch.cuda.is_available():
             raise SettingsError(
-                "the backend unsloth takes the GPU where there is one: set models.device to auto, "
-                "or models.backend to transformers"
+                "the backend unsloth takes the GPU: set models.device to auto, or another backend"
             )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on a CPU it warns that it would rather have a GPU
+        with warnings.catch_warnings(action="ignore"):  # on a CPU it would rather have a GPU
             import unsloth  # before transformers: it patches it
 
         prepare_process(settings)
         # Its decode step as a graph: else hundreds of launches a token, for which the GPU waits.
         os.environ.setdefault("UNSLOTH_DECODE_CUDA_GRAPHS", "1")
-        model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
-            where["pretrained_model_name_or_path"],
-            revision=where.get("revision"),
-            max_seq_length=context_length,
-            dtype=dtype,
-            load_in_4bit=settings.load_in_4bit,
-            use_exact_model_name=True,  # else a copy of its own, and not at our commit
-            trust_remote_code=False,
-        )
+        # use_exact_model_name: else a copy of its own, and not at our commit
+        how |= {"max_seq_length": context_length, "use_exact_model_name": True}
+        model, _ = unsloth.FastLanguageModel.from_pretrained(folder, load_in_4bit=four, **how)
     else:
         from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
         prepare_process(settings)
-        how = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
-        if settings.load_in_4bit:  # such a model cannot be moved: it loads where it stays
-            how["quantization_config"] = BitsAndBytesConfig(
-                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
-            )
-            how["device_map"] = {"": 0}
-        model = AutoModelForCausalLM.from_pretrained(**where, **how)
-        model = model if settings.load_in_4bit else model.to(place)
-        tokenizer = load_tokenizer(name)
-    tokenizer.padding_side = "left"
+        if four:  # such a model cannot be moved: it loads where it stays
+            bits = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": how["dtype"]}
+            bits = BitsAndBytesConfig(load_in_4bit=True, **bits)
+            how |= {"quantization_config": bits, "device_map": {"": 0}}
+        model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **how)
+        model = model if four else model.to(device(settings))
     model.requires_grad_(False).eval()
     _check_logits(name, model)
-    return model, tokenizer
+    return model, load_tokenizer(name)
 
 
 @torch.no_grad()
@@ -176,27 +155,19 @@ def add_lora(model, settings: Lora, *, backend: str, seed: int, checkpointing: b
                 f"where the loss sees an adapter: choose among {among}"
             )
     torch.manual_seed(seed)
+    how = {"r": settings.r, "lora_alpha": settings.alpha, "lora_dropout": settings.dropout}
+    how["target_modules"] = list(settings.targets)
     if backend == "unsloth":
         import unsloth
 
-        return unsloth.FastLanguageModel.get_peft_model(
-            model,
-            r=settings.r,
-            lora_alpha=settings.alpha,
-            lora_dropout=settings.dropout,
-            target_modules=list(settings.targets),
-            use_gradient_checkpointing="unsloth" if checkpointing else False,
-            random_state=seed,
-        )
+        how["use_gradient_checkpointing"] = "unsloth" if checkpointing else False
+        return unsloth.FastLanguageModel.get_peft_model(model, random_state=seed, **how)
     import peft
 
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
-    how = {"r": settings.r, "lora_alpha": settings.alpha, "lora_dropout": settings.dropout}
-    targets = list(settings.targets)
-    lora = peft.LoraConfig(target_modules=targets, task_type="CAUSAL_LM", **how)
-    return peft.get_peft_model(model, lora)
+    return peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **how))
 
 
 def with_adapter(model, folder: str | Path, *, merge: bool = True):
@@ -219,19 +190,14 @@ def step0(model):
         model.train(training)
 
 
-def _causal_lm(model):
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 def hidden_states(model, **inputs) -> torch.Tensor:
     """Last hidden states (B, T, H): what the output head reads. No logits are formed."""
-    return _causal_lm(model).get_decoder()(**inputs, use_cache=False).last_hidden_state
+    return model.get_decoder()(**inputs, use_cache=False).last_hidden_state
 
 
 def head(model, vocabulary: int | torch.Tensor | None) -> Head:
     """The output head over so many tokens, without its padded rows (None: with them), or over these
     tokens alone. SettingsError if there is none, it is quantised, or it carries an adapter."""
-    model = _causal_lm(model)
     layer, config = model.get_output_embeddings(), model.config.get_text_config()
     weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
     if weight is None or weight.dtype.itemsize < 2 or hasattr(layer, "base_layer"):
@@ -241,8 +207,7 @@ def head(model, vocabulary: int | torch.Tensor | None) -> Head:
         )
 
     def given(*names: str) -> list[float]:
-        values = [getattr(config, name, None) for name in names]
-        return [value for value in values if isinstance(value, int | float)]
+        return [v for n in names if isinstance(v := getattr(config, n, None), int | float)]
 
     # What the families call it; whoever does more, or means something else, fails _check_logits.
     divided = given("logits_scaling", "logits_mup_width_multiplier")
@@ -254,11 +219,8 @@ def head(model, vocabulary: int | torch.Tensor | None) -> Head:
 
 
 def onset_ids(tokenizer, words) -> list[int]:
-    """First tokens of the onset words, with and without a leading space, in ascending order.
-
-    A first token of a single letter says nothing and is left out. Raises ValueError for a word of
-    which nothing is left.
-    """
+    """First tokens of the onset words, with and without a leading space, in ascending order, but
+    for single letters, which say nothing. ValueError for a word of which nothing is left."""
     found: set[int] = set()
     for word in words:
         first = {tokenizer.encode(s + word, add_special_tokens=False)[0] for s in ("", " ")}
@@ -274,19 +236,17 @@ def generation_config(name: str):
     """The generation settings that come with a model; its weights are not loaded."""
     from transformers import AutoConfig, GenerationConfig
 
-    where = source(name)
-    folder, revision = where["pretrained_model_name_or_path"], where.get("revision")
+    at, commit = source(name)
     try:
-        return GenerationConfig.from_pretrained(folder, revision=revision or "main")
+        return GenerationConfig.from_pretrained(at, revision=commit)
     except OSError:  # it has none: they follow from the model's own settings, as when it is loaded
-        return GenerationConfig.from_model_config(AutoConfig.from_pretrained(**where))
+        return GenerationConfig.from_model_config(AutoConfig.from_pretrained(at, revision=commit))
 
 
 def stop_ids(generation_config, tokenizer) -> list[int]:
     """The tokens that end a turn: the tokenizer's own, and those of the generation settings."""
-    configured = generation_config.eos_token_id
-    configured = configured if isinstance(configured, list) else [configured]
-    return sorted({tokenizer.eos_token_id, *configured} - {None})
+    ends = generation_config.eos_token_id
+    return sorted({tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None})
 
 
 def check_same_vocabulary(student_tokenizer, teacher_tokenizer) -> None:
