@@ -116,7 +116,7 @@ def test_killed_three_times_it_ends_in_the_bytes_of_one_process_without_dvc(tmp_
     plain, cut = checkout(tmp_path / "plain"), checkout(tmp_path / "cut")
     by_hand = subprocess.Popen([sys.executable, "-c", BY_HAND], cwd=plain, env=environment())
 
-    kill_when(cut, "runs/smoke/y_o.parquet.seeds/*.parts/*/*.json")
+    kill_when(cut, "runs/smoke/y_o.parquet.seeds/*.parts/*/*.jsonl")
     assert not (cut / "runs/smoke/y_o.parquet").exists()
     kill_when(cut, "runs/smoke/distill/opd/trd/1/candidates/*")
     assert not (cut / "runs/smoke/distill/opd/trd/1/adapter").exists()

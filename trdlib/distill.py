@@ -237,7 +237,7 @@ def _shapes(run: Run) -> tuple:
     training = settings.training.model_dump(mode="json", exclude=others)
     used = *divergence.code(recipe.divergence), *models.CODE
     code = store.code_hash(*used, collate, Distiller, build, train)
-    loaded = settings.models.model_dump(exclude={"engine", "gpu_share", "server", "date"})
+    loaded = settings.models.model_dump(exclude={"engine", "gpu_share", "gpus", "server", "date"})
     return run.mode, recipe, training, settings.lora, loaded, code
 
 

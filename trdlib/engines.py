@@ -19,6 +19,7 @@ import importlib.util
 import json
 import os
 import random
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
@@ -86,8 +87,8 @@ def sample(run: Run, name: str, asked: Asked, label: str) -> list[list[Completio
 
 def _kept(parts: Path) -> dict[int, Completion]:
     """The responses that are finished, by row."""
-    found, path = {}, parts / "rows.jsonl"
-    for line in path.read_text().splitlines() if path.is_file() else ():
+    found = {}
+    for line in (line for path in parts.glob("*.jsonl") for line in path.read_text().splitlines()):
         with suppress(json.JSONDecodeError):  # of a line that a kill cut off
             row, *response = json.loads(line)
             found[row] = Completion(*response)
@@ -96,17 +97,20 @@ def _kept(parts: Path) -> dict[int, Completion]:
 
 def _keep(parts: Path, rows: dict[int, Completion]) -> None:
     parts.mkdir(parents=True, exist_ok=True)
-    with (parts / "rows.jsonl").open("a") as file:  # on new lines, also after one cut off
+    writer = f"{socket.gethostname()}-{os.getpid()}.jsonl"  # several may, on several machines
+    with (parts / writer).open("a") as file:  # on new lines, also after one cut off
         file.writelines(f"\n{json.dumps([row, *response])}" for row, response in rows.items())
 
 
-def fill(run: Run, name: str, asked: list[Asked], label: str) -> None:
-    """Sample what is missing in the parts of all of these, of the model `name`.
+def fill(run: Run, name: str, asked: list[Asked], label: str, mine: int = 0, of: int = 1) -> None:
+    """Sample what is missing in the parts of all of these, of the model `name`; the share `mine` of
+    so many, each another engine's: every so-many-th row.
 
     Where this ends early, by an error or a kill, what was finished is kept. vLLM stays open for
     its model, until it is asked for another, or `close`.
     """
-    lacking = [(one, set(range(len(one.rows))) - _kept(one.parts).keys()) for one in asked]
+    ours = [(one, range(mine, len(one.rows), of)) for one in asked]
+    lacking = [(one, set(rows) - _kept(one.parts).keys()) for one, rows in ours]
     lacking = [(one, rows) for one, rows in lacking if rows]
     if run.settings.models.engine == "transformers":
         close()
@@ -210,6 +214,7 @@ class Vllm:
         rank = max(8, 1 << (run.settings.lora.r - 1).bit_length())  # a power of two, at most 512
         # Few are mixed: only while the last long responses of one end do those of the next begin.
         lora = {"enable_lora": True, "max_loras": 4, "max_lora_rank": rank}
+        lora["tensor_parallel_size"] = how.gpus
         # generation_config: no sampling defaults from the model's folder
         self.engine = LLM(**weights, **room, **lora, generation_config="vllm").llm_engine
         # Twice as many as it runs at a time: it never waits for us.

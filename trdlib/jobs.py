@@ -121,7 +121,9 @@ def on_ray() -> int:
         if not ray.is_initialized():
             ray.init(log_to_driver=False, logging_level="ERROR")
     except ImportError:
-        raise SettingsError("RAY_ADDRESS is set: pip install -e '.[cluster]', or unset it") from None
+        raise SettingsError(
+            "RAY_ADDRESS is set: pip install -e '.[cluster]', or unset it"
+        ) from None
     except (ConnectionError, RuntimeError, ValueError) as error:
         why = f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']} ({error})"
         raise SettingsError(f"{why}: start one with `ray start --head`, or unset it") from None
@@ -163,16 +165,16 @@ def _by_ray(function, jobs: list[tuple], workers: int):
                 ray.cancel(left, force=True)
 
 
-def run_jobs(function, jobs: list[tuple], *, workers: int = 1, label: str = "") -> list:
+def run_jobs(function, jobs: list[tuple], *, workers: float = 1, label: str = "") -> list:
     """[function(*job) for job in jobs], in that order, with a progress bar on stderr.
 
     A job that raises ends the run with its error. workers: processes here, or jobs that share a GPU
-    of a Ray cluster.
+    of a Ray cluster (1/2: a job takes two).
     """
     inside = multiprocessing.parent_process() is not None  # of a job: the outer bar tells enough
     bar = {"desc": label, "total": len(jobs), "file": sys.stderr, "disable": not jobs or inside}
     ray = jobs and not inside and on_ray()
-    if not ray and (workers == 1 or not jobs or _holds_gpu()):
+    if not ray and (workers <= 1 or not jobs or _holds_gpu()):
         return [function(*job) for job in tqdm(jobs, **bar)]
     results: list = [None] * len(jobs)
     for number, done in tqdm((_by_ray if ray else _here)(function, jobs, workers), **bar):

@@ -149,8 +149,10 @@ def pool(run: Run, function, todo: list[tuple], label: str, *, training: bool = 
             if (store.fingerprint_of(path) or "").split("/")[0] != stamp:
                 name = one.model_name(request.role, request.seed)
                 lacking.setdefault(name, []).append(_asked(path, stamp, request, sampling))
+        places = jobs.on_ray() // how.gpus or 1  # an engine for each, with its share
         for name, asked in lacking.items():
-            engines.fill(run, name, asked, label)
+            shares = [(run, name, asked, label, mine, places) for mine in range(places)]
+            jobs.run_jobs(engines.fill, shares, workers=1 / how.gpus, label=f"{label}: engines")
     if todo and settings.workers > 1 and (training or how.engine == "transformers"):
         for module in ("peft", "transformers.trainer") if training else ("peft",):
             importlib.import_module(module)
