@@ -183,8 +183,7 @@ def train(
 ) -> list[dict]:
     """Train with the stock Trainer; go on from the last whole checkpoint. Returns the loss log.
 
-    tracker: the Trainer's `report_to`; what it is told goes under `name`. It watches and changes
-    nothing, so it is no part of a fingerprint.
+    tracker: the Trainer's `report_to`, which watches under this name and changes nothing.
     """
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -277,14 +276,8 @@ def _is_in(folder: Path, stamp: str) -> bool:
     return about.get("fingerprint") == stamp and store.check_weights(folder, about.get("weights"))
 
 
-def cost_file(run: Run, seed: int, learning_rate: float) -> Path:
-    """Where the cost of a training run is noted: beside the adapter, since it differs."""
-    return run.folder(seed) / "cost" / f"{learning_rate}.json"
-
-
 def train_adapter(candidate: Candidate, task, problems: pd.DataFrame) -> None:
-    """Train an adapter into the candidate's folder if it is not there: weights,
-    training_log.json, run.json.
+    """Train an adapter into the candidate's folder if it is not there.
 
     problems: the train set, of which a later round (Method.rounds) samples its part anew. Each
     round is a training of its own, with its own warm-up, that starts with the adapter before.
@@ -293,20 +286,18 @@ def train_adapter(candidate: Candidate, task, problems: pd.DataFrame) -> None:
     if _is_in(candidate.folder, stamp):
         return
     rounds, adapter = run.recipe.rounds, None
-    with jobs.metered() as cost:
-        for number in range(rounds):
-            place = run.folder(seed) / "rounds" / str(rate) / str(number + 1)
-            folder = candidate.folder if number == rounds - 1 else place / "adapter"
-            part = rows
-            if number:
-                asked = problems.iloc[number::rounds]
-                part = next_round(run, task, seed, asked, adapter, number, place)
-            elif rounds > 1:  # attempts of the step-0 student: those that all methods share
-                of_one = len(rows) // len(problems)
-                part = [pair for i, pair in enumerate(rows) if (i // of_one) % rounds == 0]
-            _train_round(candidate._replace(rows=part), number, folder, adapter)
-            adapter = folder
-    store.write_json(cost_file(run, seed, rate), store.read_json(adapter / "run.json") | cost)
+    for number in range(rounds):
+        place = run.folder(seed) / "rounds" / str(rate) / str(number + 1)
+        folder = candidate.folder if number == rounds - 1 else place / "adapter"
+        part = rows
+        if number:
+            asked = problems.iloc[number::rounds]
+            part = next_round(run, task, seed, asked, adapter, number, place)
+        elif rounds > 1:  # attempts of the step-0 student: those that all methods share
+            of_one = len(rows) // len(problems)
+            part = [pair for i, pair in enumerate(rows) if (i // of_one) % rounds == 0]
+        _train_round(candidate._replace(rows=part), number, folder, adapter)
+        adapter = folder
 
 
 def _train_round(candidate: Candidate, number: int, folder: Path, before: Path | None) -> None:

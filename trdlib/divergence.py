@@ -1,13 +1,11 @@
 """Per-token divergences between student and teacher, straight from hidden states.
 
-Paper sections 1 and 2: forward KL(T||S), reverse KL(S||T), generalised JSD; teacher top-k; the
-cross-entropy of the SFT rows. [tokens, vocabulary] is never built for a whole sequence: the rows
-go through the output heads in chunks, and because each gradient with respect to the student's
-logits is closed-form and the head is frozen under LoRA, the gradient of the hidden state is formed
-right there, in the forward pass: three projections (student, teacher, gradient) instead of the five
-that recomputing the logits would take, and memory that does not depend on the number of tokens.
-
-With z the student's logits over the temperature tau, s = softmax(z), t the teacher's distribution:
+Paper sections 1 and 2. [tokens, vocabulary] is never built for a whole sequence: the rows go through
+the output heads in chunks, and because each gradient with respect to the student's logits is
+closed-form and the head is frozen under LoRA, that of the hidden state is formed right there, in
+the forward pass: three projections (student, teacher, gradient) instead of five, and memory that
+does not depend on the number of tokens. With z the student's logits over the temperature, s =
+softmax(z), t the teacher's distribution:
 
     forward KL    sum t (log t - log s)                      d/dz = s - t
     reverse KL    sum s (log s - log t)                      d/dz = s (g - <s, g>),
@@ -19,14 +17,11 @@ With z the student's logits over the temperature tau, s = softmax(z), t the teac
                   else reverse KL (V: size of the support)
     cross-entropy -log s[y]                                  d/dz = s - onehot(y)
 
-Skew KL is DistiLLM's alpha-SKL (arXiv 2402.03898: KL(p, alpha p + (1-alpha) q)), beta its
-alpha, 0.1 there. The gate follows the idea of arXiv 2603.07079, whose abstract adds the forward KL
-to the reverse KL where the teacher's entropy is high; the switch and its threshold are ours.
-Outside the teacher's top k: nothing (both sides renormalised), or with `tail` one bucket of the
-summed probability on each side, whose logit is the logsumexp r of the rest: dr/dz = softmax(rest).
-
-Deviations from the literature: none is scaled by tau squared (as in TRL, unlike in Hinton et al.);
-JSD follows TRL's convention, in which beta weighs the teacher.
+Skew KL is DistiLLM's alpha-SKL (arXiv 2402.03898), beta its alpha, 0.1 there. The gate follows the
+idea of arXiv 2603.07079; the switch and its threshold are ours. Outside the teacher's top k:
+nothing (both sides renormalised), or with `tail` one bucket of the summed probability on each side,
+whose logit is the logsumexp r of the rest: dr/dz = softmax(rest). As in TRL none is scaled by the
+squared temperature (unlike Hinton et al.), and JSD's beta weighs the teacher.
 """
 
 from __future__ import annotations
@@ -86,13 +81,11 @@ def token_divergence(
     """Divergence of student and teacher at each of N positions, in nats, differentiable once.
 
     student_hidden (N, H_S), teacher_hidden (N, H_T): last hidden states at the positions that
-    predict the tokens. student_head (V, H_S), teacher_head (V, H_T): output heads, or their bare
-    weights, over the same vocabulary, without padded rows. kind: a name of DIVERGENCES. top_k: keep
-    the teacher's k most probable tokens and renormalise both sides on them; with tail the others
-    are one more token instead. Returns (N,) in float32 (float64 for float64 input); the gradient
-    flows to student_hidden alone.
-    Raises ValueError on an unknown kind, top_k < 2, tail without top_k, beta outside (0, 1), shapes
-    that do not agree, or a student head that wants a gradient (there is none for it: freeze it).
+    predict the tokens. Heads (V, H_S), (V, H_T), or their bare weights: over the same vocabulary,
+    without padded rows. kind: a name of DIVERGENCES. top_k: the teacher's k most probable tokens
+    alone, both sides renormalised; with tail the others are one more token instead. Returns (N,),
+    float32 (float64 for float64 input); the gradient flows to student_hidden alone. ValueError
+    where these do not fit together, or the student's head wants a gradient: freeze it.
     """
     student_head, teacher_head = as_head(student_head), as_head(teacher_head)
     weights = student_head.weight, teacher_head.weight

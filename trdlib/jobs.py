@@ -9,7 +9,6 @@ import contextlib
 import gc
 import multiprocessing
 import os
-import resource
 import socket
 import sys
 import tempfile
@@ -23,42 +22,19 @@ from tqdm import tqdm
 from trdlib import store
 from trdlib.settings import SettingsError, root
 
-_compute = {"seconds": 0.0, "peak": 0.0}  # of this process and its finished jobs
+_compute = {"seconds": 0.0}  # of this process and its finished jobs
 
 
 @contextlib.contextmanager
 def model_compute(clock=time.process_time):
-    """Clock the enclosed work as model compute (sampling, scoring, training), in core-seconds.
-
-    CPU time, so that jobs side by side do not count each other; a process that waits for its GPU
-    spins, which makes it wall time there. clock: another one, where other processes do the work.
-    """
+    """Clock the enclosed work as model compute (sampling, scoring, training), in core-seconds: CPU
+    time, so that jobs side by side do not count each other; who waits for a GPU spins. clock:
+    another one, where other processes do the work."""
     started = clock()
     try:
         yield
     finally:
         _compute["seconds"] += clock() - started
-
-
-def _peak_mib() -> float:
-    """The most memory so far, MiB: of the GPU if torch uses one, else of the process."""
-    if _holds_gpu():
-        return sys.modules["torch"].cuda.max_memory_allocated() / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-@contextlib.contextmanager
-def metered():
-    """What the enclosed work cost: a dict, filled at its end.
-
-    core_seconds of model compute (of a resumed call: its own share) and peak_mib, the most memory
-    that one process has had until then.
-    """
-    cost, before = {}, _compute["seconds"]
-    yield cost
-    cost["core_seconds"] = round(_compute["seconds"] - before, 3)
-    cost["peak_mib"] = round(max(_peak_mib(), _compute["peak"]), 1)
 
 
 def write_timing(stage: str, workers: int = 1) -> None:
@@ -75,7 +51,7 @@ def progress(label: str, iterable=None, **how):
 
 
 def _start_worker() -> None:
-    _compute.update(seconds=0.0, peak=0.0)
+    _compute["seconds"] = 0.0
     gc.freeze()  # the Trainer collects garbage; what was inherited is none
     parent = multiprocessing.parent_process()
 
@@ -88,7 +64,7 @@ def _start_worker() -> None:
 
 def _timed(function, job):
     before = _compute["seconds"]
-    return function(*job), _compute["seconds"] - before, _peak_mib()
+    return function(*job), _compute["seconds"] - before
 
 
 def _holds_gpu() -> bool:
@@ -178,7 +154,6 @@ def run_jobs(function, jobs: list[tuple], *, workers: float = 1, label: str = ""
         return [function(*job) for job in tqdm(jobs, **bar)]
     results: list = [None] * len(jobs)
     for number, done in tqdm((_by_ray if ray else _here)(function, jobs, workers), **bar):
-        results[number], seconds, peak = done
+        results[number], seconds = done
         _compute["seconds"] += seconds
-        _compute["peak"] = max(_compute["peak"], peak)
     return results

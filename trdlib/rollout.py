@@ -108,11 +108,6 @@ def answers(
     return table(run, task, path, Request(role, seed, rows, asked, **more), sampling)
 
 
-def cost_file(path: Path) -> Path:
-    """Where the cost of a generation file is noted: beside it, since it differs between runs."""
-    return path.with_suffix(".cost.json")
-
-
 def tables_of_seeds(
     run: Run, task, path: Path, requests: list[Request], sampling: Sampling, **columns: list
 ) -> pd.DataFrame:
@@ -125,11 +120,9 @@ def tables_of_seeds(
             return found
         folder = path.with_name(f"{path.name}.seeds")
         todo = [(run, task, folder / f"{r.seed}.parquet", r, sampling) for r in requests]
-        with jobs.metered() as cost:
-            tables = pool(run, table, todo, path.stem)
+        tables = pool(run, table, todo, path.stem)
         frames = [t.assign(seed=r.seed) for r, t in zip(requests, tables, strict=True)]
         found = pd.concat(frames, ignore_index=True).assign(**columns)
-        store.write_json(cost_file(path), cost)
         store.save(found, path, stamp)
         shutil.rmtree(folder, ignore_errors=True)
         return found
