@@ -64,8 +64,8 @@ def at(raw, path, value):
         ("scales/tiny/map/knobs", {"locality": [0, 1]}, "needs at least its usual value"),
         ("scales/tiny/map/methods", ["trd"], "compares trd, off_policy and sft_refined"),
         ("methods/sft/divergence", "forward_kl", "y_star is trained with cross_entropy"),
-        ("methods/off_policy/subset", "failed", "this subset needs y_o or y_r"),
-        ("methods/forward_kl/subset", "failed_then_passed", "needs the trajectory y_r"),
+        ("methods/off_policy/subset", "failed", "this subset need y_o or y_r"),
+        ("methods/forward_kl/subset", "failed_then_passed", "need the trajectory y_r"),
         ("scales/tiny/models/teacher", None, "opd needs models.teacher"),
         ("scales/smoke/training/micro_batch_size", 3, "multiple of micro_batch_size 3"),
         ("scales/tiny/onsets", [], "onsets.*at least 1 item"),
@@ -76,12 +76,12 @@ def at(raw, path, value):
         ("scales/tiny/modes", ["opd"], "no mode of the scale 'opsd'"),
         ("scales/tiny/variants/opsd", ["trd_lost"], "no method 'trd_lost'"),
         ("methods/trd_right/rounds", 2, "rounds need all rows: drop subset"),
-        ("methods/seq_kd/rounds", 2, "rounds need y_o or y_r"),
+        ("methods/seq_kd/rounds", 2, "rounds .* need y_o or y_r"),
         ("methods/reverse_kl_tail/top_k", None, "tail is of what top_k leaves out: set top_k"),
         ("methods/seq_kd/prune_below", 0.1, "cross_entropy has no teacher"),
         ("methods/reverse_kl_no_onsets/prune_below", 0.1, "drop skip_onsets"),
         ("scales/smol/only", ["dpo"], "no method 'dpo'"),
-        ("methods/forward_kl/context", "plain", "context plain needs the trajectory y_r"),
+        ("methods/forward_kl/context", "plain", "context plain .* need the trajectory y_r"),
         ("scales/tiny/task", "poetry", "there is no task 'poetry': choose from modular"),
         ("scales/tiny-code/lora", {"rank": 8}, "tiny-code.lora.rank: unknown key"),
         (
@@ -118,7 +118,7 @@ def test_unreadable_files(tmp_path, monkeypatch):
         settings.load()
 
 
-EMPTY = "run: {scales: [], methods: []}\ndefaults: {}\nmethods: {}\nscales: {}\n"
+EMPTY = "run: {scales: [x], methods: [x]}\ndefaults: {}\nmethods: {}\nscales: {}\n"
 BOMB = "b0: &b0 [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
     f"b{i}: &b{i} [{', '.join([f'*b{i - 1}'] * 9)}]\n" for i in range(1, 25)
 )
