@@ -41,28 +41,26 @@ class Run:
             name = getattr(self.settings.models, role) or "{seed}"
             made = "{seed}" in name or self.settings.packaged or (root() / name).is_dir()
             if not (made or re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", name)):
-                what = (
-                    f"models.{role} {name!r} is neither a folder here nor a hub model at a commit"
-                )
-                raise SettingsError(f"{what}: write owner/name@ and the commit's 40 hex digits")
+                no = f"models.{role} {name!r} is neither a folder here nor a hub model at a commit"
+                raise SettingsError(f"{no}: write owner/name@ and the 40 hex digits of the commit")
         if self.mode == "none":
             known("reference row (mode none)", method, self.methods)
         else:
             known(f"mode of the scale {scale}", self.mode, self.settings.modes)
             known("method", method, self.settings.methods)
-        usual, (runs, results) = scale.partition("~")[0], (root() / "runs", root() / "results")
+        usual, runs, cell = scale.partition("~")[0], root() / "runs", Path(self.mode, method)
         place = functools.partial(_named, usual, settings.scales[usual], self.settings)
         # The choice between several learning rates depends on the samples that it is made from.
         trained = place((*_ADAPTERS, *(("evaluation",) if len(self.rates) > 1 else ())))
         sampled = place((*(_ATTEMPTS if self.mode == "none" else _ADAPTERS), "evaluation"))
-        cell, small = Path(self.mode, method), runs / trained / "results"
         self.data = root() / "data" / place(_DATA)
         self.attempts = runs / place(_ATTEMPTS) / "y_o.parquet"
         self.rewritten = runs / place(_REWRITES) / "refine" / self.mode
         self.trained = runs / trained / "distill" / cell
         self.sampled = runs / sampled / "evaluate" / cell
-        self.choice = (small if "~" in trained else results) / "training" / trained / f"{cell}.json"
-        self.results = runs / scale / "results" if "~" in scale else results
+        self.results = runs / scale / "results" if "~" in scale else root() / "results"
+        place_of_choice = runs / trained / "results" if "~" in trained else root() / "results"
+        self.choice = place_of_choice / "training" / trained / f"{cell}.json"
         self.metrics = self.results / "metrics" / scale / f"{cell}.json"
 
     def with_(self, mode: str | None = None, method: str | None = None) -> Self:
@@ -176,9 +174,7 @@ def with_changes(settings: Settings, scale: str) -> tuple[str, Settings]:
         for change in changes:
             key, equals, value = change.partition("=")
             if not (key and equals):
-                raise SettingsError(
-                    f"{change!r} changes nothing: write setting=value, as in lora.r=8"
-                )
+                raise SettingsError(f"{change!r} changes nothing: write it as in lora.r=8")
             *parents, last = [int(part) if part.isdecimal() else part for part in key.split(".")]
             functools.reduce(operator.getitem, parents, raw)[last] = plain_value(value)
         changed = Scale.model_validate(raw)

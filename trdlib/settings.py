@@ -363,7 +363,7 @@ def load(path: str | os.PathLike = "params.yaml") -> Settings:
 
 
 def first_fault(error: ValueError) -> str:
-    """An error in one sentence; of several the first: where it is, what is wrong, how to mend it."""
+    """An error, of several the first, in one sentence: where it is, what is wrong, the mend."""
     if not isinstance(error, pydantic.ValidationError):
         return str(error)
     first = error.errors()[0]

@@ -28,9 +28,7 @@ from trdlib.settings import root
 AnyPath = str | os.PathLike
 _FINGERPRINT = b"trd.fingerprint"
 # As Linux, torch, safetensors and numpy say that the disk is full, or a file larger than it may be.
-_FULL = (
-    "No space left|File too large|quota|unexpected pos|file write failed|requested and .* written"
-)
+_FULL = "No space left|File too large|quota|unexpected pos|write failed|requested and .* written"
 
 
 def _say(path: AnyPath, what: str) -> None:
@@ -184,8 +182,8 @@ def weights_hash(folder: AnyPath) -> str:
     files = sorted(p for p in Path(folder).glob("*") if p.suffix in (".safetensors", ".gguf"))
     if not files:
         raise FileNotFoundError(f"no .safetensors or .gguf weights in {folder}")
-    about = [(p, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-    return content_hash([(one[0].name, _file_hash(*one)) for one in about])
+    stats = [(p, p.stat()) for p in files]
+    return content_hash([(p.name, _file_hash(p, s.st_size, s.st_mtime_ns)) for p, s in stats])
 
 
 def check_weights(folder: AnyPath, expected: str | None) -> bool:
