@@ -60,7 +60,6 @@ def _refuse(fault: str, holds) -> AfterValidator:
 _number = BeforeValidator(lambda value: str(value) if isinstance(value, bool) else value)
 _warm = _refuse("0 is greedy, the others start at 0.001", lambda value: 0 < value < 0.001)
 _distinct = _refuse("the same stands here twice: drop one", lambda v: len({*v}) < len(v))
-_T = TypeVar("_T")
 Name = Annotated[str, AfterValidator(check_name)]
 Natural = Annotated[int, _number, Field(ge=0, lt=2**32)]
 Count = Annotated[int, _number, Field(ge=1, le=10**7)]
@@ -68,8 +67,8 @@ Positive = Annotated[float, _number, Field(gt=0)]
 Probability = Annotated[float, _number, Field(gt=0, le=1)]
 Share = Annotated[float, _number, Field(ge=0, lt=1)]
 Temperature = Annotated[float, _number, Field(ge=0, le=100), _warm]
-Distinct = Annotated[tuple[_T, ...], _distinct]
-Several = Annotated[tuple[_T, ...], Field(min_length=1), _distinct]
+Distinct = Annotated[tuple[TypeVar("T"), ...], _distinct]
+Several = Annotated[tuple[TypeVar("T"), ...], Field(min_length=1), _distinct]
 Weights = Annotated[str, Field(pattern=r"^([^{}\n]|\{seed\})+$")]
 Mode = Literal["opd", "opsd"]
 

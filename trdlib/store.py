@@ -73,13 +73,13 @@ def write_whole(path: AnyPath, write, *, folder: bool = False) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = {"dir": path.parent, "prefix": f".{path.name[:99]}.", "suffix": ".tmp"}
-    with enough_disk(path), tempfile.TemporaryDirectory(**beside) as place:
-        new = Path(place, path.name)
+    with enough_disk(path), tempfile.TemporaryDirectory(**beside, ignore_cleanup_errors=True) as at:
+        new = Path(at, path.name)
         if folder:
             new.mkdir()
         write(new)
         if folder and path.exists():
-            path.rename(Path(place, f"{path.name}.old"))
+            path.rename(Path(at, f"{path.name}.old"))
         os.replace(new, path)
     return path
 
