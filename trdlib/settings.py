@@ -291,7 +291,6 @@ class Settings(Section):
     run: Matrix  # what `dvc repro` runs: at each scale every mode of it with every method
     methods: dict[Name, Method]  # as written; each scale has them with its own changes
     scales: dict[Name, Scale]  # each with the defaults merged in
-    defaults: dict[str, Any] = Field({}, exclude=True)
 
     def faults(self) -> dict:
         for name in self.run.scales:
@@ -355,8 +354,9 @@ def load(path: str | os.PathLike = "params.yaml") -> Settings:
         raise SettingsError(f"{path.name} needs the sections {', '.join(needed)}, each a mapping")
     defaults = raw["defaults"] | {"methods": raw["methods"]}
     scales = {name: _merge(defaults, part) for name, part in raw["scales"].items()}
+    given = {name: part for name, part in raw.items() if name != "defaults"}
     try:
-        return Settings.model_validate({**raw, "scales": scales})
+        return Settings.model_validate(given | {"scales": scales})
     except pydantic.ValidationError as error:
         raise SettingsError(f"{path.name}: {first_fault(error)}") from None
 
