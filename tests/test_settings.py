@@ -2,7 +2,9 @@
 
 import copy
 import re
+import shlex
 import tomllib
+from unittest import mock
 
 import pytest
 import yaml
@@ -15,13 +17,14 @@ from trdlib.run import Run, get_run, get_runs
 
 @pytest.fixture
 def raw():
-    return yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    return settings.read_yaml(REPOSITORY / "params.yaml")
 
 
 def load(raw, tmp_path):
     path = tmp_path / "params.yaml"
-    path.write_text(yaml.safe_dump(raw))
-    known = settings.load(path)
+    path.touch()
+    with mock.patch.object(settings, "read_yaml", return_value=raw):  # slow, and tested below
+        known = settings.load(path)
     for name, scale in known.scales.items():  # as `python -m trdlib check`
         tasks.check(name, scale)
         if scale.map:
@@ -64,24 +67,24 @@ def at(raw, path, value):
         ("scales/tiny/map/knobs", {"locality": [0, 1]}, "needs at least its usual value"),
         ("scales/tiny/map/methods", ["trd"], "compares trd, off_policy and sft_refined"),
         ("methods/sft/divergence", "forward_kl", "y_star is trained with cross_entropy"),
-        ("methods/off_policy/subset", "failed", "this subset needs y_o or y_r"),
-        ("methods/forward_kl/subset", "failed_then_passed", "needs the trajectory y_r"),
+        ("methods/off_policy/subset", "failed", "this subset need y_o or y_r"),
+        ("methods/forward_kl/subset", "failed_then_passed", "need the trajectory y_r"),
         ("scales/tiny/models/teacher", None, "opd needs models.teacher"),
         ("scales/smoke/training/micro_batch_size", 3, "multiple of micro_batch_size 3"),
         ("scales/tiny/onsets", [], "onsets.*at least 1 item"),
         ("scales/tiny/rollout/temperature", -1, "temperature.*not -1"),
         ("scales/tiny/refinement/samples", 2, "refinement.samples must be 1"),
-        ("run/scales", ["huge"], "no scale 'huge': choose from .*smoke.*smol, tiny"),
+        ("run/scales", ["huge"], "no scale 'huge': choose from tiny, .*smoke.*smol"),
         ("run/methods", ["dpo"], "no method 'dpo'"),
         ("scales/tiny/modes", ["opd"], "no mode of the scale 'opsd'"),
         ("scales/tiny/variants/opsd", ["trd_lost"], "no method 'trd_lost'"),
         ("methods/trd_right/rounds", 2, "rounds need all rows: drop subset"),
-        ("methods/seq_kd/rounds", 2, "rounds need y_o or y_r"),
+        ("methods/seq_kd/rounds", 2, "rounds .* need y_o or y_r"),
         ("methods/reverse_kl_tail/top_k", None, "tail is of what top_k leaves out: set top_k"),
         ("methods/seq_kd/prune_below", 0.1, "cross_entropy has no teacher"),
         ("methods/reverse_kl_no_onsets/prune_below", 0.1, "drop skip_onsets"),
         ("scales/smol/only", ["dpo"], "no method 'dpo'"),
-        ("methods/forward_kl/context", "plain", "context plain needs the trajectory y_r"),
+        ("methods/forward_kl/context", "plain", "context plain .* need the trajectory y_r"),
         ("scales/tiny/task", "poetry", "there is no task 'poetry': choose from modular"),
         ("scales/tiny-code/lora", {"rank": 8}, "tiny-code.lora.rank: unknown key"),
         (
@@ -106,6 +109,38 @@ def test_one_sentence_for_each_fault(raw, tmp_path, path, value, words):
     assert "\n" not in str(error.value)
 
 
+NONSENSE = {
+    "training.learning_rates": ("[.inf]", "[1e9]", "[true]", "[1e-3,1e-3]", "[]"),
+    "training.variant_learning_rates": ("[.inf]", "[0.1,0.1]", "[true]"),
+    "training.weight_decay": (".inf", "1e9", "true"),
+    "training.betas": ("[0.9,1.0]", "[1.0,0.9]", "[true,0.9]"),
+    "training.temperature": ("0", "1e-308", ".inf"),
+    "training.max_grad_norm": (".inf", "true"),
+    "seeds": ("[0,0]", "[]", "[true]", "[-1]", "0"),
+    "lora.targets": ("[]", "[q_proj,q_proj]", "q_proj"),
+    "lora.r": ("true", "0", "1000000000000"),
+    "rollout.max_new_tokens": ("1000000000000", "true", "2.5"),
+    "rollout.temperature": ("1e-308", ".inf", ".nan", "true", "1e300"),
+    "evaluation.also_at": ("{.inf: 1}", "{1e-308: 1}", "{1: true}", "{1: 1000000000000}"),
+    "models.student": ("models/{run}", "models/{", "{}", "{seed:9}", "''"),
+    "models.server.timeout": (".inf",),
+    "models": ("None", "[]", "text", "5"),
+    "methods.trd": ("None", "[]", "text", "5"),
+    "only": ("[trd,trd]",),
+}
+
+
+@pytest.mark.parametrize("key", NONSENSE)
+def test_nonsense_cannot_be_written_down(project, key):
+    for value in NONSENSE[key]:
+        with pytest.raises(settings.SettingsError) as error:
+            get_run(shlex.join(["smoke", f"{key}={value}"]))
+        said = str(error.value)
+        assert said.startswith(f"scale smoke: {key}") and "\n" not in said, (value, said)
+    with pytest.raises(settings.SettingsError, match=r"scale .* No closing quotation"):
+        get_run("smoke 'lora.r=2")
+
+
 def test_unreadable_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(settings.SettingsError, match=r"no params.yaml"):
@@ -118,9 +153,13 @@ def test_unreadable_files(tmp_path, monkeypatch):
         settings.load()
 
 
-EMPTY = "run: {scales: [], methods: []}\ndefaults: {}\nmethods: {}\nscales: {}\n"
+EMPTY = "run: {scales: [x], methods: [x]}\ndefaults: {}\nmethods: {}\nscales: {}\n"
 BOMB = "b0: &b0 [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
     f"b{i}: &b{i} [{', '.join([f'*b{i - 1}'] * 9)}]\n" for i in range(1, 25)
+)
+
+MERGES = "b0: &b0 {a: 1}\n" + "".join(
+    f"b{i}: &b{i} {{<<: [*b{i - 1}, *b{i - 1}]}}\n" for i in range(1, 40)
 )
 
 
@@ -133,6 +172,7 @@ BOMB = "b0: &b0 [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
         (EMPTY + "x: &x [[*x]]\n", "an alias holds itself"),
         (EMPTY + "x: &x {y: &y {<<: *x}}\n", "an alias holds itself"),
         (EMPTY + BOMB, "unfolds into millions of values"),
+        (EMPTY + MERGES, "unfolds into millions of values"),
         *((EMPTY + f"{key}: x\n", "Keys should be strings") for key in ("1", "null", "[a]")),
         (EMPTY.replace("scales: {}", "scales: {1: {}}"), "scales.1: .* valid string"),
         (EMPTY + f"x: {'9' * 6000}\n", "cannot be read"),

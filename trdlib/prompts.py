@@ -3,8 +3,7 @@
 Paper: section 3 (student, refine and vanilla contexts of both modes). The wording stands in
 prompts.yaml; the content follows the authors' code. Deviations from that code, on purpose:
 
-1. Rollouts, training, scoring and evaluation all go through the chat template. (The reference
-   code trains on raw text without it.)
+1. Rollouts, training, scoring, evaluation: all go through the chat template, not on raw text.
 2. The refine prompt that generates a rewrite is, token for token, the one that scores it.
 3. A prompt that is too long is cut inside the attempt first, then inside the reference, always
    with a visible notice; problem and instructions are never cut. The cut is made on token ids.
@@ -26,9 +25,10 @@ from trdlib.run import Run
 from trdlib.settings import DATE
 
 CUT_NOTICE = "\n[... cut to fit ...]"
-
 # style -> what is asked -> template
 TEMPLATES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+# No text has these characters: around a token that the template wrote; in one that is only text.
+_WRITTEN, _TEXT = "\ufdd0", "\ufdd1"
 
 
 class Prompt(NamedTuple):
@@ -36,10 +36,6 @@ class Prompt(NamedTuple):
 
     ids: list[int]
     truncated: bool
-
-
-# No text has these characters: around a token that the template wrote; in one that is only text.
-_WRITTEN, _TEXT = "\ufdd0", "\ufdd1"
 
 
 @functools.lru_cache(maxsize=8)
@@ -88,10 +84,8 @@ def render(
     if thinking is not None:
         how["enable_thinking"] = thinking
         if "enable_thinking" not in str(tokenizer.chat_template):
-            raise ValueError(
-                "this model's chat template cannot switch thinking on or off: leave its "
-                "models.student_thinking or models.teacher_thinking out"
-            )
+            fault = "this chat template cannot switch thinking on or off: leave its"
+            raise ValueError(f"{fault} models.student_thinking or models.teacher_thinking out")
     template = functools.partial(tokenizer.apply_chat_template, **how)
     if any(token in m["content"] for m in messages for token in _special(tokenizer)):
         return _as_text(messages, tokenizer, functools.partial(template, tokenize=False))
@@ -99,8 +93,8 @@ def render(
 
 
 def context(
-    kind: str, tokenizer, *, style: str, thinking=None, date=DATE, max_tokens=None, examples=(),
-    **parts: str | None,
+    kind: str, tokenizer, *, style: str, max_tokens: float = math.inf, examples=(), thinking=None,
+    date=DATE, **parts: str | None,
 ) -> Prompt:  # fmt: skip
     """The prompt of one kind (a key of TEMPLATES[style]) for one problem, at most max_tokens long.
 
@@ -109,7 +103,6 @@ def context(
     the same template. ValueError where a part is missing, or cutting cannot make the prompt fit.
     """
     template = TEMPLATES[style][kind]
-    limit = math.inf if max_tokens is None else max_tokens
     needed = [part for part in ("problem", "attempt", "reference") if f"{{{part}}}" in template]
     if missing := [part for part in needed if parts.get(part) is None]:
         raise ValueError(f"a {kind!r} prompt needs the {missing[0]}, and this problem has none")
@@ -123,16 +116,16 @@ def context(
 
     ids, truncated = rendered(), False
     for name in needed[1:]:
-        if len(ids) <= limit:
+        if len(ids) <= max_tokens:
             break
         tokens, cut = tokenizer.encode(parts[name], add_special_tokens=False), 0
         # Decoding and re-encoding may change the count by a few tokens: cut until it fits.
-        while len(ids) > limit and cut < len(tokens):
-            cut = min(len(tokens), cut + len(ids) - limit)
+        while len(ids) > max_tokens and cut < len(tokens):
+            cut = min(len(tokens), cut + len(ids) - max_tokens)
             kept = tokenizer.decode(tokens[: len(tokens) - cut]).rstrip("\ufffd")  # half a letter
             parts[name] = kept + CUT_NOTICE
             ids, truncated = rendered(), True
-    if len(ids) > limit:
+    if len(ids) > max_tokens:
         raise ValueError(
             f"a {kind!r} prompt takes {len(ids)} tokens even without its attempt and reference, "
             f"and only {max_tokens} are allowed: raise the prompt length or drop this problem"
@@ -140,30 +133,11 @@ def context(
     return Prompt(ids, truncated)
 
 
-def _prompts(run: Run, role: str, weights: str, kind: str, limit: int, rows, attempts=None):
-    """The `context` of each row; ValueError that counts the rows of which there is none."""
-    from trdlib import models  # it brings torch along, and tasks use this module without
-
-    of, found, faults = run.settings.models, [], []
-    how = {"style": of.style, "date": of.date, "thinking": getattr(of, f"{role}_thinking")}
-    how |= {"tokenizer": models.load_tokenizer(weights), "examples": run.settings.examples}
-    for row, attempt in zip(rows, attempts or [None] * len(rows), strict=True):
-        reference = row.get("solution") if kind.endswith("reference") else None
-        parts = {"problem": row["problem"], "reference": reference, "attempt": attempt}
-        try:
-            found.append(context(kind, **parts, **how, max_tokens=limit))
-        except ValueError as error:
-            faults.append(f"{row.get('id', 'one')}: {error}")
-    if faults:
-        raise ValueError(f"{len(faults)} of {len(rows)} prompts cannot be made; {faults[0]}")
-    return found
-
-
 def student_prompts(run: Run, seed: int, rows: list[dict], role="student") -> list[Prompt]:
     """What the student is asked, in rollout, training and evaluation alike: x alone.
 
     rows: of a problem set. role: an evaluated teacher is asked the same by its own template and
-    thinking switch. ValueError for a prompt longer than lengths.prompt.
+    thinking switch. ValueError, with how many, for prompts longer than lengths.prompt.
     """
     limit = run.settings.lengths.prompt
     return _prompts(run, role, run.model_path(role, seed), "solve", limit, rows)
@@ -179,3 +153,20 @@ def teacher_prompts(run: Run, seed: int, rows: list[dict], attempts=None) -> lis
     kind += "_given_reference" if run.mode == "opsd" else ""
     limit = run.teacher_prompt_limit(with_attempt=attempts is not None)
     return _prompts(run, "teacher", run.model_name("teacher", seed), kind, limit, rows, attempts)
+
+
+def _prompts(run: Run, role: str, weights: str, kind: str, limit: int, rows, attempts=None):
+    from trdlib import models  # it brings torch along, and tasks use this module without
+
+    of, found, faults = run.settings.models, [], []
+    how = {"style": of.style, "date": of.date, "thinking": getattr(of, f"{role}_thinking")}
+    how |= {"tokenizer": models.load_tokenizer(weights), "examples": run.settings.examples}
+    for row, attempt in zip(rows, attempts or [None] * len(rows), strict=True):
+        parts = {"problem": row["problem"], "attempt": attempt, "reference": row.get("solution")}
+        try:
+            found.append(context(kind, **parts, **how, max_tokens=limit))
+        except ValueError as error:
+            faults.append(f"{row.get('id', 'one')}: {error}")
+    if faults:
+        raise ValueError(f"{len(faults)} of {len(rows)} prompts cannot be made; {faults[0]}")
+    return found

@@ -12,54 +12,56 @@ import shlex
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import pydantic
-import yaml
-
 from trdlib import settings as s
 from trdlib.settings import Method, Scale, Settings, SettingsError, known, root
 from trdlib.store import content_hash
 
-# What shapes each artefact: sections of a scale (see `Run._place`).
+# What shapes each artefact: sections of a scale.
 _DATA = ("task", "data")
 _ATTEMPTS = (*_DATA, "models", "lengths", "examples", "rollout", "seeds")
 _REWRITES = (*_ATTEMPTS, "refinement")
 _ADAPTERS = (*_REWRITES, "lora", "training", "methods", "onsets")
 _SHAPES_NOTHING = {"workers", "tracker", "only", "variants"}  # no result, that is
 
-_HUB_MODEL = re.compile(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}")
-
 
 class Run:
     """One cell of the pipeline; mode is "none" for the rows that are not trained (REFERENCES).
 
-    settings: of the scale; all_settings: of the file. SettingsError if there is no such run.
+    settings: of the scale; all_settings: of the file. data, attempts (y_o), choice (learning rates
+    and adapters' hashes), metrics: its files; results: where small ones go, results/, which is in
+    git, or a changed run's own place. SettingsError if there is no such run.
     """
 
     def __init__(self, scale: str, mode: str | None, method: str, settings: Settings):
-        try:
-            if scale not in settings.scales:
-                scale, settings = with_changes(settings, scale)
-            self.scale, self.all_settings = scale, settings
-            self.settings = settings.scales[scale]
-            self.mode, self.method = mode or self.settings.modes[0], method
-            self._check()
-        except ValueError as error:
-            raise SettingsError(str(error)) from None
-
-    def _check(self) -> None:
+        if scale not in settings.scales:
+            scale, settings = with_changes(settings, scale)
+        self.scale, self.all_settings, self.settings = scale, settings, settings.scales[scale]
+        self.mode, self.method = mode or self.settings.modes[0], method
         for role in ("student", "teacher"):
             name = getattr(self.settings.models, role) or "{seed}"
             made = "{seed}" in name or self.settings.packaged or (root() / name).is_dir()
-            if not made and not _HUB_MODEL.fullmatch(name):
-                raise ValueError(
-                    f"models.{role} {name!r} is neither a folder here nor a hub model at a commit: "
-                    "write owner/name@ and the 40 hex digits of the commit"
-                )
+            if not (made or re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", name)):
+                no = f"models.{role} {name!r} is neither a folder here nor a hub model at a commit"
+                raise SettingsError(f"{no}: write owner/name@ and the 40 hex digits of the commit")
         if self.mode == "none":
-            known("reference row (mode none)", self.method, self.methods)
+            known("reference row (mode none)", method, self.methods)
         else:
-            known(f"mode of the scale {self.scale}", self.mode, self.settings.modes)
-            known("method", self.method, self.settings.methods)
+            known(f"mode of the scale {scale}", self.mode, self.settings.modes)
+            known("method", method, self.settings.methods)
+        usual, runs, cell = scale.partition("~")[0], root() / "runs", Path(self.mode, method)
+        place = functools.partial(_named, usual, settings.scales[usual], self.settings)
+        # The choice between several learning rates depends on the samples that it is made from.
+        trained = place((*_ADAPTERS, *(("evaluation",) if len(self.rates) > 1 else ())))
+        sampled = place((*(_ATTEMPTS if self.mode == "none" else _ADAPTERS), "evaluation"))
+        self.data = root() / "data" / place(_DATA)
+        self.attempts = runs / place(_ATTEMPTS) / "y_o.parquet"
+        self.rewritten = runs / place(_REWRITES) / "refine" / self.mode
+        self.trained = runs / trained / "distill" / cell
+        self.sampled = runs / sampled / "evaluate" / cell
+        self.results = runs / scale / "results" if "~" in scale else root() / "results"
+        place_of_choice = runs / trained / "results" if "~" in trained else root() / "results"
+        self.choice = place_of_choice / "training" / trained / f"{cell}.json"
+        self.metrics = self.results / "metrics" / scale / f"{cell}.json"
 
     def with_(self, mode: str | None = None, method: str | None = None) -> Self:
         """Another run of the same scale."""
@@ -73,8 +75,7 @@ class Run:
     def methods(self) -> tuple[str, ...]:
         """What `dvc repro` makes in this mode; variants are last."""
         if self.mode == "none":
-            has_teacher = self.settings.models.teacher
-            return tuple(name for name in s.REFERENCES if name != "teacher" or has_teacher)
+            return s.REFERENCES if self.settings.models.teacher else s.REFERENCES[:2]
         usual = self.settings.only or self.all_settings.run.methods
         return tuple(dict.fromkeys((*usual, *self.settings.variants.get(self.mode, ()))))
 
@@ -84,57 +85,19 @@ class Run:
         how, variant = self.settings.training, self.mode != "none" and self.recipe.is_variant
         return (variant and how.variant_learning_rates) or how.learning_rates
 
-    def _place(self, *sections: str) -> str:
-        """The name under which lies what these sections of the settings shape."""
-        usual, changed, _ = self.scale.partition("~")
-        if not changed:
-            return usual
-        return _named(usual, self.all_settings.scales[usual], self.settings, sections)
-
-    def _place_of_training(self) -> str:
-        # The choice between several learning rates depends on the samples that it is made from.
-        return self._place(*_ADAPTERS, *(("evaluation",) if len(self.rates) > 1 else ()))
-
-    @property
-    def data(self) -> Path:
-        return root() / "data" / self._place(*_DATA)
-
-    @property
-    def attempts(self) -> Path:
-        return root() / "runs" / self._place(*_ATTEMPTS) / "y_o.parquet"
-
     def rewrites(self, name: Literal["y_r", "y_t"]) -> Path:
-        return root() / "runs" / self._place(*_REWRITES) / "refine" / self.mode / f"{name}.parquet"
+        return self.rewritten / f"{name}.parquet"
 
     def folder(self, seed: int) -> Path:
         """What is trained with this base seed."""
-        place = root() / "runs" / self._place_of_training() / "distill"
-        return place / self.mode / self.method / str(seed)
+        return self.trained / str(seed)
 
     def adapter(self, seed: int) -> Path:
-        return self.folder(seed) / "adapter"
+        return self.trained / str(seed) / "adapter"
 
     def samples(self, seed: int, temperature: float, benchmark: str) -> Path:
         """What the trained student of this seed answered."""
-        trained = () if self.mode == "none" else _ADAPTERS
-        place = root() / "runs" / self._place(*_ATTEMPTS, *trained, "evaluation") / "evaluate"
-        file = f"{temperature:g}/{benchmark}.parquet"
-        return place / self.mode / self.method / str(seed) / file
-
-    @property
-    def results(self) -> Path:
-        """Where small results go: results/, which is in git; of a changed run, its own place."""
-        return _results(self.scale)
-
-    @property
-    def choice(self) -> Path:
-        """The learning rates tried and the one chosen, and the adapters' hashes, for all seeds."""
-        place = self._place_of_training()
-        return _results(place) / "training" / place / self.mode / f"{self.method}.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.results / "metrics" / self.scale / self.mode / f"{self.method}.json"
+        return self.sampled / str(seed) / f"{temperature:g}" / f"{benchmark}.parquet"
 
     def model_path(self, role: Literal["student", "teacher"], seed: int) -> str:
         """A local folder (relative to the project) or a hub name."""
@@ -146,29 +109,25 @@ class Run:
 
     def teacher_prompt_limit(self, *, with_attempt: bool) -> int:
         """Room for what the teacher's context holds (the paper's 18,432 OPD, 22,528 OPSD)."""
-        lengths = self.settings.lengths
-        limit = lengths.prompt + (lengths.reference if self.mode == "opsd" else 0)
-        return limit + (self.settings.rollout.max_new_tokens if with_attempt else 0)
+        room, attempt = self.settings.lengths, self.settings.rollout.max_new_tokens
+        return room.prompt + room.reference * (self.mode == "opsd") + attempt * with_attempt
 
     @property
     def context_length(self) -> int:
         """The longest sequence that a model of this run will see, in tokens."""
-        rollout, evaluation = self.settings.rollout, self.settings.evaluation.sampling
-        teacher = self.teacher_prompt_limit(with_attempt=True) + rollout.max_new_tokens
-        return max(teacher, self.settings.lengths.prompt + evaluation.max_new_tokens)
+        teacher = (
+            self.teacher_prompt_limit(with_attempt=True) + self.settings.rollout.max_new_tokens
+        )
+        longest_answer = self.settings.evaluation.sampling.max_new_tokens
+        return max(teacher, self.settings.lengths.prompt + longest_answer)
 
     def __str__(self) -> str:
         return f"{self.scale}/{self.mode}/{self.method}"
 
 
-def _results(place: str) -> Path:
-    return root() / "runs" / place / "results" if "~" in place else root() / "results"
-
-
 def get_run(
     scale: str = "smoke", mode: str | None = None, method: str = "trd",
-    settings: Settings | None = None, *, learning_rate: float | None = None,
-    seed: int | None = None, tracker: str | None = None,
+    settings: Settings | None = None, *, learning_rate=None, seed=None, tracker=None,
 ) -> Run:  # fmt: skip
     """The run that a notebook's parameters name; SettingsError if there is no such run.
 
@@ -187,64 +146,53 @@ def get_runs(
     scale: str, mode: str, method: str, settings: Settings | None = None, **changes
 ) -> list[Run]:
     """The run of a mode and method, or, where one of them is "all", those that `dvc repro` trains.
-
-    Mode none: the rows that are not trained. changes: as of `get_run`.
-    """
-    any_row = {"none": "base"}.get(mode) or next(iter((settings or s.load()).methods))
+    Mode none: the rows that are not trained. changes: as of `get_run`."""
+    settings = settings or s.load()
+    any_row = "base" if mode == "none" else next(iter(settings.methods))
     first = get_run(scale, None if mode == "all" else mode, any_row, settings, **changes)
-    modes = first.settings.modes if mode == "all" else (mode,)
-    return [
-        of_mode.with_(method=name)
-        for of_mode in map(first.with_, modes)
-        for name in (of_mode.methods if method == "all" else (method,))
-    ]
+    of_modes = map(first.with_, first.settings.modes) if mode == "all" else [first]
+    all_of = [(one, one.methods if method == "all" else (method,)) for one in of_modes]
+    return [one.with_(method=name) for one, names in all_of for name in names]
 
 
 def plain_value(text: str) -> Any:
     """What a value typed on a command line is: None, a bool, a number, a list, or the text."""
-    for read in (int, float, yaml.safe_load):  # numbers first: YAML wants a point in 1.0e-6
-        with contextlib.suppress(ValueError, yaml.YAMLError):
-            return None if text == "None" else read(text)
+    with contextlib.suppress(*s.UNREADABLE):
+        return None if text == "None" else s.parse_yaml(text)
     return text
 
 
 def with_changes(settings: Settings, scale: str) -> tuple[str, Settings]:
     """Those settings and one more scale, and its name: `tiny lora.r=8 data.train.0.problems=64` is
-    tiny with two settings changed, by their dotted names.
-
-    The name, `tiny~3f2a9c01`, is a hash of what differs, so that its files are its own; it is the
-    usual one if nothing differs that could show in a result. Raises ValueError.
-    """
-    scale, *changes = shlex.split(scale) or [""]
-    known("scale", scale, settings.scales)
-    usual = settings.scales[scale]
-    raw = usual.model_dump(mode="json")
-    for change in changes:
-        key, equals, value = change.partition("=")
-        if not (key and equals):
-            raise ValueError(f"{change!r} changes nothing: write setting=value, as in lora.r=8")
-        *parents, last = [int(part) if part.isdigit() else part for part in key.split(".")]
-        try:
-            functools.reduce(operator.getitem, parents, raw)[last] = plain_value(value)
-        except (KeyError, IndexError, TypeError):
-            raise SettingsError(f"{key}: there is no such setting; see params.yaml") from None
+    tiny with two settings changed, by their dotted names. Its name, `tiny~3f2a9c01`, is a hash of
+    what differs, so that its files are its own; the usual one if nothing shows in a result."""
     try:
+        scale, *changes = shlex.split(scale) or [""]
+        known("scale", scale, settings.scales)
+        usual, key = settings.scales[scale], ""
+        raw = usual.model_dump(mode="json")
+        for change in changes:
+            key, equals, value = change.partition("=")
+            if not (key and equals):
+                raise SettingsError(f"{change!r} changes nothing: write it as in lora.r=8")
+            *parents, last = [int(part) if part.isdecimal() else part for part in key.split(".")]
+            functools.reduce(operator.getitem, parents, raw)[last] = plain_value(value)
         changed = Scale.model_validate(raw)
-    except pydantic.ValidationError as error:
+    except (KeyError, IndexError, TypeError):
+        raise SettingsError(f"{key}: there is no such setting; see params.yaml") from None
+    except ValueError as error:
         raise SettingsError(f"scale {scale}: {s.first_fault(error)}") from None
     if changed.pretraining != usual.pretraining:
-        wants = "give params.yaml a scale of its own"
-        raise SettingsError(f"pretraining cannot be changed for one run: {wants}")
+        raise SettingsError("pretraining cannot be changed for one run: give it a scale of its own")
     if usual.pretraining and (more := set(changed.seeds) - set(usual.seeds)):
         have = f"the scale {scale} has base models for the seeds {', '.join(map(str, usual.seeds))}"
         raise SettingsError(f"{have}, not for {min(more)}: add it to seeds in params.yaml")
     name = _named(scale, usual, changed, set(Scale.model_fields) - _SHAPES_NOTHING)
-    scales = {**settings.scales, name: changed}
-    return name, settings.model_copy(update={"scales": scales})
+    return name, settings.model_copy(update={"scales": {**settings.scales, name: changed}})
 
 
 def _named(name: str, usual: Scale, changed: Scale, sections) -> str:
     """The name of a scale, with a hash of what these sections of it have changed, if anything."""
-    found = {section: getattr(changed, section) for section in sections}
-    different = {key: value for key, value in found.items() if value != getattr(usual, key)}
+    pairs = {key: (getattr(usual, key), getattr(changed, key)) for key in sections}
+    different = {key: new for key, (old, new) in pairs.items() if old != new}
     return f"{name}~{content_hash(different)[:8]}" if different else name

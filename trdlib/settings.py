@@ -1,35 +1,30 @@
 """params.yaml -> validated settings.
 
-`defaults` are the paper's values (section 3); a scale overrides what it must; a method is a
-trajectory, a context and a divergence. What is wrong is said in one sentence, before a model is
-loaded. A scale's data, and models that it makes itself, are its task's to check.
+`defaults` are the paper's values (section 3); a scale overrides what it must. What is wrong is
+said in one sentence, before a model is loaded; a scale's data and pretraining, its task checks.
 """
 
 import functools
+import math
 import os
 import re
 import reprlib
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
-from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, BeforeValidator, Field
 from ruamel.yaml import YAML, YAMLError
-
-Mode = Literal["opd", "opsd"]
-Probability = Annotated[float, Field(gt=0, le=1)]
 
 DATE = "2026-01-01"  # what chat templates that ask for today's date are told (models.date)
 REFERENCES = ("base", "base_again", "teacher")  # evaluated, not trained; their mode is "none"
 # These names have a meaning already: a set, all or none of them, a row, a folder of runs/ or data/.
-RESERVED = {"train", "validation", "all", "none", *REFERENCES, "downloads", "executed", "stamps",
-            "sweeps", "timings"}  # fmt: skip
-
+_FOLDERS = ("downloads", "executed", "stamps", "sweeps", "timings")
+RESERVED = {"train", "validation", "all", "none", *REFERENCES, *_FOLDERS}
 # What divergence.py marks (read: an import would bring torch along), and cross_entropy.
 _TEXT = Path(__file__).with_name("divergence.py").read_text(encoding="utf-8")
 DIVERGENCES = (*re.findall(r"^@divergence\n(?:@.*\n)*def (\w+)", _TEXT, re.M), "cross_entropy")
-_parse = functools.lru_cache(maxsize=4)(lambda raw: YAML(typ="safe", pure=True).load(raw))  # slow
 
 
 class SettingsError(ValueError):
@@ -37,9 +32,9 @@ class SettingsError(ValueError):
 
 
 def known(what: str, name: str, names) -> None:
-    """ValueError, with what there is to choose from, unless the name is among the names."""
+    """SettingsError, with what there is to choose from, unless the name is among the names."""
     if name not in names:
-        raise ValueError(f"there is no {what} {name!r}: choose from {', '.join(names)}")
+        raise SettingsError(f"there is no {what} {name!r}: choose from {', '.join(names)}")
 
 
 def check_name(name: str) -> str:
@@ -52,23 +47,44 @@ def check_name(name: str) -> str:
     return name
 
 
+def _refuse(fault: str, holds) -> AfterValidator:
+    def check(value):
+        if holds(value):
+            raise ValueError(fault)
+        return value
+
+    return AfterValidator(check)
+
+
+# The types of values. A number is finite, and not what pydantic makes of true.
+_number = BeforeValidator(lambda value: str(value) if isinstance(value, bool) else value)
+_warm = _refuse("0 is greedy, the others start at 0.001", lambda value: 0 < value < 0.001)
+_distinct = _refuse("the same stands here twice: drop one", lambda v: len({*v}) < len(v))
 Name = Annotated[str, AfterValidator(check_name)]
+Natural = Annotated[int, _number, Field(ge=0, lt=2**32)]
+Count = Annotated[int, _number, Field(ge=1, le=10**7)]
+Positive = Annotated[float, _number, Field(gt=0)]
+Probability = Annotated[float, _number, Field(gt=0, le=1)]
+Share = Annotated[float, _number, Field(ge=0, lt=1)]
+Temperature = Annotated[float, _number, Field(ge=0, le=100), _warm]
+Distinct = Annotated[tuple[TypeVar("T"), ...], _distinct]
+Several = Annotated[tuple[TypeVar("T"), ...], Field(min_length=1), _distinct]
+Weights = Annotated[str, Field(pattern=r"^([^{}\n]|\{seed\})+$")]
+Mode = Literal["opd", "opsd"]
 
 
 class Section(pydantic.BaseModel):
-    """A part of params.yaml: unknown keys are errors, values do not change."""
+    """A part of params.yaml: unknown keys and infinite numbers are errors, values do not change."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def faults(self) -> dict[str, Any]:
         """What may be wrong with values that are each right: a sentence -> does it hold?"""
         return {}
 
-    @pydantic.model_validator(mode="after")
-    def _has_none(self):
+    def model_post_init(self, context) -> None:
         if found := [fault for fault, holds in self.faults().items() if holds]:
             raise ValueError(found[0])
-        return self
 
 
 class Method(Section):
@@ -76,18 +92,17 @@ class Method(Section):
 
     trajectory: Literal["y_o", "y_r", "y_t", "y_star", "y_o_cut"]
     divergence: str  # one of DIVERGENCES
-    # Under what the teacher scores y_r: the prompt that made it, or (plain, as the others) x, y*.
-    context: Literal["refine", "plain"] = "refine"
-    beta: float = Field(0.5, gt=0, lt=1)  # of the generalised JSD
-    clip: PositiveFloat | None = None  # per-token ceiling on the divergence
-    top_k: int | None = Field(None, ge=2)  # teacher's top-k support, both sides renormalised on it
+    context: Literal["refine", "plain"] = "refine"  # of y_r: the prompt that made it, or x and y*
+    beta: Annotated[Share, Field(gt=0)] = 0.5  # of the generalised JSD
+    clip: Positive | None = None  # per-token ceiling on the divergence
+    top_k: Annotated[Count, Field(ge=2)] | None = None  # teacher's support, both renormalised on it
     tail: bool = False  # with top_k: the other tokens as one more, instead of renormalising
     # Rows to train on, by the verdicts: on y_o; right: on the trajectory itself.
     subset: Literal["all", "failed", "passed", "failed_then_passed", "right"] = "all"
     skip_onsets: bool = False  # onset words left out of both distributions, the rest renormalised
-    rounds: PositiveInt = 1  # rollout, refine, distil on so many parts of the epoch, one by one
+    rounds: Count = 1  # rollout, refine, distil on so many parts of the epoch, one by one
     prune_below: Probability | None = None  # no loss from the first token on with less
-    again: int = Field(0, ge=0)  # with other random numbers, to compare the method with itself
+    again: Natural = 0  # with other random numbers, to compare the method with itself
 
     @property
     def is_variant(self) -> bool:
@@ -96,61 +111,61 @@ class Method(Section):
 
     def faults(self) -> dict:
         known("divergence", self.divergence, DIVERGENCES)
-        y_r, rows, onsets = self.trajectory == "y_r", self.subset, self.skip_onsets
-        hard, of_attempt = self.divergence == "cross_entropy", y_r or self.trajectory == "y_o"
+        hard, y_r, rows = self.divergence == "cross_entropy", self.trajectory == "y_r", self.subset
+        of_all, onsets, several = rows in ("all", "right"), self.skip_onsets, self.rounds > 1
         of = self.top_k or self.clip or onsets or self.prune_below
+        of_y_r = self.context == "plain" or rows == "failed_then_passed"
+        tried = y_r or self.trajectory == "y_o"
         return {
             "cross_entropy has no teacher: drop top_k, clip, skip_onsets, prune_below": hard and of,
             "y_star is trained with cross_entropy": self.trajectory == "y_star" and not hard,
             "tail is of what top_k leaves out: set top_k": self.tail and not self.top_k,
             "prune_below needs every token: drop skip_onsets": self.prune_below and onsets,
-            "context plain needs the trajectory y_r": self.context == "plain" and not y_r,
-            "failed_then_passed needs the trajectory y_r": rows == "failed_then_passed" and not y_r,
-            "this subset needs y_o or y_r": rows not in ("all", "right") and not of_attempt,
-            "rounds need y_o or y_r": self.rounds > 1 and not of_attempt,
-            "rounds need all rows: drop subset": self.rounds > 1 and rows != "all",
+            "context plain and failed_then_passed need the trajectory y_r": of_y_r and not y_r,
+            "rounds and this subset need y_o or y_r": (several or not of_all) and not tried,
+            "rounds need all rows: drop subset": several and rows != "all",
         }
 
 
 class Sampling(Section):
-    temperature: float = Field(ge=0)
+    temperature: Temperature
     top_p: Probability = 1.0
-    top_k: int = Field(0, ge=0)  # 0: off
-    max_new_tokens: PositiveInt
-    batch_size: PositiveInt = 64  # rows decoded together
-    samples: PositiveInt = 1  # responses per prompt
-    seed: int = 0
+    top_k: Natural = 0  # 0: off
+    max_new_tokens: Count
+    batch_size: Count = 64  # rows decoded together
+    samples: Count = 1  # responses per prompt
+    seed: Natural = 0
 
 
 class Lengths(Section):
-    prompt: PositiveInt
-    reference: PositiveInt
+    prompt: Count
+    reference: Count
 
 
 class Lora(Section):
-    r: PositiveInt
-    alpha: PositiveInt
-    dropout: float = Field(0.0, ge=0, lt=1)
-    targets: tuple[str, ...] = (*(f"{p}_proj" for p in "qkvo"), "gate_proj", "up_proj", "down_proj")
+    r: Count
+    alpha: Count
+    dropout: Share = 0.0
+    targets: Several[str] = (*(f"{p}_proj" for p in "qkvo"), "gate_proj", "up_proj", "down_proj")
 
 
 class Training(Section):
-    learning_rates: tuple[PositiveFloat, ...] = Field(min_length=1)  # the grid
-    variant_learning_rates: tuple[PositiveFloat, ...] = ()  # of variants of a method; (): the grid
-    choice_seeds: PositiveInt = 3  # the first so many base seeds choose among the rates
-    batch_size: PositiveInt  # rows in one optimizer step
-    micro_batch_size: PositiveInt  # rows in one forward pass
-    epochs: PositiveInt = 1
-    max_steps: PositiveInt | None = None
-    betas: tuple[Probability, Probability] = (0.9, 0.95)
-    weight_decay: float = Field(ge=0)
-    warmup: float = Field(ge=0, lt=1)  # share of the steps
-    min_lr_ratio: float = Field(ge=0, le=1)
-    max_grad_norm: PositiveFloat
-    temperature: PositiveFloat = 1.0  # of both distributions in the divergence
+    learning_rates: Several[Probability]  # the grid
+    variant_learning_rates: Distinct[Probability] = ()  # of variants of a method; (): the grid
+    choice_seeds: Count = 3  # the first so many base seeds choose among the rates
+    batch_size: Count  # rows in one optimizer step
+    micro_batch_size: Count  # rows in one forward pass
+    epochs: Count = 1
+    max_steps: Count | None = None
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    weight_decay: Annotated[float, _number, Field(ge=0, le=1)]
+    warmup: Share  # of the steps
+    min_lr_ratio: Annotated[float, _number, Field(ge=0, le=1)]
+    max_grad_norm: Positive
+    temperature: Annotated[Temperature, Field(gt=0)] = 1.0  # of both distributions
     bf16: bool = False
     gradient_checkpointing: bool = False
-    save_steps: PositiveInt = 50
+    save_steps: Count = 50
 
     def faults(self) -> dict:
         rows, micro = self.batch_size, self.micro_batch_size
@@ -159,10 +174,10 @@ class Training(Section):
 
 class Evaluation(Section):
     sampling: Sampling  # samples: the k of avg@k and pass@k
-    also_at: dict[Annotated[float, Field(ge=0)], PositiveInt] = {}  # temperature: samples
-    validation_samples: PositiveInt  # samples per validation problem, for the learning rate
-    resamples: PositiveInt  # bootstrap
-    confidence: float = Field(gt=0, lt=1)
+    also_at: dict[Temperature, Count] = {}  # temperature: samples
+    validation_samples: Count  # samples per validation problem, for the learning rate
+    resamples: Count  # bootstrap
+    confidence: Annotated[Share, Field(gt=0)]
 
     @property
     def temperatures(self) -> tuple[float, ...]:
@@ -170,9 +185,8 @@ class Evaluation(Section):
         return tuple(dict.fromkeys((self.sampling.temperature, *self.also_at)))
 
     def at(self, temperature: float) -> Sampling:
-        samples = {self.sampling.temperature: self.sampling.samples} | self.also_at
-        how = {"temperature": temperature, "samples": samples[temperature]}
-        return self.sampling.model_copy(update=how)
+        samples = ({self.sampling.temperature: self.sampling.samples} | self.also_at)[temperature]
+        return self.sampling.model_copy(update={"temperature": temperature, "samples": samples})
 
     @property
     def validation(self) -> Sampling:
@@ -185,8 +199,8 @@ class Evaluation(Section):
 
 
 class Diagnosis(Section):
-    problems: PositiveInt  # of the training set, the first
-    gradient_problems: PositiveInt  # of each source, in a summed gradient
+    problems: Count  # of the training set, the first
+    gradient_problems: Count  # of each source, in a summed gradient
 
 
 # engine -> packages that it needs beyond the pinned ones, and how to get them
@@ -198,24 +212,23 @@ class Server(Section):
     url: str = Field("http://127.0.0.1:8000/v1", pattern=r"^https?://")
     teacher_url: str | None = Field(None, pattern=r"^https?://")  # None: the same server
     key: str = Field("TRD_SERVER_KEY", pattern=r"^[A-Z_][A-Z0-9_]*$")  # a variable's name, no key
-    concurrency: PositiveInt = 64  # requests at a time
-    retries: int = Field(8, ge=0)  # of a request whose failure may pass, waiting up to 8 s each
-    timeout: PositiveFloat = 3600  # seconds for one answer
+    concurrency: Count = 64  # requests at a time
+    retries: Natural = 8  # of a request whose failure may pass, waiting up to 8 s each
+    timeout: Positive = 3600  # seconds for one answer
 
 
 class Models(Section):
     # A folder of the project, {seed} being the run's base seed, or the hub's owner/name@commit.
-    student: str
-    teacher: str | None = None  # only OPD needs one
+    student: Weights
+    teacher: Weights | None = None  # only OPD needs one
     backend: Literal["transformers", "unsloth"] = "unsloth"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     style: Literal["tiny", "math", "code", "story"] = "math"  # of the prompts (prompts.yaml)
     load_in_4bit: bool = False  # the base model in nf4 (bitsandbytes)
     device: Literal["auto", "cpu"] = "auto"  # auto: the GPU if there is one
-    threads: PositiveInt | None = None  # CPU threads per process; None: as torch thinks best
+    threads: Count | None = None  # CPU threads per process; None: as torch thinks best
     student_thinking: bool | None = None
     teacher_thinking: bool | None = None
-    # "Today" for a chat template that names it: frozen, or prompts would differ from day to day.
     date: Annotated[str, BeforeValidator(lambda v: str(date.fromisoformat(str(v))))] = DATE
     engine: Literal[tuple(ENGINES)] = "transformers"  # who samples (engines.py)
     gpu_share: Probability = 0.85  # of its memory, for vllm
@@ -235,9 +248,9 @@ class Example(Section):
 class Scale(Section):
     # What is asked, and who says what is right: a name of trdlib.tasks, or a file in named folders.
     task: Annotated[str, AfterValidator(lambda t: "/".join(map(check_name, t.split("/"))))]
-    modes: tuple[Mode, ...] = Field(min_length=1)
-    seeds: tuple[int, ...] = (0, 1, 2)
-    workers: PositiveInt = 1  # processes that share the jobs of a stage (CPU scales)
+    modes: Several[Mode]
+    seeds: Several[Natural] = (0, 1, 2)
+    workers: Count = 1  # processes that share the jobs of a stage (CPU scales)
     models: Models
     data: dict[str, Any]  # the task's own (checked by trdlib.tasks), as are the next two
     pretraining: dict[str, Any] | None = None
@@ -250,10 +263,10 @@ class Scale(Section):
     evaluation: Evaluation
     methods: dict[Name, Method]
     examples: tuple[Example, ...] = ()  # earlier turns of every chat, for models too small to obey
-    onsets: tuple[str, ...] = Field(min_length=1)  # words that open a correction
+    onsets: Several[str]  # words that open a correction
     diagnosis: Diagnosis
-    only: tuple[str, ...] = ()  # the methods that are run here; (): those of `run`
-    variants: dict[Mode, tuple[str, ...]] = {}  # more methods, run after them in this mode
+    only: Distinct[str] = ()  # the methods that are run here; (): those of `run`
+    variants: dict[Mode, Distinct[str]] = {}  # more methods, run after them in this mode
     tracker: Literal["none", "tensorboard", "wandb"] = "none"  # of training
     map: dict[str, Any] | None = None  # of analysis/map.py
 
@@ -270,8 +283,8 @@ class Scale(Section):
 
 
 class Matrix(Section):
-    scales: tuple[str, ...]
-    methods: tuple[str, ...]
+    scales: Several[str]
+    methods: Several[str]
 
 
 class Settings(Section):
@@ -288,34 +301,47 @@ class Settings(Section):
 
 
 def _merge(base: Any, over: Any) -> Any:
-    if not (isinstance(base, dict) and isinstance(over, dict)):
-        return over
-    return base | {key: _merge(base.get(key), value) for key, value in over.items()}
+    if isinstance(base, dict) and isinstance(over, dict):
+        return base | {key: _merge(base.get(key), value) for key, value in over.items()}
+    return over
 
 
 def root() -> Path:
     """The project's folder: the nearest one, from here upwards, with a params.yaml."""
     here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / "params.yaml").is_file():
-            return folder
+    if found := [folder for folder in (here, *here.parents) if (folder / "params.yaml").is_file()]:
+        return found[0]
     raise SettingsError(f"no params.yaml in {here} or above: run this inside the repository")
+
+
+def parse_yaml(text: str | bytes) -> Any:
+    """What YAML says; an error that is one of UNREADABLE where it cannot be read."""
+    reader, sizes = YAML(typ="safe", pure=True), {None: 0}
+
+    def size(part) -> float:  # how many values it makes, before aliases and merges unfold
+        if isinstance(part, tuple):
+            return sum(map(size, part))
+        if part not in sizes:
+            if part.tag.endswith(":int") and len(part.value) > 18:
+                raise ValueError(f"no number here may be as large as {part.value[:20]}")
+            sizes[part] = math.inf  # what an alias inside of itself meets
+            sizes[part] = 1 + sum(map(size, part.value)) if isinstance(part.value, list) else 1
+        return sizes[part]
+
+    if size(node := reader.compose(text)) > 1_000_000:
+        raise ValueError("an alias holds itself or unfolds into millions of values")
+    return node and reader.constructor.construct_document(node)
+
+
+UNREADABLE = (ValueError, KeyError, RecursionError, YAMLError)
+_parse = functools.lru_cache(maxsize=4)(parse_yaml)  # it is slow
 
 
 def read_yaml(path: Path) -> Any:
     """What a YAML file says; SettingsError, in one sentence, where it cannot be read."""
     try:
-        found = _parse(path.read_bytes())
-        todo, count = [found], 0
-        while todo:
-            one, count = todo.pop(), count + 1
-            todo += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
-            if isinstance(one, int) and abs(one) >= 2**63:
-                raise ValueError(f"no number here may be as large as {reprlib.repr(one)}")
-            if count > 1_000_000:
-                raise ValueError("an alias holds itself or unfolds into millions of values")
-        return found
-    except (OSError, ValueError, RecursionError, YAMLError) as error:
+        return _parse(path.read_bytes())
+    except (OSError, *UNREADABLE) as error:
         why = " ".join(str(error).split())[:200]
         raise SettingsError(f"{path.name} cannot be read as YAML: {why}") from None
 
@@ -335,8 +361,10 @@ def load(path: str | os.PathLike = "params.yaml") -> Settings:
         raise SettingsError(f"{path.name}: {first_fault(error)}") from None
 
 
-def first_fault(error: pydantic.ValidationError) -> str:
-    """The first error in one sentence: where it is, what is wrong, how to mend it."""
+def first_fault(error: ValueError) -> str:
+    """An error, of several the first, in one sentence: where it is, what is wrong, the mend."""
+    if not isinstance(error, pydantic.ValidationError):
+        return str(error)
     first = error.errors()[0]
     where = ".".join(str(p) for p in first["loc"] if p != "[key]")
     what = {

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import filelock
@@ -27,26 +28,18 @@ from trdlib.settings import root
 AnyPath = str | os.PathLike
 _FINGERPRINT = b"trd.fingerprint"
 # As Linux, torch, safetensors and numpy say that the disk is full, or a file larger than it may be.
-_FULL = re.compile(
-    r"No space left|File too large|quota|unexpected pos|file write failed|requested and \d+ written"
-)
+_FULL = "No space left|File too large|quota|unexpected pos|write failed|requested and .* written"
 
 
 def _say(path: AnyPath, what: str) -> None:
     print(os.path.relpath(path, root()), what, file=sys.stderr, flush=True)
 
 
-def _remove(path: Path) -> None:
-    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-
-
 def _set_aside(path: AnyPath, why: object) -> None:
-    aside = Path(f"{path}.damaged")
-    _remove(aside)
+    aside, why = Path(f"{path}.damaged"), " ".join(str(why).split())[:80]
+    shutil.rmtree(aside, ignore_errors=True)  # a folder; a file is replaced
     os.replace(path, aside)
-    _say(
-        path, f"is damaged ({' '.join(str(why).split())[:80]}): now {aside.name}, to be made again"
-    )
+    _say(path, f"is damaged ({why}): now {aside.name}, to be made again")
 
 
 @contextlib.contextmanager
@@ -66,29 +59,28 @@ def enough_disk(path: AnyPath):
     try:
         yield
     except Exception as error:
-        if not _FULL.search(str(error)):
+        if not re.search(_FULL, str(error)):
             raise
-        why = "the disk has no room for it, or no file may be so large: make room, then try again"
-        name = os.path.relpath(path, root())
-        raise RuntimeError(f"{name} cannot be written: {why}") from None
+        fault = f"{os.path.relpath(path, root())} cannot be written: the disk has no room for it"
+        raise RuntimeError(
+            f"{fault}, or no file may be so large: make room, then try again"
+        ) from None
 
 
 def write_whole(path: AnyPath, write, *, folder: bool = False) -> Path:
     """Call write(temporary path), of a new folder if it is to be one, then rename: nobody ever
     reads half of it, and what was there stays until then."""
     path = Path(path)
-    new, old = (path.with_name(f".{path.name}.{os.getpid()}.{n}.tmp") for n in ("new", "old"))
-    _remove(new)
-    (new if folder else new.parent).mkdir(parents=True, exist_ok=True)
-    try:
-        with enough_disk(path):
-            write(new)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = {"dir": path.parent, "prefix": f".{path.name[:99]}.", "suffix": ".tmp"}
+    with enough_disk(path), tempfile.TemporaryDirectory(**beside, ignore_cleanup_errors=True) as at:
+        new = Path(at, path.name)
+        if folder:
+            new.mkdir()
+        write(new)
         if folder and path.exists():
-            path.rename(old)
+            path.rename(Path(at, f"{path.name}.old"))
         os.replace(new, path)
-    finally:
-        _remove(new)
-        _remove(old)
     return path
 
 
@@ -97,9 +89,7 @@ write_folder = functools.partial(write_whole, folder=True)
 
 def locked(path: AnyPath):
     """While it is open, other processes of this machine wait here: for what several runs share.
-
-    The lock files lie in runs/.locks: DVC hashes what lies beside a path. The dead hold none.
-    """
+    The lock files lie in runs/.locks: DVC hashes what lies beside a path. The dead hold none."""
     lock = root() / "runs" / ".locks" / "-".join(Path(os.path.relpath(path, root())).parts)
     lock.parent.mkdir(parents=True, exist_ok=True)
     return filelock.FileLock(lock)
@@ -116,12 +106,12 @@ def write_json(path: AnyPath, value) -> Path:
 
 def read_json(path: AnyPath, otherwise=None):
     """What a JSON file says; `otherwise` (None: an error) if it is absent or damaged."""
-    if otherwise is not None and not Path(path).is_file():
-        return otherwise
-    with _else_aside(path):
-        return json.loads(Path(path).read_bytes())
-    if otherwise is None:
-        raise RuntimeError(f"{os.path.relpath(path, root())} was damaged: run what makes it again")
+    if otherwise is None or Path(path).is_file():
+        with _else_aside(path):
+            return json.loads(Path(path).read_bytes())
+        if otherwise is None:
+            name = os.path.relpath(path, root())
+            raise RuntimeError(f"{name} was damaged: run what makes it again")
     return otherwise
 
 
@@ -129,8 +119,8 @@ def save(frame: pd.DataFrame, path: AnyPath, fingerprint: str = "") -> Path:
     """A parquet file with its fingerprint in the metadata."""
     table = pa.Table.from_pandas(frame, preserve_index=False)
     about = {**table.schema.metadata, _FINGERPRINT: fingerprint.encode()}
-    table, how = table.replace_schema_metadata(about), {"write_page_checksum": True}
-    return write_whole(path, lambda p: pq.write_table(table, p, **how))
+    table = table.replace_schema_metadata(about)
+    return write_whole(path, lambda p: pq.write_table(table, p, write_page_checksum=True))
 
 
 def load(path: AnyPath, fingerprint: str | None = None) -> pd.DataFrame | None:
@@ -189,7 +179,7 @@ def _file_hash(path: Path, size: int, mtime_ns: int) -> str:
 
 def weights_hash(folder: AnyPath) -> str:
     """Hash of the weight files in a model's or an adapter's folder: what the model is."""
-    files = sorted(p for p in Path(folder).iterdir() if p.suffix in (".safetensors", ".gguf"))
+    files = sorted(p for p in Path(folder).glob("*") if p.suffix in (".safetensors", ".gguf"))
     if not files:
         raise FileNotFoundError(f"no .safetensors or .gguf weights in {folder}")
     stats = [(p, p.stat()) for p in files]
