@@ -84,11 +84,24 @@ def _agree(left, right, letters) -> bool:
     return agreed >= 3
 
 
+def _multiples(one, other, *_) -> bool:
+    """Is one relation a number times the other, or, turned, a number below 0 times it?"""
+    left, right = (grader.unwrap_fcs(relation.lhs - relation.rhs) for relation in (one, other))
+    letters = sorted(left.free_symbols | right.free_symbols, key=str)
+    point = {letter: sympy.Rational(1009 + k, 997) for k, letter in enumerate(letters)}
+    here = left.subs(point)
+    factor = here / right.subs(point)
+    kind = type(other) if factor > 0 else grader.INVERSE_RELATIONS[type(other)]
+    if type(one) is not kind or equal(left, here):  # a constant: 1 = 0 is no multiple of 2 = 0
+        return False
+    return equal(left, factor * right)
+
+
 def same(given, answer) -> bool:
     """Do two readings say the same?"""
     if isinstance(given, sympy.Expr) and isinstance(answer, sympy.Expr):
         names = isinstance(given, sympy.Symbol) or isinstance(answer, sympy.Symbol)
         return equal(given, answer) or bool(names and grader.sympy_compare_symbols(answer, given))
     grader.sympy_numeric_eq = equal
-    grader.sympy_symbolic_eq = grader.sympy_solve_and_compare = lambda *_: False
+    grader.sympy_symbolic_eq, grader.sympy_solve_and_compare = (lambda *_: False), _multiples
     return bool(grader.sympy_expr_eq(answer, given, 6, 15, allow_set_relation_comp=True))

@@ -29,13 +29,15 @@ _UNITS = {name: names.split()[0] for names in _WRITTEN["units"] for name in name
 
 
 def _pattern(text: str) -> re.Pattern:
-    for name, part in _WRITTEN["parts"].items():
+    for name, part in reversed(_WRITTEN["parts"].items()):
         text = text.replace(f"<{name}>", part)
     return re.compile(text, re.DOTALL)
 
 
 _REWRITE = [(_pattern(pattern), by) for pattern, by in _WRITTEN["rewrite"]]
-_UNIT, _CONDITION, _RELATION, _DIFFER, _UNREAD = map(_pattern, _WRITTEN["patterns"].values())
+_UNIT, _CONDITION, _RELATION, _NAMED, _DIFFER, _UNREAD = map(
+    _pattern, _WRITTEN["patterns"].values()
+)
 
 
 def after_thinking(response: str) -> str | None:
@@ -106,6 +108,13 @@ def _parts(text: str) -> tuple[str, str, set[str]]:
     return _UNIT.sub("", text), _bare(condition) if _RELATION.search(condition) else "", units
 
 
+def _values(given: str, answer: str) -> tuple[str, str]:
+    """Both without the name of a quantity that one alone has, or both alike."""
+    found = _NAMED.fullmatch(given), _NAMED.fullmatch(answer)
+    names = {_bare(one[2]) for one in found if one and one[2]}
+    return (found[0][3], found[1][3]) if all(found) and len(names) == 1 else (given, answer)
+
+
 def _judge(given: str, answer: str, seconds: float) -> bool:
     """A verdict, or this process ends after so much CPU time: no signal handler stops an operation
     on huge integers, and time on the wall depends on who else is running."""
@@ -115,8 +124,11 @@ def _judge(given: str, answer: str, seconds: float) -> bool:
     (given, *said), (answer, *known) = _parts(given), _parts(answer)
     if any(one and other and one != other for one, other in zip(said, known, strict=True)):
         return False
-    if _bare(given) == _bare(answer) or _UNREAD.search(given) or _UNREAD.search(answer):
-        return _bare(given) == _bare(answer)
+    given, answer = _values(given, answer)
+    if (verdict := _by_rule(given, answer)) is not None:
+        return verdict
+    if _UNREAD.search(given) or _UNREAD.search(answer):
+        return False
     try:
         return algebra.same(algebra.read(given), algebra.read(answer))
     except Exception:  # whatever a model wrote that breaks the reader is not an answer
@@ -152,16 +164,24 @@ def grade(run, pairs: Iterable[tuple[str, dict]]) -> list[bool]:
     asked = []
     for response, row in pairs:
         given = boxed(after_thinking(response) or "") or ""
-        asked.append((_normal(given if len(given) <= LONGEST else ""), _normal(row["answer"])))
-    verdicts = {question: _by_rule(*question) for question in asked}
+        both = _normal(given if len(given) <= LONGEST else ""), _normal(row["answer"])
+        # 50 % is 50, and 1/2, as the other side has it
+        read = (tuple(re.sub(r"\\%$", end, text) for text in both) for end in ("", "/100"))
+        asked.append([*dict.fromkeys(read)])
+    verdicts = {one: _by_rule(*one) for readings in asked for one in readings}
     hard = [question for question, verdict in verdicts.items() if verdict is None]
     verdicts.update(_by_algebra(hard) if hard else {})
-    undecided = [question for question in asked if verdicts[question] is None]
+    right = [any(verdicts[one] for one in readings) for readings in asked]
+    undecided = [
+        readings[0]
+        for readings, yes in zip(asked, right, strict=True)
+        if not yes and any(verdicts[one] is None for one in readings)
+    ]
     if undecided:
         which = "; ".join(f"{given} for {answer}" for given, answer in dict.fromkeys(undecided))
         spent = f"undecided after {3 * SECONDS} s of CPU time, so counted as wrong"
         warnings.warn(f"{len(undecided)} of {len(asked)} answers {spent}: {which}", stacklevel=2)
-    return [bool(verdicts[question]) for question in asked]
+    return right
 
 
 def is_correct(response: str, answer: str) -> bool:
