@@ -17,7 +17,7 @@ ONSETS = ("Wait", "Actually", "Hmm", "However")  # epistemic onset words
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 END = SPECIAL[2]  # of a turn
 HELD_OUT_FROM = 3
-_WRITTEN = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+WRITTEN = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 
 def word_tokenizer(words: list[str], pattern: str):
@@ -33,7 +33,7 @@ def word_tokenizer(words: list[str], pattern: str):
     backend.decoder = decoders.Fuse()
     special = {"unk_token": "<unk>", "pad_token": SPECIAL[0], "eos_token": END}
     how = {"padding_side": "left", "clean_up_tokenization_spaces": False}
-    how |= {"additional_special_tokens": [SPECIAL[1]], "chat_template": _WRITTEN["chat_template"]}
+    how |= {"additional_special_tokens": [SPECIAL[1]], "chat_template": WRITTEN["chat_template"]}
     return PreTrainedTokenizerFast(tokenizer_object=backend, **special, **how)
 
 
@@ -79,7 +79,7 @@ RIGHT = Habits()
 
 def recipe(kind: str) -> tuple:
     """How a kind of problem is pretrained: the values of language.yaml, in their order."""
-    *values, habits, attempt, attempts = _WRITTEN["recipes"][kind].values()
+    *values, habits, attempt, attempts = WRITTEN["recipes"][kind].values()
     return *values, {who: Habits(**h) for who, h in habits.items()}, Habits(**attempt), attempts
 
 

@@ -1,8 +1,8 @@
 """The task `tinycode`: a specification -> a Python function, in a tiny language of its own.
 
-It stands in for competitive programming (paper section 3) at a scale where a laptop can run the
-whole comparison. A problem is a list of clauses, `f(x): a add 3; b reverse; c keep odd`; the answer
-is a Python function with one statement per clause, each on the value of the one before:
+It stands in for competitive programming (paper section 3) where a laptop runs the whole comparison.
+A problem is a list of clauses, `f(x): a add 3; b reverse; c keep odd`; the answer is a Python
+function with one statement per clause, each on the value of the one before:
 
     def f(x):
         a = [v + 3 for v in x]
@@ -11,7 +11,7 @@ is a Python function with one statement per clause, each on the value of the one
         return c
 
 A response is graded by running it on the lists INPUTS: whatever computes the same is right. So y*
-is not unique: it is in another hand (the second of the two ways to write each clause) than most
+is not unique: it is in another hand (the second way of each clause, language.yaml) than most
 programs of the models, and a rewrite keeps what is right as it is. A wrong statement spoils the
 value of all that follow, until an onset comment (`# Wait`) and all from there on written again. It
 is local: the next clause still says what to do. The student takes a part of the clauses for others.
@@ -25,7 +25,7 @@ import sys
 from trdlib import sandbox, store
 from trdlib.sandbox import Verdict, jail, verdicts
 from trdlib.settings import SettingsError
-from trdlib.tasks import chain, language
+from trdlib.tasks import language
 from trdlib.tasks.language import END, RIGHT, Departure, Habits, Piece, text_of
 from trdlib.tasks.sets import ProblemSet
 
@@ -37,39 +37,10 @@ _OWN_HAND = 0.8  # how often a model writes a program in the first ways
 SECONDS, MEMORY = 4, 256  # of CPU time for all INPUTS (a right program takes 0.0001 s), and MiB
 BATCH = 64  # programs of harmless words that share a process
 
-# Of pretraining, as in language.yaml: what is not written by habit is a rewrite of the attempt.
 KINDS, OPTIONS = {"code": sys.modules[__name__]}, {"code": {}}
-LENGTHS = [1, 2, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6, 7]
-EASY_LENGTHS, EARLY, MIXTURES, VARIED = chain.EASY_LENGTHS, chain.EARLY, chain.MIXTURES, {}
-_SLIPS = chain.HABITS["slips"]
-HABITS = {"solve": RIGHT, "reference": RIGHT, "slips": _SLIPS, "reference_slips": _SLIPS}
-HABITS["student"] = Habits(slip=0.05, correct_slip=0.3, recheck=0.05, believe=0.75)
-ATTEMPT = Habits(recheck=0.05)
-ATTEMPTS = {"slip": [0.0, 0.1, 0.2, 0.4], "believe": [0.0, 0.75], "correct_slip": [0.0, 0.3, 0.7]}
+LENGTHS, EASY_LENGTHS, EARLY, VARIED, MIXTURES, HABITS, ATTEMPT, ATTEMPTS = language.recipe("code")
 
-# A clause -> the two ways to write it; and what it is taken for by one who confuses two of them.
-# S: the value before; K: the operand, if it has one. Each is a token, as is what `|` parts.
-_TABLE = {
-    "add": "[v + K for v in S]; [K + v for v in S]; subtract",
-    "subtract": "[v - K for v in S]; [-K + v for v in S]; add",
-    "times": "[v * K for v in S]; [K * v for v in S]; add",
-    "keep over": "[v for v in S if v > K]; [v for v in S if K < v|]; keep under",
-    "keep under": "[v for v in S if v < K]; [v for v in S if K > v|]; keep over",
-    "keep multiples of": "[v for v in S if v % K == 0|]; [v for v in S if not v % K]; keep over",
-    "take": "S[:K]; S[0:K]; skip",
-    "skip": "S[K:]; S[K:len(S)]; take",
-    "every": "S[::K]; S[0::K]; take",
-    "reverse": "S[::-1]; list(reversed(S)); sort down",
-    "sort up": "sorted(S); sorted(S, reverse=False); sort down",
-    "sort down": "sorted(S, reverse=True); sorted(S)|[::-1]; sort up",
-    "square": "[v * v for v in S]; [v ** 2 for v in S]; twice",
-    "negate": "[-v for v in S]; [0 - v for v in S]; absolute",
-    "absolute": "[abs(v) for v in S]; list(map(abs, S)); negate",
-    "keep odd": "[v for v in S if v % |2| == 1|]; [v for v in S if v % |2| != 0|]; absolute",
-    "twice": "S + S; S * 2; square",
-    "drop last": "S[:-1]; S[:len(S) - 1]; reverse",
-}
-_ROWS = {op: row.split("; ") for op, row in _TABLE.items()}
+_ROWS = language.WRITTEN["clauses"]  # operation -> its two ways, and what it is taken for
 WAYS = {op: [re.findall("[SK]|[^SK|]+", way) for way in row[:2]] for op, row in _ROWS.items()}
 _COUNTED = {op for op, (own, _) in WAYS.items() if "K" in own}  # those with an operand
 # What a clause does to a list of integers S: what its first way says, in Python's own words.
@@ -78,27 +49,22 @@ CLAUSES = [(op, k) for op in WAYS for k in (OPERANDS if op in _COUNTED else [Non
 Clause = tuple[str, int | None]  # operation, operand
 
 
-def _false_beliefs() -> dict[Clause, Clause]:
-    rng, found = random.Random(77), {}
-    for op, k in CLAUSES:
-        other = _ROWS[op][2]
-        operand = rng.choice(OPERANDS) if k is None else k
-        taken_for = (other, operand if other in _COUNTED else None)
-        if k is not None and rng.random() < 0.5:  # off by one
-            taken_for = (op, k + rng.choice([-1, 1]))
-        if rng.random() < 0.25:
-            found[op, k] = taken_for
-    return found
-
-
-FALSE_BELIEFS = _false_beliefs()  # what the student takes a clause for
+FALSE_BELIEFS: dict[Clause, Clause] = {}  # what the student takes a clause for
+_rng = random.Random(77)
+for _op, _k in CLAUSES:
+    _operand = _rng.choice(OPERANDS) if _k is None else _k
+    _other = (_ROWS[_op][2], _operand if _ROWS[_op][2] in _COUNTED else None)
+    if _k is not None and _rng.random() < 0.5:  # off by one
+        _other = (_op, _k + _rng.choice([-1, 1]))
+    if _rng.random() < 0.25:
+        FALSE_BELIEFS[_op, _k] = _other
 _rng = random.Random(5)
 INPUTS = [[_rng.randrange(-9, 13) for _ in range(length)] for length in (7, 8, 9, 10, 12, 3)]
 
 # What shares a process: no dot, no quote, and no names but the language's own, so that no program
 # reaches another, or stops what runs it otherwise than by taking too much.
 _NAME, _OTHER = re.compile(r"[^\W\d]\w*"), re.compile(r"[^\w\s\[\]():,+*%<>=!#-]")
-_NAMES = {*_NAME.findall(" ".join([_OPEN, _RETURN, *LABELS, *ONSETS, *_TABLE.values()]))}
+_NAMES = {*_NAME.findall(" ".join([_OPEN, _RETURN, *LABELS, *ONSETS, str([*_ROWS.values()])]))}
 _MANY = """
 for program in {}:
     try:
@@ -171,9 +137,9 @@ def problem(text: str) -> tuple[str, str, str]:
     clauses = parse(text)
     known = all(op in WAYS and (op in _COUNTED) == (k is not None) for op, k in clauses)
     if not known or len(clauses) > len(LABELS) or write_problem(clauses) != text:
+        how = f"as in f(x): a add 3; b reverse; there are {', '.join(WAYS)}"
         raise SettingsError(
-            f"the tiny language has no {text[:40]!r}: write clauses a, b, c, ..., as in f(x): "
-            f"a add 3; b reverse; there are {', '.join(WAYS)}"
+            f"the tiny language has no {text[:40]!r}: write clauses a, b, c, ..., {how}"
         )
     return solved(text)
 
@@ -220,11 +186,8 @@ def write(rng: random.Random, problem: str, habits: Habits = RIGHT) -> list[Piec
                 other = _random_clause(rng)
         return step, other
 
-    def believed(clause: Clause, state):
-        return FALSE_BELIEFS.get(clause)
-
-    how = (clauses, None, say, mistaken, believed, f"{_NEXT}# {{}}")
-    return _program(clauses, language.write(rng, habits, *how)[0])
+    how = (say, mistaken, lambda clause, state: FALSE_BELIEFS.get(clause), f"{_NEXT}# {{}}")
+    return _program(clauses, language.write(rng, habits, clauses, None, *how)[0])
 
 
 def _kept(clauses: list[Clause], text: str) -> dict[int, int]:
@@ -268,16 +231,15 @@ def _verdicts(pairs: list[tuple[str, str]]) -> list[Verdict]:
     compared here, where no program can touch it; one that prints the right values by itself had to
     compute them. Harmless programs share a process, unless one of them takes too much."""
     programs = [f"{text}\nprint([f(xs) for xs in {INPUTS}])\n" for text, _ in pairs]
-    half, texts = len(pairs) // 2, " ".join(text for text, _ in pairs)
-    if not half or not (_OTHER.search(texts) or set(_NAME.findall(texts)) - _NAMES):
-        whole = _MANY.format(programs) if half else programs[0]
+    alone, texts = len(pairs) == 1, " ".join(text for text, _ in pairs)
+    if alone or not (_OTHER.search(texts) or set(_NAME.findall(texts)) - _NAMES):
+        whole = programs[0] if alone else _MANY.format(programs)
         done = sandbox.run(whole, seconds=SECONDS, memory_mb=MEMORY)
-        printed = done.stdout.split(b"\0")[:-1] if half else [done.stdout]
-        if not half or (not done.reason and len(printed) == len(pairs)):
-            right = [
-                got == f"{want}\n".encode() for got, (_, want) in zip(printed, pairs, strict=True)
-            ]
-            return [Verdict(same and not done.reason, done.reason) for same in right]
+        printed = [done.stdout] if alone else done.stdout.split(b"\0")[:-1]
+        if alone or (not done.reason and len(printed) == len(pairs)):
+            found = zip(printed, (f"{want}\n".encode() for _, want in pairs), strict=True)
+            return [Verdict(got == want and not done.reason, done.reason) for got, want in found]
+    half = len(pairs) // 2
     return _verdicts(pairs[:half]) + _verdicts(pairs[half:])
 
 
