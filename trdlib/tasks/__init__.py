@@ -1,7 +1,7 @@
 """What is asked, who says what is right, and what is known of a mistake: one Task for each run.
 
-A scale's `task` in params.yaml is a name of TASKS, each a module of this folder (math and code have
-the published problems), or a Python file of your own, `task: mine/sums.py`. It has
+A scale's `task` in params.yaml is one of TASKS, a module of this folder (math and code have the
+published problems), or a Python file of your own, `task: mine/sums.py`, with
 `draw(rng, steps) -> (problem, answer, solution)`, three texts, as in story.py, and, as it likes,
 `grade(pairs) -> verdicts`, one for each (response, answer), else answers are mathematics;
 `first_wrong(problem, tokens)` as in modular.py; and `problem(text)`, the same of what is typed.

@@ -1,8 +1,8 @@
 """Tiny languages: what `modular` and `tinycode` share. They stand in for mathematics and for code
 where a laptop can show the mechanism of the paper (sections 1 and 4).
 
-A problem is its text: everything else is computed from it. Those with at least HELD_OUT_FROM steps
-are dealt into splits by a hash of their text: all sets are disjoint by construction.
+A problem is its text, from which all else follows. Those of HELD_OUT_FROM steps and more are dealt
+into splits by a hash of it: all sets are disjoint by construction.
 """
 
 import random
@@ -21,8 +21,8 @@ WRITTEN = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding=
 
 
 def word_tokenizer(words: list[str], pattern: str):
-    """A stock fast tokenizer, lossless, with a chat template. words: the vocabulary after SPECIAL;
-    pattern: a regex that cuts a text into words."""
+    """A stock fast tokenizer, lossless, with a chat template. words: those after SPECIAL; pattern:
+    a regex that cuts a text into words."""
     from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import WordLevel
     from transformers import PreTrainedTokenizerFast
@@ -31,10 +31,7 @@ def word_tokenizer(words: list[str], pattern: str):
     backend = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     backend.decoder = decoders.Fuse()
-    special = {"unk_token": "<unk>", "pad_token": SPECIAL[0], "eos_token": END}
-    how = {"padding_side": "left", "clean_up_tokenization_spaces": False}
-    how |= {"additional_special_tokens": [SPECIAL[1]], "chat_template": WRITTEN["chat_template"]}
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **special, **how)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **WRITTEN["tokenizer"])
 
 
 def split_of(problem: str) -> str:
@@ -121,14 +118,11 @@ class Departure(NamedTuple):
 
 
 def departure(tokens, lines, onsets, *, redo: bool, opening=None) -> Departure | None:
-    """The first wrong token of a response; None if no token is wrong, in one that breaks off too.
-
-    tokens: of the response, the end of its turn included where it is finished. lines: those of the
-    solution in order, each in all ways to write it, as tokens; the last one ends the turn. They
-    follow the opening, if there is one; onsets may stand between them, and a line that was reached
-    before may be written again (redo: with all that follow it). What is taken back later was wrong
-    all the same. `right` is of the first way where there are several.
-    """
+    """The first wrong token of a response (`right` in the first way to write it); None if none is,
+    in one that breaks off too. tokens: of the response, the end of its turn included. lines: of the
+    solution, each in all ways to write it, as tokens; the last one ends the turn. They follow the
+    opening; onsets may stand between them, and a line that was reached before may be written again
+    (redo: with all that follow it). What is taken back later was wrong all the same."""
 
     def may_follow(reached: int) -> list[tuple[int, list[str]]]:
         numbers = (n for n in (reached, *range(reached)) if n < len(lines))

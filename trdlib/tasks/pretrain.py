@@ -1,9 +1,9 @@
 """Pretraining of the tiny models: student and teacher of a base seed, from one foundation.
 
-The recipe is ours, measured in prototypes. A language is a module (modular, tinycode) with
-build_tokenizer, clean and is_right. Its KINDS are modules that write (chain, trail, tinycode):
-random_problem(rng, steps, **VARIED), write(rng, problem, habits), rewrite(rng, problem, attempt) if
-a rewrite is not the clean solution, and how often what is shown, in whose habits (language.yaml).
+The recipe is ours, measured in prototypes. A language (modular, tinycode) has build_tokenizer, clean
+and is_right; its KINDS (chain, trail, tinycode) have random_problem(rng, steps, **VARIED),
+write(rng, problem, habits), rewrite(rng, problem, attempt) where that is not the clean solution,
+and what is shown how often, in whose habits (language.yaml).
 """
 
 import functools
@@ -105,19 +105,19 @@ def train_stage(task, model, tokenizer, stage: str, seed: int) -> list[float]:
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
-    rng, schedule = random.Random(f"{stage}/{seed}"), getattr(task.pretraining, stage)
-    matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and "embed" not in name]
-    others = [p for p in model.parameters() if not any(p is m for m in matrices)]
+    made, rng, losses = task.pretraining, random.Random(f"{stage}/{seed}"), []
+    schedule, of = getattr(made, stage), ([], [])  # of: matrices, the rest
+    for name, weight in model.named_parameters():
+        of[weight.dim() != 2 or "embed" in name].append(weight)
     fixed = {"momentum": 0.95, "weight_decay": 0.0, "adjust_lr_fn": "original"}
-    muon = torch.optim.Muon(matrices, lr=schedule.muon_lr, **fixed)
-    adamw = torch.optim.AdamW(others, lr=schedule.adamw_lr, weight_decay=0.0, betas=(0.9, 0.95))
-    losses = []
+    muon = torch.optim.Muon(of[0], lr=schedule.muon_lr, **fixed)
+    adamw = torch.optim.AdamW(of[1], lr=schedule.adamw_lr, weight_decay=0.0, betas=(0.9, 0.95))
     model.train()
     for step in range(schedule.steps):
-        how = (stage, step / schedule.steps, task.pretraining.tokens_per_step)
-        made = [[*map(torch.tensor, e)] for e in stage_batch(rng, tokenizer, task.module, *how)]
-        ids = pad_sequence([e[0] for e in made], True, tokenizer.pad_token_id)
-        labels = pad_sequence([ids.where(learn, -100) for ids, learn in made], True, -100)
+        how = (stage, step / schedule.steps, made.tokens_per_step)
+        batch = [[*map(torch.tensor, e)] for e in stage_batch(rng, tokenizer, task.module, *how)]
+        ids = pad_sequence([e[0] for e in batch], True, tokenizer.pad_token_id)
+        labels = pad_sequence([ids.where(learn, -100) for ids, learn in batch], True, -100)
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
         model.zero_grad()
@@ -156,9 +156,8 @@ def _examples(stage: str, language: ModuleType):
 def recipe_hash(task, stage: str, seed: int) -> str:
     """Hash of a model's settings, and of examples as the code now makes them. (The optimizer is no
     part of it: delete models after a change.)"""
-    made, stages = task.pretraining, []
-    for one in dict.fromkeys(["foundation", stage]):
-        stages.append([getattr(made, one), made.thresholds.get(one), _examples(one, task.module)])
+    made, of = task.pretraining, dict.fromkeys(["foundation", stage])
+    stages = [[getattr(made, s), made.thresholds.get(s), _examples(s, task.module)] for s in of]
     return store.content_hash(made.shape, made.tokens_per_step, stages, seed)
 
 
@@ -200,19 +199,17 @@ def _make(task, stage: str, seed: int, decode, batches) -> None:
         model = build_model(tokenizer, settings.shape, seed)
     else:
         model = AutoModelForCausalLM.from_pretrained(place(task, "foundation", seed))
+    wanted = settings.thresholds.get(stage, {})
     for rounds in range(1, MAX_ROUNDS + 1):
         losses += train_stage(task, model, tokenizer, stage, seed * MAX_ROUNDS + rounds - 1)
-        wanted = settings.thresholds.get(stage, {})
         found = {n: accuracy(language, model, tokenizer, n, decode, batches) for n in wanted}
         missed = [n for n, (low, high) in wanted.items() if not low <= found[n] <= high]
         if not missed:
-            break
-    else:
-        why = f"{missed[0]} is {found[missed[0]]:.3f}, not in {list(wanted[missed[0]])}"
-        raise RuntimeError(f"seed {seed} {stage} did not converge in {rounds} rounds: {why}")
-    log = {"rounds": rounds, "accuracy": found, "loss": [round(x, 4) for x in losses]}
-    log["fingerprint"] = recipe_hash(task, stage, seed)
-    save_model(place(task, stage, seed), model, tokenizer, LOG, log)
+            log = {"rounds": rounds, "accuracy": found, "loss": [round(x, 4) for x in losses]}
+            log["fingerprint"] = recipe_hash(task, stage, seed)
+            return save_model(place(task, stage, seed), model, tokenizer, LOG, log)
+    why = f"{missed[0]} is {found[missed[0]]:.3f}, not in {list(wanted[missed[0]])}"
+    raise RuntimeError(f"seed {seed} {stage} did not converge in {rounds} rounds: {why}")
 
 
 def pretrain(task, decode, batches, run_jobs) -> None:

@@ -77,8 +77,8 @@ def check(frame: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def check_disjoint(sets: dict[str, pd.DataFrame]) -> None:
-    """ValueError, with both rows, if a problem stands twice, in two sets or in one."""
-    everything = pd.concat(sets)
+    """`check`s each; ValueError, with both rows, if a problem stands twice, in two sets or one."""
+    everything = pd.concat({name: check(frame, name) for name, frame in sets.items()})
     same = everything[everything["problem"].duplicated(keep=False)]
     if len(same):
         one, other, *_ = same[same["problem"] == same["problem"].iloc[0]].itertuples()
@@ -108,7 +108,8 @@ def draw(settings: Data, task: ModuleType) -> dict[str, pd.DataFrame]:
                 if not again:
                     seen.add(drawn[0])
                     rows.append((f"{name}-{len(rows):04d}", part.kind, *drawn))
-        frames[name] = check(pd.DataFrame(rows, columns=COLUMNS), name)
+        frames[name] = pd.DataFrame(rows, columns=COLUMNS)
+    check_disjoint(frames)
     return frames
 
 
