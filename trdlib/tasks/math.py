@@ -77,8 +77,8 @@ def _bare(text: str) -> str:
 
 
 def _integer(text: str) -> int | None:
-    number = re.fullmatch(r"[{(\s]*([-+]?\s*\d{1,999})[})\s]*", text)
-    return int(number[1].replace(" ", "")) if number else None
+    number = re.fullmatch(r"[{(\s]*([-+]?)\s*(\d{1,999})[})\s]*", text)
+    return int(number[1] + number[2]) if number else None
 
 
 def _words(text: str) -> str | None:
@@ -89,15 +89,14 @@ def _words(text: str) -> str | None:
 
 def _by_rule(given: str, answer: str) -> bool | None:
     """The verdict if the cheap rules can give one, else None. Both sides are normal."""
-    bare = _bare(given), _bare(answer)
-    if not given or bare[0] == bare[1]:  # no box, or nothing in it, is wrong
+    if not given or _bare(given) == _bare(answer):  # no box, or nothing in it, is wrong
         return bool(given)
-    if (left := _integer(given)) is not None and (right := _integer(answer)) is not None:
-        return left == right
-    left, right = _words(given), _words(answer)
-    if left and right and (left == right or r"\text" in given + answer):
-        return left == right  # without \text it may be a product: abc = cab
-    return False if _DIFFER.fullmatch("\n".join(bare)) else None
+    for read in _integer, _words:
+        left, right = read(given), read(answer)
+        sure = read is _integer or left == right or r"\text" in given + answer
+        if left is not None and right is not None and sure:
+            return left == right  # words without \text may be a product: abc = cab
+    return False if _DIFFER.fullmatch(f"{_bare(given)}\n{_bare(answer)}") else None
 
 
 def _parts(text: str) -> tuple[str, str, set[str]]:
@@ -106,13 +105,6 @@ def _parts(text: str) -> tuple[str, str, set[str]]:
     words = re.findall(r"[a-z]+|\d", " ".join(m[0] for m in _UNIT.finditer(text)).lower())
     units = {_UNITS[name] for word in words for name in (word, word[:-1]) if name in _UNITS}
     return _UNIT.sub("", text), _bare(condition) if _RELATION.search(condition) else "", units
-
-
-def _values(given: str, answer: str) -> tuple[str, str]:
-    """Both without the name of a quantity that one alone has, or both alike."""
-    found = _NAMED.fullmatch(given), _NAMED.fullmatch(answer)
-    names = {_bare(one[2]) for one in found if one and one[2]}
-    return (found[0][3], found[1][3]) if all(found) and len(names) == 1 else (given, answer)
 
 
 def _judge(given: str, answer: str, seconds: float) -> bool:
@@ -124,7 +116,9 @@ def _judge(given: str, answer: str, seconds: float) -> bool:
     (given, *said), (answer, *known) = _parts(given), _parts(answer)
     if any(one and other and one != other for one, other in zip(said, known, strict=True)):
         return False
-    given, answer = _values(given, answer)
+    named = _NAMED.fullmatch(given), _NAMED.fullmatch(answer)
+    if all(named) and len({_bare(one[2]) for one in named if one[2]}) == 1:
+        given, answer = named[0][3], named[1][3]  # the name is one side's, or the same on both
     if (verdict := _by_rule(given, answer)) is not None:
         return verdict
     if _UNREAD.search(given) or _UNREAD.search(answer):
@@ -166,22 +160,18 @@ def grade(run, pairs: Iterable[tuple[str, dict]]) -> list[bool]:
         given = boxed(after_thinking(response) or "") or ""
         both = _normal(given if len(given) <= LONGEST else ""), _normal(row["answer"])
         # 50 % is 50, and 1/2, as the other side has it
-        read = (tuple(re.sub(r"\\%$", end, text) for text in both) for end in ("", "/100"))
-        asked.append([*dict.fromkeys(read)])
+        asked.append([tuple(re.sub(r"\\%$", end, one) for one in both) for end in ("", "/100")])
     verdicts = {one: _by_rule(*one) for readings in asked for one in readings}
     hard = [question for question, verdict in verdicts.items() if verdict is None]
     verdicts.update(_by_algebra(hard) if hard else {})
-    right = [any(verdicts[one] for one in readings) for readings in asked]
-    undecided = [
-        readings[0]
-        for readings, yes in zip(asked, right, strict=True)
-        if not yes and any(verdicts[one] is None for one in readings)
-    ]
-    if undecided:
-        which = "; ".join(f"{given} for {answer}" for given, answer in dict.fromkeys(undecided))
+    # of the readings, one that is right is enough, and one that is undecided leaves it open
+    said = [max((verdicts[one] for one in both), key=[False, None, True].index) for both in asked]
+    if None in said:
+        left = [both[0] for both, verdict in zip(asked, said, strict=True) if verdict is None]
+        which = "; ".join(f"{given} for {answer}" for given, answer in dict.fromkeys(left))
         spent = f"undecided after {3 * SECONDS} s of CPU time, so counted as wrong"
-        warnings.warn(f"{len(undecided)} of {len(asked)} answers {spent}: {which}", stacklevel=2)
-    return right
+        warnings.warn(f"{len(left)} of {len(asked)} answers {spent}: {which}", stacklevel=2)
+    return [*map(bool, said)]
 
 
 def is_correct(response: str, answer: str) -> bool:
