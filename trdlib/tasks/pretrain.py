@@ -1,7 +1,7 @@
 """Pretraining of the tiny models: student and teacher of a base seed, from one foundation.
 
-The recipe is ours, measured in prototypes. A language (modular, tinycode) has build_tokenizer, clean
-and is_right; its KINDS (chain, trail, tinycode) have random_problem(rng, steps, **VARIED),
+The recipe is ours, measured in prototypes. A language (modular, tinycode) has build_tokenizer,
+clean and is_right; its KINDS (chain, trail, tinycode) have random_problem(rng, steps, **VARIED),
 write(rng, problem, habits), rewrite(rng, problem, attempt) where that is not the clean solution,
 and what is shown how often, in whose habits (language.yaml).
 """
@@ -46,8 +46,7 @@ def _context(rng: random.Random, tokenizer, language: ModuleType, name: str, pro
         written = writer.write(rng, problem, writer.ATTEMPT._replace(**chosen))
         asked, shown["attempt"] = "refine", text_of(written)
     if "reference" in kind:
-        asked += "_given_reference"
-        shown["reference"] = text_of(language.clean(problem))
+        asked, shown["reference"] = f"{asked}_given_reference", text_of(language.clean(problem))
     return prompts.context(asked, tokenizer, style="tiny", **shown).ids, shown["attempt"]
 
 
@@ -62,9 +61,11 @@ def example(rng, tokenizer, language, of: str, mixture: dict[str, float], proble
         pieces = writer.rewrite(rng, problem, attempt)
     else:
         pieces = language.clean(problem)
-    learn = [False] * len(ids)
-    encoded = tokenizer([p.text for p in pieces], add_special_tokens=False)["input_ids"]
-    for piece, tokens in zip(pieces, encoded, strict=True):
+    encoded, learn = (
+        tokenizer([p.text for p in pieces], add_special_tokens=False),
+        [False] * len(ids),
+    )
+    for piece, tokens in zip(pieces, encoded["input_ids"], strict=True):
         ids += tokens
         learn += [piece.learn] * len(tokens)
     return [*ids, tokenizer.eos_token_id], [*learn, True]
@@ -163,15 +164,14 @@ def recipe_hash(task, stage: str, seed: int) -> str:
 
 def place(task, stage: str, seed: int) -> Path:
     """The folder of a model. Foundations lie with what may be deleted."""
-    if stage == "foundation":
-        return root() / "runs" / task.run.scale / "pretraining" / f"foundation-{seed}"
-    return root() / task.run.model_path(stage, seed)
+    foundation = f"runs/{task.run.scale}/pretraining/foundation-{seed}"
+    return root() / (foundation if stage == "foundation" else task.run.model_path(stage, seed))
 
 
 def is_pretrained(task, stage: str, seed: int) -> bool:
     """Is there a model of the task's recipe?"""
-    log = place(task, stage, seed) / LOG
-    return store.read_json(log, {}).get("fingerprint") == recipe_hash(task, stage, seed)
+    log = store.read_json(place(task, stage, seed) / LOG, {})
+    return log.get("fingerprint") == recipe_hash(task, stage, seed)
 
 
 def save_model(folder: Path, model, tokenizer, note: str, about: dict) -> None:
@@ -191,15 +191,14 @@ def _make(task, stage: str, seed: int, decode, batches) -> None:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    settings, language = task.pretraining, task.module
+    made, language, losses = task.pretraining, task.module, []
     logging.disable_progress_bar()
     torch.set_num_threads(task.run.settings.models.threads or torch.get_num_threads())
-    tokenizer, losses = language.build_tokenizer(), []
+    tokenizer, wanted = language.build_tokenizer(), made.thresholds.get(stage, {})
     if stage == "foundation":
-        model = build_model(tokenizer, settings.shape, seed)
+        model = build_model(tokenizer, made.shape, seed)
     else:
         model = AutoModelForCausalLM.from_pretrained(place(task, "foundation", seed))
-    wanted = settings.thresholds.get(stage, {})
     for rounds in range(1, MAX_ROUNDS + 1):
         losses += train_stage(task, model, tokenizer, stage, seed * MAX_ROUNDS + rounds - 1)
         found = {n: accuracy(language, model, tokenizer, n, decode, batches) for n in wanted}
@@ -217,7 +216,6 @@ def pretrain(task, decode, batches, run_jobs) -> None:
     Models of the same recipe are kept, so a killed call goes on with the next one."""
     every = [(role, seed) for role in ("teacher", "student") for seed in task.run.settings.seeds]
     then = [one for one in every if not is_pretrained(task, *one)]
-    first = [("foundation", seed) for seed in dict.fromkeys(seed for _, seed in then)]
-    for models in (first, then):
+    for models in dict.fromkeys(("foundation", seed) for _, seed in then), then:
         jobs = [(task, *m, decode, batches) for m in models if not is_pretrained(task, *m)]
         run_jobs(_make, jobs, workers=task.run.settings.workers, label="pretraining")
