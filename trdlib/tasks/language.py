@@ -6,6 +6,7 @@ into splits by a hash of it: all sets are disjoint by construction.
 """
 
 import random
+import re
 import zlib
 from pathlib import Path
 from types import ModuleType
@@ -20,16 +21,22 @@ HELD_OUT_FROM = 3
 WRITTEN = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 
-def word_tokenizer(words: list[str], pattern: str):
-    """A stock fast tokenizer, lossless, with a chat template. words: those after SPECIAL; pattern:
-    a regex that cuts a text into words."""
+def pattern(kind: str) -> str:
+    """A regex that cuts a text into the words of a language."""
+    words = sorted(WRITTEN["words"][kind], key=len, reverse=True)
+    return "|".join(map(re.escape, words)) + "|."
+
+
+def word_tokenizer(kind: str):
+    """A stock fast tokenizer for the words of a language, lossless, with a chat template."""
     from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import WordLevel
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {word: i for i, word in enumerate([*SPECIAL, *words, "<unk>"])}
+    words = [*SPECIAL, *WRITTEN["words"][kind], "<unk>"]
+    vocabulary = {word: i for i, word in enumerate(words)}
     backend = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(pattern(kind)), behavior="isolated")
     backend.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(tokenizer_object=backend, **WRITTEN["tokenizer"])
 

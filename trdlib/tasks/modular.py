@@ -12,14 +12,9 @@ KINDS = {"chain": chain, "trail": trail}
 # Of a problem set: the share of trails with the flag `=`, and of letters new to the student.
 OPTIONS = {"chain": {}, "trail": {"local_share": 0.0, "unknown": 0.5}}
 
-_WORDS = ["user", "assistant", "Compute", "Route", "Solve", "Attempt", "Reference", "Rewrite"]
-_WORDS += ["\\boxed", *ONSETS]
-_PATTERN = "|".join(map(re.escape, _WORDS)) + r"|\n|."  # of the words of a text
-
 
 def build_tokenizer():
-    words = [*_WORDS, *chain.LABELS, *trail.LETTERS, *"0123456789+-*=#{}:,\n<^>/"]
-    return language.word_tokenizer(words, _PATTERN)
+    return language.word_tokenizer("modular")
 
 
 def clean(problem: str) -> list[Piece]:
@@ -36,7 +31,7 @@ def first_wrong(problem: str, tokens: list[str]) -> Departure | None:
     """Where a response (its tokens, the end of its turn included) leaves the clean solution, whose
     lines an onset word, with its comma, may open."""
     lines = text_of(clean(problem)).splitlines(keepends=True)
-    spelled = [[re.findall(_PATTERN, line)] for line in lines]
+    spelled = [[re.findall(language.pattern("modular"), line)] for line in lines]
     spelled[-1][0].append(language.END)
     return language.departure(tokens, spelled, [[word, ","] for word in ONSETS], redo=False)
 

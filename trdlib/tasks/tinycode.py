@@ -40,31 +40,20 @@ BATCH = 64  # programs of harmless words that share a process
 KINDS, OPTIONS = {"code": sys.modules[__name__]}, {"code": {}}
 LENGTHS, EASY_LENGTHS, EARLY, VARIED, MIXTURES, HABITS, ATTEMPT, ATTEMPTS = language.recipe("code")
 
-_ROWS = language.WRITTEN["clauses"]  # operation -> its two ways, and what it is taken for
-WAYS = {op: [re.findall("[SK]|[^SK|]+", way) for way in row[:2]] for op, row in _ROWS.items()}
+WAYS = {
+    op: [re.findall("[SK]|[^SK|]+", way) for way in ways]
+    for op, ways in language.WRITTEN["clauses"].items()
+}
 _COUNTED = {op for op, (own, _) in WAYS.items() if "K" in own}  # those with an operand
 # What a clause does to a list of integers S: what its first way says, in Python's own words.
 _MEANING = {op: eval(f"lambda S, K: {''.join(own)}") for op, (own, _) in WAYS.items()}
-CLAUSES = [(op, k) for op in WAYS for k in (OPERANDS if op in _COUNTED else [None])]
+INPUTS = language.WRITTEN["inputs"]
 Clause = tuple[str, int | None]  # operation, operand
-
-
-FALSE_BELIEFS: dict[Clause, Clause] = {}  # what the student takes a clause for
-_rng = random.Random(77)
-for _op, _k in CLAUSES:
-    _operand = _rng.choice(OPERANDS) if _k is None else _k
-    _other = (_ROWS[_op][2], _operand if _ROWS[_op][2] in _COUNTED else None)
-    if _k is not None and _rng.random() < 0.5:  # off by one
-        _other = (_op, _k + _rng.choice([-1, 1]))
-    if _rng.random() < 0.25:
-        FALSE_BELIEFS[_op, _k] = _other
-_rng = random.Random(5)
-INPUTS = [[_rng.randrange(-9, 13) for _ in range(length)] for length in (7, 8, 9, 10, 12, 3)]
 
 # What shares a process: no dot, no quote, and no names but the language's own, so that no program
 # reaches another, or stops what runs it otherwise than by taking too much.
 _NAME, _OTHER = re.compile(r"[^\W\d]\w*"), re.compile(r"[^\w\s\[\]():,+*%<>=!#-]")
-_NAMES = {*_NAME.findall(" ".join([_OPEN, _RETURN, *LABELS, *ONSETS, str([*_ROWS.values()])]))}
+_NAMES = {*_NAME.findall(" ".join(language.WRITTEN["words"]["code"]))}
 _MANY = """
 for program in {}:
     try:
@@ -76,13 +65,7 @@ for program in {}:
 
 
 def build_tokenizer():
-    fixed = {part for ways in WAYS.values() for way in ways for part in way} - {*"SK2"}
-    phrases = [f" {op} " if op in _COUNTED else f" {op}" for op in WAYS]
-    words = ["user", "assistant", "f(x): ", "; ", "Solve", "Attempt", "Reference", "Rewrite", ":"]
-    words += [_OPEN, _NEXT, _RETURN, *ONSETS, *phrases, *sorted(fixed)]
-    words += [*(f"{label} = " for label in LABELS), *"\nx", *LABELS, *"0123456789"]
-    pattern = "|".join(map(re.escape, sorted(words, key=len, reverse=True))) + "|."
-    return language.word_tokenizer(words, pattern)
+    return language.word_tokenizer("code")
 
 
 def write_problem(clauses: list[Clause]) -> str:
@@ -94,6 +77,10 @@ def write_problem(clauses: list[Clause]) -> str:
 def parse(problem: str) -> list[Clause]:
     found = re.findall(r"\w (\D+?)(?: (\d+))?(?:; |$)", problem.removeprefix("f(x): "))
     return [(op, int(k) if k else None) for op, k in found]
+
+
+# What the student takes a clause for.
+FALSE_BELIEFS: dict[Clause, Clause] = dict(map(parse, language.WRITTEN["code_beliefs"]))
 
 
 def _random_clause(rng: random.Random) -> Clause:

@@ -7,13 +7,12 @@ rest of the rollout teaches nothing. That is prefix failure. With the flag `=` t
 
 import random
 
-from trdlib.tasks.language import ONSETS, RIGHT, Habits, Piece, recipe
+from trdlib.tasks.language import ONSETS, RIGHT, WRITTEN, Habits, Piece, recipe
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmn"
 _ZONES, _ZONE_SIZE = 5, 8
 _TURNS = {"<": 1, "^": 2, ">": 4, "/": 7}
-_rng = random.Random(99)
-TURN_OF = {letter: _rng.choice(list(_TURNS)) for letter in LETTERS}  # the hidden table
+TURN_OF = dict(zip(LETTERS, WRITTEN["turns"], strict=True))  # the hidden table
 KNOWN = {c for i, c in enumerate(LETTERS) if i % _ZONE_SIZE < _ZONE_SIZE // 2}  # to the student
 _SURE = 0.95  # how often the student is right on a letter it knows
 
