@@ -41,7 +41,7 @@ def _own(name: str, source: str) -> ModuleType:
 def check(name: str, scale: Scale) -> tuple:
     """The module of a scale's task, and its sections: data (None: published problems), pretraining
     and packaged (None: not there). SettingsError, in one sentence, on the first fault of them."""
-    where, own, data = f"scales.{name}", root() / scale.task, None
+    where, own = f"scales.{name}", root() / scale.task
     if scale.task in TASKS:
         module = importlib.import_module(f"trdlib.tasks.{scale.task}")
     elif own.suffix == ".py" and own.is_file():
@@ -51,10 +51,8 @@ def check(name: str, scale: Scale) -> tuple:
         raise SettingsError(f"{where}: there is no task {scale.task!r}: {names}")
     if scale.pretraining and not hasattr(module, "KINDS"):
         raise SettingsError(f"{where}.pretraining: {scale.task} has no language to pretrain on")
-    if hasattr(module, "sets"):
-        module.check(name, scale)
-    else:
-        data = sets.section(sets.Data, scale.data, f"{where}.data", module.OPTIONS)
+    procedural = functools.partial(sets.section, sets.Data, scale.data, f"{where}.data")
+    data = module.check(name, scale) if hasattr(module, "sets") else procedural(module.OPTIONS)
     made = sets.section(pretrain.Pretraining, scale.pretraining, f"{where}.pretraining")
     return module, data, made, sets.section(story.Packaged, scale.packaged, f"{where}.packaged")
 

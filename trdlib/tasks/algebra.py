@@ -48,8 +48,7 @@ def _is_zero(number) -> bool:
     """Of what is no fraction, 300 digits decide."""
     if number.is_Rational:
         return number == 0
-    parts = number.evalf(15, maxn=300).as_real_imag()
-    return all(part == 0 or part._prec == 1 for part in parts)
+    return all(p == 0 or p._prec == 1 for p in number.evalf(15, maxn=300).as_real_imag())
 
 
 def equal(left, right, *_) -> bool:
@@ -57,8 +56,7 @@ def equal(left, right, *_) -> bool:
     if isinstance(left, sympy.MatrixBase) and isinstance(right, sympy.MatrixBase):
         return left.shape == right.shape and all(map(equal, left.flat(), right.flat()))
     left, right = left.doit(), right.doit()
-    endless = sympy.Tuple(left, right).has(sympy.nan, sympy.zoo, sympy.oo, -sympy.oo)
-    if left == right or endless:
+    if left == right or sympy.Tuple(left, right).has(sympy.nan, sympy.zoo, sympy.oo, -sympy.oo):
         return left == right and not left.has(sympy.nan, sympy.zoo)
     letters = sorted(left.free_symbols | right.free_symbols, key=str)
     try:
@@ -70,10 +68,10 @@ def equal(left, right, *_) -> bool:
 def _agree(left, right, letters) -> bool:
     agreed, chance = 0, random.Random(7)
     for _ in range(24):
-        size = chance.choice([3, 60])  # between 0 and 1, and beyond
-        place = [sympy.Rational(chance.randint(1, size), chance.randint(3, 9)) for _ in letters]
-        signs = [1 if letter.is_positive else chance.choice([1, 1, -1]) for letter in letters]
-        point = {one: p * sign for one, p, sign in zip(letters, place, signs, strict=True)}
+        size, point = chance.choice([3, 60]), {}  # between 0 and 1, and beyond
+        for letter in letters:
+            sign = 1 if letter.is_positive else chance.choice([1, 1, -1])
+            point[letter] = sign * sympy.Rational(chance.randint(1, size), chance.randint(3, 9))
         here, there = left.subs(point), right.subs(point)
         if (here - there).has(sympy.nan, sympy.zoo) or abs(there.evalf(3)) > 1e60:
             continue  # so far out 300 digits say nothing of the difference
@@ -92,9 +90,8 @@ def _multiples(one, other, *_) -> bool:
     here = left.subs(point)
     factor = here / right.subs(point)
     kind = type(other) if factor > 0 else grader.INVERSE_RELATIONS[type(other)]
-    if type(one) is not kind or equal(left, here):  # a constant: 1 = 0 is no multiple of 2 = 0
-        return False
-    return equal(left, factor * right)
+    # a constant is none: 1 = 0, 2 = 0
+    return type(one) is kind and equal(left, factor * right) and not equal(left, here)
 
 
 def same(given, answer) -> bool:

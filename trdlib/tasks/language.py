@@ -16,15 +16,13 @@ import yaml
 
 ONSETS = ("Wait", "Actually", "Hmm", "However")  # epistemic onset words
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-END = SPECIAL[2]  # of a turn
-HELD_OUT_FROM = 3
+END, HELD_OUT_FROM = SPECIAL[2], 3  # of a turn; see above
 WRITTEN = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 
 def pattern(kind: str) -> str:
     """A regex that cuts a text into the words of a language."""
-    words = sorted(WRITTEN["words"][kind], key=len, reverse=True)
-    return "|".join(map(re.escape, words)) + "|."
+    return "|".join(map(re.escape, sorted(WRITTEN["words"][kind], key=len, reverse=True))) + "|."
 
 
 def word_tokenizer(kind: str):
@@ -33,8 +31,7 @@ def word_tokenizer(kind: str):
     from tokenizers.models import WordLevel
     from transformers import PreTrainedTokenizerFast
 
-    words = [*SPECIAL, *WRITTEN["words"][kind], "<unk>"]
-    vocabulary = {word: i for i, word in enumerate(words)}
+    vocabulary = {word: i for i, word in enumerate([*SPECIAL, *WRITTEN["words"][kind], "<unk>"])}
     backend = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(pattern(kind)), behavior="isolated")
     backend.decoder = decoders.Fuse()

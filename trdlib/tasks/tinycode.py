@@ -1,15 +1,8 @@
 """The task `tinycode`: a specification -> a Python function, in a tiny language of its own.
 
 It stands in for competitive programming (paper section 3) where a laptop runs the whole comparison.
-A problem is a list of clauses, `f(x): a add 3; b reverse; c keep odd`; the answer is a Python
-function with one statement per clause, each on the value of the one before:
-
-    def f(x):
-        a = [v + 3 for v in x]
-        b = a[::-1]
-        c = [v for v in b if v % 2 == 1]
-        return c
-
+A problem is a list of clauses, `f(x): a add 3; b reverse`; the answer is a Python function with one
+statement per clause, each on the value of the one before: `a = [v + 3 for v in x]`, `b = a[::-1]`.
 A response is graded by running it on the lists INPUTS: whatever computes the same is right. So y*
 is not unique: it is in another hand (the second way of each clause, language.yaml) than most
 programs of the models, and a rewrite keeps what is right as it is. A wrong statement spoils the
@@ -17,6 +10,7 @@ value of all that follow, until an onset comment (`# Wait`) and all from there o
 is local: the next clause still says what to do. The student takes a part of the clauses for others.
 """
 
+import functools
 import itertools
 import random
 import re
@@ -40,14 +34,13 @@ BATCH = 64  # programs of harmless words that share a process
 KINDS, OPTIONS = {"code": sys.modules[__name__]}, {"code": {}}
 LENGTHS, EASY_LENGTHS, EARLY, VARIED, MIXTURES, HABITS, ATTEMPT, ATTEMPTS = language.recipe("code")
 
-WAYS = {
-    op: [re.findall("[SK]|[^SK|]+", way) for way in ways]
-    for op, ways in language.WRITTEN["clauses"].items()
-}
+_ROWS = language.WRITTEN["clauses"].items()
+WAYS = {op: [re.findall("[SK]|[^SK|]+", way) for way in ways] for op, ways in _ROWS}
 _COUNTED = {op for op, (own, _) in WAYS.items() if "K" in own}  # those with an operand
 # What a clause does to a list of integers S: what its first way says, in Python's own words.
 _MEANING = {op: eval(f"lambda S, K: {''.join(own)}") for op, (own, _) in WAYS.items()}
 INPUTS = language.WRITTEN["inputs"]
+build_tokenizer = functools.partial(language.word_tokenizer, "code")
 Clause = tuple[str, int | None]  # operation, operand
 
 # What shares a process: no dot, no quote, and no names but the language's own, so that no program
@@ -62,10 +55,6 @@ for program in {}:
         pass
     print(end="\\0")
 """
-
-
-def build_tokenizer():
-    return language.word_tokenizer("code")
 
 
 def write_problem(clauses: list[Clause]) -> str:
@@ -134,8 +123,7 @@ def problem(text: str) -> tuple[str, str, str]:
 def _statement(step: int, clause: Clause, way: int) -> list[str]:
     """The tokens of a statement: a way to do a clause to the value before."""
     values = {"S": f"x{LABELS}"[step], "K": str(clause[1])}
-    side = [values.get(part, part) for part in WAYS[clause[0]][way]]
-    return [_NEXT, f"{LABELS[step]} = ", *side]
+    return [_NEXT, f"{LABELS[step]} = ", *(values.get(one, one) for one in WAYS[clause[0]][way])]
 
 
 def _program(clauses: list[Clause], lines: list[Piece]) -> list[Piece]:
@@ -149,8 +137,7 @@ def _in_ways(clauses: list[Clause], ways: list[int]) -> list[Piece]:
 
 def clean(problem: str, way: int = 1) -> list[Piece]:
     """The reference solution y*: in the second ways, another hand than the models' own."""
-    clauses = parse(problem)
-    return _in_ways(clauses, [way] * len(clauses))
+    return _in_ways(clauses := parse(problem), [way] * len(clauses))
 
 
 def write(rng: random.Random, problem: str, habits: Habits = RIGHT) -> list[Piece]:
@@ -189,8 +176,7 @@ def _kept(clauses: list[Clause], text: str) -> dict[int, int]:
 def rewrite(rng: random.Random, problem: str, attempt: str) -> list[Piece]:
     """The attempt, mended: its right statements as they are, the others right and in the hand of
     the first right one, no second looks."""
-    clauses = parse(problem)
-    kept = _kept(clauses, attempt)
+    kept = _kept(clauses := parse(problem), attempt)
     way = kept[min(kept)] if kept else int(rng.random() >= _OWN_HAND)
     return _in_ways(clauses, [kept.get(i, way) for i in range(len(clauses))])
 
