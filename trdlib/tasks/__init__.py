@@ -131,7 +131,7 @@ class Task:
         """Are the models there that the scale makes itself?"""
         run, made = self.run, self.pretraining or self.packaged
         roles = [r for r in ("student", "teacher") if made and getattr(run.settings.models, r)]
-        places = [run.model_path(role, seed) for role in roles for seed in run.settings.seeds]
+        places = (run.model_path(role, seed) for role in roles for seed in run.settings.seeds)
         return all((root() / place).is_dir() for place in places)
 
     def make_models(self, decode, run_jobs, batches) -> None:

@@ -12,8 +12,7 @@ from trdlib.tasks import language
 from trdlib.tasks.language import RIGHT, WRITTEN, Habits, Piece, recipe
 
 LABELS = "opqrstuvwxyz"  # of the lines
-_MODULUS = 7
-_OPS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+_MODULUS, _OPS = 7, {"+": operator.add, "-": operator.sub, "*": operator.mul}
 
 LENGTHS, EASY_LENGTHS, EARLY, VARIED, MIXTURES, HABITS, ATTEMPT, ATTEMPTS = recipe("chain")
 

@@ -1,12 +1,10 @@
 """Published problem sets: files at one commit of the hub, or one's own, in the one schema.
 
 Paper section 3: DeepScaleR to train on; AIME24, AIME25, HMMT Feb 2025, BeyondAIME and the 39
-problems of AMO-Bench whose answer is no description, all as published; for code see code.py. Of the
-train set we drop, and count (`notes`), problems without an answer, without a solution where one is
-required, that occur twice, or in a benchmark: their texts agree but for case, white space, LaTeX
-spacing and delimiters, and punctuation; a reworded one is not found. Validation and train problems
-are drawn by a hash of their text. Which commits and rows the authors used is unknown; the pins are
-those of public code.
+problems of AMO-Bench whose answer is no description, at the pins of public code (the authors' are
+unknown); for code see code.py. Of the train set we drop, and count, problems without an answer or a
+required solution, that occur twice, or in a benchmark: in the same words, see `normal`. Validation
+and train problems are drawn by a hash of their text.
 """
 
 import gzip
@@ -88,8 +86,7 @@ class HubSet(Section):
     @property
     def sources(self) -> tuple[Source, ...]:
         names = [self.file] if self.file else self.files
-        own = tuple(Source(self.repo, self.revision, name) for name in names)
-        return own or SOURCES[self.format]
+        return tuple(Source(self.repo, self.revision, n) for n in names) or SOURCES[self.format]
 
     @property
     def problems(self) -> int:
@@ -146,8 +143,7 @@ def files(run) -> dict[str, str]:
 
 
 def fetch(one: Source, root: str | None) -> Path:
-    """The file: under root (relative to the project) if there is one, else downloaded, once, to the
-    hub's cache or data/downloads. A file of one's own is relative to the project."""
+    """The file: one's own, or under root, or downloaded, once, to the hub's cache or ours."""
     if (path := one.place(root)).is_file():
         return path
     if one.repo is None or root is not None:
@@ -188,15 +184,13 @@ def read(one: Source, root: str | None) -> tuple[list[dict], str]:
         if bad or not rows:
             raise ValueError(f"row {bad[0]} is no object with columns" if bad else "it is empty")
     except Exception as error:  # of gzip, JSON or parquet, in many classes
-        why = " ".join(str(error).split())[:120]
-        fault = f"{one} is not a valid {kind} file of rows ({why}): correct it, or fetch it again"
-        raise SettingsError(fault) from None
+        fault = f"{one} is not a valid {kind} file of rows ({' '.join(str(error).split())[:120]})"
+        raise SettingsError(f"{fault}: correct it, or fetch it again") from None
     return rows, sha256
 
 
 def _from_json(raw: bytes, kind: str) -> list:
-    """By hand: `datasets` would make dates of texts, and floats of long integers. Objects are
-    tuples of pairs, so that a column that stands twice is seen."""
+    """By hand: `datasets` makes dates of texts. Objects are tuples of pairs, see `_plain`."""
     rows, lines = [], raw.splitlines() if kind == "jsonl" else [raw]
     for number, line in enumerate(lines, 1):
         try:
@@ -229,16 +223,14 @@ def text(value) -> str:
             raise ValueError("infinity is no answer")
         value = "" if value != value else str(value)
     if not isinstance(value, str | None):
-        kind = type(value).__name__
-        raise ValueError(f"a {kind} is neither text nor a number: write it as text")
+        raise ValueError(f"a {type(value).__name__} is neither text nor a number: write it as text")
     if re.search("[\0\ud800-\udfff]", value or ""):
         raise ValueError("it holds a NUL or half a character: take it out")
     return (value or "").strip()
 
 
 def records(one: HubSet, rows: Iterable[dict], answer_of: Callable) -> Iterator[tuple]:
-    """The rows of a file in the schema. An id ends in the row's own id or number. answer_of: the
-    answer, as text, of what its column holds; ValueError if it is none."""
+    """The rows of a file in the schema. answer_of: the text of an answer; ValueError if none."""
     rows, columns = list(rows), {"problem": "problem", "answer": "answer", **one.columns}
     there, leave_out = set().union(*rows), one.leave_out.items()
     if missing := [c for c in (*columns.values(), *one.leave_out) if c not in there]:
@@ -254,9 +246,8 @@ def records(one: HubSet, rows: Iterable[dict], answer_of: Callable) -> Iterator[
                 found[of] = (answer_of if of == "answer" else text)(row.get(column))
                 if of == "id" and not found[of]:
                     raise ValueError("a row without its id: give it one, or drop columns.id")
-            except ValueError as error:
-                fault = f"{one.name}, row {number}, column {column!r}: {error}"
-                raise SettingsError(fault) from None
+            except ValueError as why:
+                raise SettingsError(f"{one.name}, row {number}, column {column!r}: {why}") from None
         yield f"{name}-{found['id']}", one.name, *(found[of] for of in schema.COLUMNS[2:])
 
 
@@ -296,8 +287,7 @@ def normal(problem: str) -> str:
 
 
 def problem_sets(found: HubData, read_rows: Callable, fits=None) -> tuple[dict, dict]:
-    """train, validation and every benchmark, in the one schema, and what the report says of their
-    sources. read_rows: as of load; fits(problem): may it be asked? None: any may."""
+    """All sets, and the report of each. read_rows: as of load; fits(problem): may it be asked?"""
     loaded = {name: load(one, found.root, read_rows) for name, one in found.sets.items()}
     benchmarks, asked = {name: loaded[name][0] for name in found.benchmarks}, set()
     for name, frame in benchmarks.items():
@@ -334,8 +324,8 @@ def problem_sets(found: HubData, read_rows: Callable, fits=None) -> tuple[dict, 
     order = frame.loc[drawn.sort_values(kind="stable").index, schema.COLUMNS]
     parts = {"train": order[held_out:][: found.train_problems], "validation": order[:held_out]}
     parts = {name: part.sort_index().reset_index(drop=True) for name, part in parts.items()}
-    schema.check_disjoint(frames := parts | benchmarks)
-    return frames, {name: report for name, (_, report) in loaded.items()}
+    reports = {name: report for name, (_, report) in loaded.items()}
+    return schema.check(parts | benchmarks), reports
 
 
 def notes(run) -> dict[str, dict]:
@@ -344,8 +334,8 @@ def notes(run) -> dict[str, dict]:
 
 
 def prepare(run, made_by: list, read_rows: Callable, fits=None) -> dict[str, pd.DataFrame]:
-    """The problem sets of a run: read if they were made by the same, else made; REPORT beside them.
-    made_by: what shapes them beside settings and files. read_rows, fits: as of problem_sets."""
+    """The problem sets of a run: read, or made, with REPORT, unless they were made by the same
+    settings, files and made_by. read_rows, fits: as of problem_sets."""
     found, folder = section(run.settings, run.scale), run.data
     sources = [one.sources for one in found.sets.values()]
     stamp = store.content_hash(found.model_dump(exclude={"root"}), sources, files(run), made_by)

@@ -1,8 +1,6 @@
-"""Tiny languages: what `modular` and `tinycode` share. They stand in for mathematics and for code
-where a laptop can show the mechanism of the paper (sections 1 and 4).
-
-A problem is its text, from which all else follows. Those of HELD_OUT_FROM steps and more are dealt
-into splits by a hash of it: all sets are disjoint by construction.
+"""Tiny languages, shared by `modular` and `tinycode`, which stand in for mathematics and for code
+where a laptop can show the mechanism of the paper (sections 1 and 4). A problem is its text; those
+of HELD_OUT_FROM steps and more are dealt into splits by a hash of it, so all sets are disjoint.
 """
 
 import random
@@ -122,11 +120,10 @@ class Departure(NamedTuple):
 
 
 def departure(tokens, lines, onsets, *, redo: bool, opening=None) -> Departure | None:
-    """The first wrong token of a response (`right` in the first way to write it); None if none is,
-    in one that breaks off too. tokens: of the response, the end of its turn included. lines: of the
-    solution, each in all ways to write it, as tokens; the last one ends the turn. They follow the
-    opening; onsets may stand between them, and a line that was reached before may be written again
-    (redo: with all that follow it). What is taken back later was wrong all the same."""
+    """The first wrong token of a response (`right` in the first way to write it), taken back or
+    not; None if none is. tokens: the end of the turn included. lines: of the solution after the
+    opening, each in all ways to write it, as tokens; the last one ends the turn. Onsets may stand
+    between them, and what was reached be written again (redo: with all that follow it)."""
 
     def may_follow(reached: int) -> list[tuple[int, list[str]]]:
         numbers = (n for n in (reached, *range(reached)) if n < len(lines))

@@ -61,8 +61,7 @@ def boxed(text: str) -> str | None:
 @functools.lru_cache(maxsize=100_000)  # many responses, few answers
 def _normal(text: str) -> str:
     """The answer as it is read best: same meaning, fewer ways to write it."""
-    for sign, latex in _WRITTEN["signs"].items():
-        text = text.replace(sign, latex)
+    text = text.translate(str.maketrans(_WRITTEN["signs"]))
     text = re.sub("([₀-₉]+)", r"_{\1}", re.sub("([⁰¹²³⁴-⁹⁺⁻ⁿ]+)", r"^{\1}", text))
     text = unicodedata.normalize("NFKC", text).replace("−", "-")  # （１） is (1)
     for pattern, replacement in _REWRITE:
@@ -130,8 +129,7 @@ def _judge(given: str, answer: str, seconds: float) -> bool:
 
 
 def _by_algebra(questions: list[tuple[str, str]]) -> dict[tuple[str, str], bool | None]:
-    """The verdicts, by up to four processes, or one inside a job. Whoever runs out of time or dies
-    is tried once more, alone; None if it does so again."""
+    """By up to four processes, or one inside a job. Who runs out of time is tried again, alone."""
     import pebble
 
     from trdlib.tasks import algebra  # noqa: F401 - once, for all that are forked
@@ -186,8 +184,7 @@ def grader(run=None) -> str:
 
 def plain_answer(value) -> str:
     """An answer without box (AIME24 has some) and dollars: `$\\boxed{5}$` -> `5`, 42 -> `42`."""
-    text = hub.text(value)
-    text = boxed(text) or text
+    text = boxed(text := hub.text(value)) or text
     inner = text.strip("$").strip()
     return inner if "$" not in inner else text
 

