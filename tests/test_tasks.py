@@ -55,7 +55,7 @@ def test_sets_are_kept_while_they_are_right(smoke):
     task = tasks.of(smoke())
     paths = {name: task.run.data / f"{name}.parquet" for name in task.sizes()}
     before = {name: path.stat().st_mtime_ns for name, path in paths.items()}
-    sets.check(store.load(paths["train"]), "train")
+    sets.check({"train": store.load(paths["train"])})
     store.save(store.load(paths["chain"]).iloc[1:], paths["chain"], "of others")
     for name, frame in task.sets().items():
         assert store.load(paths[name]).equals(frame)
@@ -174,7 +174,7 @@ def test_a_typed_problem(project, sums):
 def test_a_set_has_the_one_schema():
     frame = pd.DataFrame([("a-0", "a", "p", "1", ""), ("a-1", "a", "q", "2", "")])
     frame.columns = sets.COLUMNS
-    assert sets.check(frame, "a") is frame
+    assert sets.check({"a": frame})["a"] is frame
     for bad, words in (
         (frame.drop(columns="id"), "a: 2 rows of .* not of"),
         (frame.iloc[:0], "a: 0 rows"),
@@ -182,8 +182,7 @@ def test_a_set_has_the_one_schema():
         (frame.assign(id="a-0"), "a: the id 'a-0' stands twice"),
     ):
         with pytest.raises(ValueError, match=words):
-            sets.check(bad, "a")
-    sets.check_disjoint({"a": frame})
+            sets.check({"a": bad})
     for bad in ({"a": frame, "b": frame.iloc[1:]}, {"b": frame.assign(problem="q")}):
         with pytest.raises(ValueError, match=r"the problem 'q' stands twice, as .* and .*"):
-            sets.check_disjoint(bad)
+            sets.check(bad)

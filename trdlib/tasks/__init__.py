@@ -1,7 +1,7 @@
 """What is asked, who says what is right, and what is known of a mistake: one Task for each run.
 
-A scale's `task` in params.yaml is a name of TASKS, each a module of this folder (math and code have
-the published problems), or a Python file of your own, `task: mine/sums.py`. It has
+A scale's `task` in params.yaml is one of TASKS, a module of this folder (math and code have the
+published problems), or a Python file of your own, `task: mine/sums.py`, with
 `draw(rng, steps) -> (problem, answer, solution)`, three texts, as in story.py, and, as it likes,
 `grade(pairs) -> verdicts`, one for each (response, answer), else answers are mathematics;
 `first_wrong(problem, tokens)` as in modular.py; and `problem(text)`, the same of what is typed.
@@ -41,7 +41,7 @@ def _own(name: str, source: str) -> ModuleType:
 def check(name: str, scale: Scale) -> tuple:
     """The module of a scale's task, and its sections: data (None: published problems), pretraining
     and packaged (None: not there). SettingsError, in one sentence, on the first fault of them."""
-    where, own, data = f"scales.{name}", root() / scale.task, None
+    where, own = f"scales.{name}", root() / scale.task
     if scale.task in TASKS:
         module = importlib.import_module(f"trdlib.tasks.{scale.task}")
     elif own.suffix == ".py" and own.is_file():
@@ -51,10 +51,8 @@ def check(name: str, scale: Scale) -> tuple:
         raise SettingsError(f"{where}: there is no task {scale.task!r}: {names}")
     if scale.pretraining and not hasattr(module, "KINDS"):
         raise SettingsError(f"{where}.pretraining: {scale.task} has no language to pretrain on")
-    if hasattr(module, "sets"):
-        module.check(name, scale)
-    else:
-        data = sets.section(sets.Data, scale.data, f"{where}.data", module.OPTIONS)
+    procedural = functools.partial(sets.section, sets.Data, scale.data, f"{where}.data")
+    data = module.check(name, scale) if hasattr(module, "sets") else procedural(module.OPTIONS)
     made = sets.section(pretrain.Pretraining, scale.pretraining, f"{where}.pretraining")
     return module, data, made, sets.section(story.Packaged, scale.packaged, f"{where}.packaged")
 
@@ -133,7 +131,7 @@ class Task:
         """Are the models there that the scale makes itself?"""
         run, made = self.run, self.pretraining or self.packaged
         roles = [r for r in ("student", "teacher") if made and getattr(run.settings.models, r)]
-        places = [run.model_path(role, seed) for role in roles for seed in run.settings.seeds]
+        places = (run.model_path(role, seed) for role in roles for seed in run.settings.seeds)
         return all((root() / place).is_dir() for place in places)
 
     def make_models(self, decode, run_jobs, batches) -> None:

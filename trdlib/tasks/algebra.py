@@ -48,8 +48,7 @@ def _is_zero(number) -> bool:
     """Of what is no fraction, 300 digits decide."""
     if number.is_Rational:
         return number == 0
-    parts = number.evalf(15, maxn=300).as_real_imag()
-    return all(part == 0 or part._prec == 1 for part in parts)
+    return all(p == 0 or p._prec == 1 for p in number.evalf(15, maxn=300).as_real_imag())
 
 
 def equal(left, right, *_) -> bool:
@@ -57,8 +56,7 @@ def equal(left, right, *_) -> bool:
     if isinstance(left, sympy.MatrixBase) and isinstance(right, sympy.MatrixBase):
         return left.shape == right.shape and all(map(equal, left.flat(), right.flat()))
     left, right = left.doit(), right.doit()
-    endless = sympy.Tuple(left, right).has(sympy.nan, sympy.zoo, sympy.oo, -sympy.oo)
-    if left == right or endless:
+    if left == right or sympy.Tuple(left, right).has(sympy.nan, sympy.zoo, sympy.oo, -sympy.oo):
         return left == right and not left.has(sympy.nan, sympy.zoo)
     letters = sorted(left.free_symbols | right.free_symbols, key=str)
     try:
@@ -70,10 +68,10 @@ def equal(left, right, *_) -> bool:
 def _agree(left, right, letters) -> bool:
     agreed, chance = 0, random.Random(7)
     for _ in range(24):
-        size = chance.choice([3, 60])  # between 0 and 1, and beyond
-        place = [sympy.Rational(chance.randint(1, size), chance.randint(3, 9)) for _ in letters]
-        signs = [1 if letter.is_positive else chance.choice([1, 1, -1]) for letter in letters]
-        point = {one: p * sign for one, p, sign in zip(letters, place, signs, strict=True)}
+        size, point = chance.choice([3, 60]), {}  # between 0 and 1, and beyond
+        for letter in letters:
+            sign = 1 if letter.is_positive else chance.choice([1, 1, -1])
+            point[letter] = sign * sympy.Rational(chance.randint(1, size), chance.randint(3, 9))
         here, there = left.subs(point), right.subs(point)
         if (here - there).has(sympy.nan, sympy.zoo) or abs(there.evalf(3)) > 1e60:
             continue  # so far out 300 digits say nothing of the difference
@@ -84,11 +82,23 @@ def _agree(left, right, letters) -> bool:
     return agreed >= 3
 
 
+def _multiples(one, other, *_) -> bool:
+    """Is one relation a number times the other, or, turned, a number below 0 times it?"""
+    left, right = (grader.unwrap_fcs(relation.lhs - relation.rhs) for relation in (one, other))
+    letters = sorted(left.free_symbols | right.free_symbols, key=str)
+    point = {letter: sympy.Rational(1009 + k, 997) for k, letter in enumerate(letters)}
+    here = left.subs(point)
+    factor = here / right.subs(point)
+    kind = type(other) if factor > 0 else grader.INVERSE_RELATIONS[type(other)]
+    # a constant is none: 1 = 0, 2 = 0
+    return type(one) is kind and equal(left, factor * right) and not equal(left, here)
+
+
 def same(given, answer) -> bool:
     """Do two readings say the same?"""
     if isinstance(given, sympy.Expr) and isinstance(answer, sympy.Expr):
         names = isinstance(given, sympy.Symbol) or isinstance(answer, sympy.Symbol)
         return equal(given, answer) or bool(names and grader.sympy_compare_symbols(answer, given))
     grader.sympy_numeric_eq = equal
-    grader.sympy_symbolic_eq = grader.sympy_solve_and_compare = lambda *_: False
+    grader.sympy_symbolic_eq, grader.sympy_solve_and_compare = (lambda *_: False), _multiples
     return bool(grader.sympy_expr_eq(answer, given, 6, 15, allow_set_relation_comp=True))

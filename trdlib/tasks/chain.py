@@ -4,26 +4,20 @@ Start at 6; line o subtracts 6, line p subtracts 0. Local: after a wrong line, t
 still a valid lesson. The student holds systematic false beliefs (a quarter of the facts).
 """
 
-import itertools
 import operator
 import random
 import re
 
 from trdlib.tasks import language
-from trdlib.tasks.language import RIGHT, Habits, Piece, recipe
+from trdlib.tasks.language import RIGHT, WRITTEN, Habits, Piece, recipe
 
 LABELS = "opqrstuvwxyz"  # of the lines
-_MODULUS = 7
-_OPS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+_MODULUS, _OPS = 7, {"+": operator.add, "-": operator.sub, "*": operator.mul}
 
 LENGTHS, EASY_LENGTHS, EARLY, VARIED, MIXTURES, HABITS, ATTEMPT, ATTEMPTS = recipe("chain")
 
-_rng = random.Random(4242)
-FALSE_BELIEFS = {  # what the student wrongly holds for (op, value, operand)
-    (op, a, b): (_OPS[op](a, b) + _rng.randrange(1, _MODULUS)) % _MODULUS
-    for op, a, b in itertools.product(_OPS, range(_MODULUS), range(_MODULUS))
-    if _rng.random() < 0.25
-}
+_HELD = WRITTEN["chain_beliefs"].split()  # what the student wrongly holds for (op, value, operand)
+FALSE_BELIEFS = {(op, int(a), int(b)): int(result) for a, op, b, _, result in _HELD}
 
 
 def random_problem(rng: random.Random, steps: int) -> str:

@@ -1,12 +1,10 @@
 """Published problem sets: files at one commit of the hub, or one's own, in the one schema.
 
 Paper section 3: DeepScaleR to train on; AIME24, AIME25, HMMT Feb 2025, BeyondAIME and the 39
-problems of AMO-Bench whose answer is not a description, all left as they are published; for code
-see code.py. Of the train set we drop, and count (`notes`), problems without an answer, without a
-solution where one is required, that occur twice, or that occur in a benchmark. Two problems are the
-same if their texts agree but for case, white space, LaTeX spacing and delimiters, and punctuation;
-a reworded problem is not found. Validation and train problems are drawn by a hash of their text.
-Which commits and rows the authors used is unknown; the pins are those of public code.
+problems of AMO-Bench whose answer is no description, at the pins of public code (the authors' are
+unknown); for code see code.py. Of the train set we drop, and count, problems without an answer or a
+required solution, that occur twice, or in a benchmark: in the same words, see `normal`. Validation
+and train problems are drawn by a hash of their text.
 """
 
 import gzip
@@ -48,8 +46,7 @@ class Source(NamedTuple):
 
     def place(self, root: str | None) -> Path:
         """Where the file is that is not in the hub's cache, or should be."""
-        downloads = f"data/downloads/{self.repo}/{self.revision}"
-        folder = downloads if root is None else f"{root}/{self.repo}"
+        folder = f"{root or 'data/downloads'}/{self.repo}/{'' if root else self.revision}"
         return settings.root() / (folder if self.repo else "") / self.file
 
 
@@ -88,9 +85,8 @@ class HubSet(Section):
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        if self.file:
-            return (Source(self.repo, self.revision, self.file),)
-        return tuple(Source(None, None, name) for name in self.files) or SOURCES[self.format]
+        names = [self.file] if self.file else self.files
+        return tuple(Source(self.repo, self.revision, n) for n in names) or SOURCES[self.format]
 
     @property
     def problems(self) -> int:
@@ -122,9 +118,9 @@ def section(scale: Scale, name: str = "") -> HubData:
 def check(name: str, scale: Scale) -> None:
     """SettingsError unless the data are such a section, for the task and the modes of the scale."""
     found = section(scale, name)
-    formats = [one.format for one in found.sets.values() if one.format]
-    if formats and scale.task != "code":
-        raise SettingsError(f"scales.{name}: {formats[0]} is of the task code, not of math")
+    for one in found.sets.values():
+        if one.format and scale.task != "code":
+            raise SettingsError(f"scales.{name}: {one.format} is of the task code, not of math")
     if "opsd" in scale.modes and not found.require_solution:
         wants = "shows the teacher a solution: set data.require_solution, or drop opsd from modes"
         raise SettingsError(f"scales.{name}: mode opsd {wants}")
@@ -147,10 +143,8 @@ def files(run) -> dict[str, str]:
 
 
 def fetch(one: Source, root: str | None) -> Path:
-    """The file: under root (relative to the project) if there is one, else downloaded, once, to the
-    hub's cache or data/downloads. A file of one's own is relative to the project."""
-    path = one.place(root)
-    if path.is_file():
+    """The file: one's own, or under root, or downloaded, once, to the hub's cache or ours."""
+    if (path := one.place(root)).is_file():
         return path
     if one.repo is None or root is not None:
         how = "correct file" if one.repo is None else "set data.root to null to use the hub"
@@ -161,11 +155,10 @@ def fetch(one: Source, root: str | None) -> Path:
             url = f"{GITHUB}/{one.repo}/releases/download/{one.revision}/{one.file}"
             with urllib.request.urlopen(url, timeout=60) as answer:
                 return store.write_whole(path, lambda new: new.write_bytes(answer.read()))
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import hf_hub_download as download
 
-        how = {"repo_type": "dataset", "revision": one.revision}
         with store.enough_disk(path):
-            return Path(hf_hub_download(one.repo, one.file, **how))
+            return Path(download(one.repo, one.file, repo_type="dataset", revision=one.revision))
     except Exception as error:  # of the hub, its client or the network, in many classes
         why = str(error) if isinstance(error, RuntimeError) else type(error).__name__
         how = f"repo, revision or file, go online, or set data.root to a folder with {one.repo}/..."
@@ -182,26 +175,27 @@ def read(one: Source, root: str | None) -> tuple[list[dict], str]:
         raise SettingsError(f"{path} is not {one.repo} {one.revision}: delete it to fetch it again")
     try:
         if kind == "parquet":
-            rows = ParquetFile(path).read().to_pylist()
+            table = ParquetFile(path).read()
+            rows = _plain(tuple((name, 0) for name in table.column_names), "") and table.to_pylist()
         else:
-            rows = _from_json(gzip.decompress(raw) if path.suffix == ".gz" else raw, kind)
+            found = _from_json(gzip.decompress(raw) if path.suffix == ".gz" else raw, kind)
+            rows = [_plain(row, f"row {number}: ") for number, row in enumerate(found)]
         bad = [number for number, row in enumerate(rows) if not isinstance(row, dict)]
         if bad or not rows:
             raise ValueError(f"row {bad[0]} is no object with columns" if bad else "it is empty")
     except Exception as error:  # of gzip, JSON or parquet, in many classes
-        why = " ".join(str(error).split())[:120]
-        fault = f"{one} is not a valid {kind} file of rows ({why}): correct it, or fetch it again"
-        raise SettingsError(fault) from None
+        fault = f"{one} is not a valid {kind} file of rows ({' '.join(str(error).split())[:120]})"
+        raise SettingsError(f"{fault}: correct it, or fetch it again") from None
     return rows, sha256
 
 
 def _from_json(raw: bytes, kind: str) -> list:
-    """By hand: `datasets` would make dates of texts, and floats of long integers."""
+    """By hand: `datasets` makes dates of texts. Objects are tuples of pairs, see `_plain`."""
     rows, lines = [], raw.splitlines() if kind == "jsonl" else [raw]
     for number, line in enumerate(lines, 1):
         try:
             if line.strip():
-                rows.append(json.loads(line.decode("utf-8-sig")))
+                rows.append(json.loads(line.decode("utf-8-sig"), object_pairs_hook=tuple))
         except ValueError as error:
             raise ValueError(f"line {number}: {error}" if kind == "jsonl" else error) from None
     if kind == "json" and not (rows and isinstance(rows[0], list)):
@@ -209,24 +203,34 @@ def _from_json(raw: bytes, kind: str) -> list:
     return rows[0] if kind == "json" else rows
 
 
+def _plain(value, where: str):
+    """A value of _from_json as Python has it; ValueError if a column stands twice, where it is."""
+    if isinstance(value, list):
+        return [_plain(one, where) for one in value]
+    if not isinstance(value, tuple):
+        return value
+    names = [name for name, _ in value]
+    if len({*names}) < len(names):
+        raise ValueError(f"{where}the column {max(names, key=names.count)!r} stands twice")
+    return {name: _plain(one, where) for name, one in value}
+
+
 def text(value) -> str:
     """What stands in a file, as text: text, or a number as Python writes it; "" for nothing (null
     and NaN). ValueError for anything else, and for what no text holds."""
     if isinstance(value, numbers.Real | Decimal) and not isinstance(value, bool):
-        if value in (float("inf"), float("-inf")):
+        if abs(value) == float("inf"):
             raise ValueError("infinity is no answer")
-        value = None if value != value else str(value)
-    if value is not None and not isinstance(value, str):
-        kind = type(value).__name__
-        raise ValueError(f"a {kind} is neither text nor a number: write it as text")
-    if "\0" in (value := value or "") or re.search("[\ud800-\udfff]", value):
+        value = "" if value != value else str(value)
+    if not isinstance(value, str | None):
+        raise ValueError(f"a {type(value).__name__} is neither text nor a number: write it as text")
+    if re.search("[\0\ud800-\udfff]", value or ""):
         raise ValueError("it holds a NUL or half a character: take it out")
-    return value.strip()
+    return (value or "").strip()
 
 
 def records(one: HubSet, rows: Iterable[dict], answer_of: Callable) -> Iterator[tuple]:
-    """The rows of a file in the schema. An id ends in the row's own id or number. answer_of: the
-    answer, as text, of what its column holds; ValueError if it is none."""
+    """The rows of a file in the schema. answer_of: the text of an answer; ValueError if none."""
     rows, columns = list(rows), {"problem": "problem", "answer": "answer", **one.columns}
     there, leave_out = set().union(*rows), one.leave_out.items()
     if missing := [c for c in (*columns.values(), *one.leave_out) if c not in there]:
@@ -242,11 +246,9 @@ def records(one: HubSet, rows: Iterable[dict], answer_of: Callable) -> Iterator[
                 found[of] = (answer_of if of == "answer" else text)(row.get(column))
                 if of == "id" and not found[of]:
                     raise ValueError("a row without its id: give it one, or drop columns.id")
-            except ValueError as error:
-                fault = f"{one.name}, row {number}, column {column!r}: {error}"
-                raise SettingsError(fault) from None
-        row = {**found, "id": f"{name}-{found['id']}", "source": one.name}
-        yield tuple(row[column] for column in schema.COLUMNS)
+            except ValueError as why:
+                raise SettingsError(f"{one.name}, row {number}, column {column!r}: {why}") from None
+        yield f"{name}-{found['id']}", one.name, *(found[of] for of in schema.COLUMNS[2:])
 
 
 def load(one: HubSet, root: str | None, read_rows: Callable) -> tuple[pd.DataFrame, dict]:
@@ -268,9 +270,8 @@ def load(one: HubSet, root: str | None, read_rows: Callable) -> tuple[pd.DataFra
         wants = f"not {one.rows} and {one.problems}: the dataset changed, correct rows or kept"
         raise SettingsError(f"{one.name} has {count} rows, of which {len(frame)} are kept, {wants}")
     about = {"repo": first.repo, "revision": first.revision, "rows": count, **left_out}
-    about["file"] = ", ".join(source.file for source in one.sources)
-    about["sha256"] = hashes[0] if one.file else store.content_hash(hashes)
-    return frame, about | {"left_out": count - len(frame)}
+    about |= {"file": ", ".join(s.file for s in one.sources), "left_out": count - len(frame)}
+    return frame, about | {"sha256": hashes[0] if one.file else store.content_hash(hashes)}
 
 
 _SPACING = r"\\(?:[,;:!> ()\[\]]|(?:q?quad|left|right|displaystyle|limits|thinspace)(?![a-z]))"
@@ -286,15 +287,14 @@ def normal(problem: str) -> str:
 
 
 def problem_sets(found: HubData, read_rows: Callable, fits=None) -> tuple[dict, dict]:
-    """train, validation and every benchmark, in the one schema, and what the report says of their
-    sources. read_rows: as of load; fits(problem): may it be asked? None: any may."""
+    """All sets, and the report of each. read_rows: as of load; fits(problem): may it be asked?"""
     loaded = {name: load(one, found.root, read_rows) for name, one in found.sets.items()}
-    benchmarks = {name: loaded[name][0] for name in found.benchmarks}
+    benchmarks, asked = {name: loaded[name][0] for name in found.benchmarks}, set()
     for name, frame in benchmarks.items():
         if long := [row.id for row in frame.itertuples() if fits and not fits(row.problem)]:
             fault = f"{len(long)} prompts, that of {long[0]} the first, are too long"
             raise SettingsError(f"{name}: {fault}: raise lengths.prompt in params.yaml")
-    asked = {normal(problem) for one in benchmarks.values() for problem in one["problem"]}
+        asked |= {*frame["problem"].map(normal)}
     frame, about = loaded["train"]
     frame = frame.assign(text=frame["problem"].map(normal))
 
@@ -324,10 +324,8 @@ def problem_sets(found: HubData, read_rows: Callable, fits=None) -> tuple[dict, 
     order = frame.loc[drawn.sort_values(kind="stable").index, schema.COLUMNS]
     parts = {"train": order[held_out:][: found.train_problems], "validation": order[:held_out]}
     parts = {name: part.sort_index().reset_index(drop=True) for name, part in parts.items()}
-    for name, part in (frames := parts | benchmarks).items():
-        schema.check(part, name)
-    schema.check_disjoint(frames)
-    return frames, {name: report for name, (_, report) in loaded.items()}
+    reports = {name: report for name, (_, report) in loaded.items()}
+    return schema.check(parts | benchmarks), reports
 
 
 def notes(run) -> dict[str, dict]:
@@ -336,14 +334,13 @@ def notes(run) -> dict[str, dict]:
 
 
 def prepare(run, made_by: list, read_rows: Callable, fits=None) -> dict[str, pd.DataFrame]:
-    """The problem sets of a run: read if they were made by the same, else made; REPORT beside them.
-    made_by: what shapes them beside settings and files. read_rows, fits: as of problem_sets."""
+    """The problem sets of a run: read, or made, with REPORT, unless they were made by the same
+    settings, files and made_by. read_rows, fits: as of problem_sets."""
     found, folder = section(run.settings, run.scale), run.data
     sources = [one.sources for one in found.sets.values()]
     stamp = store.content_hash(found.model_dump(exclude={"root"}), sources, files(run), made_by)
     if notes(run).get("made_by") == stamp:
-        names = ("train", "validation", *found.benchmarks)
-        frames = {name: store.load(folder / f"{name}.parquet") for name in names}
+        frames = {name: store.load(folder / f"{name}.parquet") for name in sizes(run.settings)}
         if all(frame is not None for frame in frames.values()):
             answers = pd.concat(frames)["answer"]  # the large ones are in files of code.py
             large = answers[answers.str.startswith('{"kind": "file"')].map(json.loads)

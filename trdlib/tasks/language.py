@@ -1,11 +1,10 @@
-"""Tiny languages: what `modular` and `tinycode` share. They stand in for mathematics and for code
-where a laptop can show the mechanism of the paper (sections 1 and 4).
-
-A problem is its text: everything else is computed from it. Those with at least HELD_OUT_FROM steps
-are dealt into splits by a hash of their text: all sets are disjoint by construction.
+"""Tiny languages, shared by `modular` and `tinycode`, which stand in for mathematics and for code
+where a laptop can show the mechanism of the paper (sections 1 and 4). A problem is its text; those
+of HELD_OUT_FROM steps and more are dealt into splits by a hash of it, so all sets are disjoint.
 """
 
 import random
+import re
 import zlib
 from pathlib import Path
 from types import ModuleType
@@ -15,26 +14,26 @@ import yaml
 
 ONSETS = ("Wait", "Actually", "Hmm", "However")  # epistemic onset words
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-END = SPECIAL[2]  # of a turn
-HELD_OUT_FROM = 3
-_WRITTEN = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+END, HELD_OUT_FROM = SPECIAL[2], 3  # of a turn; see above
+WRITTEN = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 
-def word_tokenizer(words: list[str], pattern: str):
-    """A stock fast tokenizer, lossless, with a chat template. words: the vocabulary after SPECIAL;
-    pattern: a regex that cuts a text into words."""
+def pattern(kind: str) -> str:
+    """A regex that cuts a text into the words of a language."""
+    return "|".join(map(re.escape, sorted(WRITTEN["words"][kind], key=len, reverse=True))) + "|."
+
+
+def word_tokenizer(kind: str):
+    """A stock fast tokenizer for the words of a language, lossless, with a chat template."""
     from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import WordLevel
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {word: i for i, word in enumerate([*SPECIAL, *words, "<unk>"])}
+    vocabulary = {word: i for i, word in enumerate([*SPECIAL, *WRITTEN["words"][kind], "<unk>"])}
     backend = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(pattern(kind)), behavior="isolated")
     backend.decoder = decoders.Fuse()
-    special = {"unk_token": "<unk>", "pad_token": SPECIAL[0], "eos_token": END}
-    how = {"padding_side": "left", "clean_up_tokenization_spaces": False}
-    how |= {"additional_special_tokens": [SPECIAL[1]], "chat_template": _WRITTEN["chat_template"]}
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **special, **how)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **WRITTEN["tokenizer"])
 
 
 def split_of(problem: str) -> str:
@@ -79,7 +78,7 @@ RIGHT = Habits()
 
 def recipe(kind: str) -> tuple:
     """How a kind of problem is pretrained: the values of language.yaml, in their order."""
-    *values, habits, attempt, attempts = _WRITTEN["recipes"][kind].values()
+    *values, habits, attempt, attempts = WRITTEN["recipes"][kind].values()
     return *values, {who: Habits(**h) for who, h in habits.items()}, Habits(**attempt), attempts
 
 
@@ -121,14 +120,10 @@ class Departure(NamedTuple):
 
 
 def departure(tokens, lines, onsets, *, redo: bool, opening=None) -> Departure | None:
-    """The first wrong token of a response; None if no token is wrong, in one that breaks off too.
-
-    tokens: of the response, the end of its turn included where it is finished. lines: those of the
-    solution in order, each in all ways to write it, as tokens; the last one ends the turn. They
-    follow the opening, if there is one; onsets may stand between them, and a line that was reached
-    before may be written again (redo: with all that follow it). What is taken back later was wrong
-    all the same. `right` is of the first way where there are several.
-    """
+    """The first wrong token of a response (`right` in the first way to write it), taken back or
+    not; None if none is. tokens: the end of the turn included. lines: of the solution after the
+    opening, each in all ways to write it, as tokens; the last one ends the turn. Onsets may stand
+    between them, and what was reached be written again (redo: with all that follow it)."""
 
     def may_follow(reached: int) -> list[tuple[int, list[str]]]:
         numbers = (n for n in (reached, *range(reached)) if n < len(lines))

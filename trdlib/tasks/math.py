@@ -29,13 +29,15 @@ _UNITS = {name: names.split()[0] for names in _WRITTEN["units"] for name in name
 
 
 def _pattern(text: str) -> re.Pattern:
-    for name, part in _WRITTEN["parts"].items():
+    for name, part in reversed(_WRITTEN["parts"].items()):
         text = text.replace(f"<{name}>", part)
     return re.compile(text, re.DOTALL)
 
 
 _REWRITE = [(_pattern(pattern), by) for pattern, by in _WRITTEN["rewrite"]]
-_UNIT, _CONDITION, _RELATION, _DIFFER, _UNREAD = map(_pattern, _WRITTEN["patterns"].values())
+_UNIT, _CONDITION, _RELATION, _NAMED, _DIFFER, _UNREAD = map(
+    _pattern, _WRITTEN["patterns"].values()
+)
 
 
 def after_thinking(response: str) -> str | None:
@@ -59,8 +61,7 @@ def boxed(text: str) -> str | None:
 @functools.lru_cache(maxsize=100_000)  # many responses, few answers
 def _normal(text: str) -> str:
     """The answer as it is read best: same meaning, fewer ways to write it."""
-    for sign, latex in _WRITTEN["signs"].items():
-        text = text.replace(sign, latex)
+    text = text.translate(str.maketrans(_WRITTEN["signs"]))
     text = re.sub("([₀-₉]+)", r"_{\1}", re.sub("([⁰¹²³⁴-⁹⁺⁻ⁿ]+)", r"^{\1}", text))
     text = unicodedata.normalize("NFKC", text).replace("−", "-")  # （１） is (1)
     for pattern, replacement in _REWRITE:
@@ -75,8 +76,8 @@ def _bare(text: str) -> str:
 
 
 def _integer(text: str) -> int | None:
-    number = re.fullmatch(r"[{(\s]*([-+]?\s*\d{1,999})[})\s]*", text)
-    return int(number[1].replace(" ", "")) if number else None
+    number = re.fullmatch(r"[{(\s]*([-+]?)\s*(\d{1,999})[})\s]*", text)
+    return int(number[1] + number[2]) if number else None
 
 
 def _words(text: str) -> str | None:
@@ -87,15 +88,14 @@ def _words(text: str) -> str | None:
 
 def _by_rule(given: str, answer: str) -> bool | None:
     """The verdict if the cheap rules can give one, else None. Both sides are normal."""
-    bare = _bare(given), _bare(answer)
-    if not given or bare[0] == bare[1]:  # no box, or nothing in it, is wrong
+    if not given or _bare(given) == _bare(answer):  # no box, or nothing in it, is wrong
         return bool(given)
-    if (left := _integer(given)) is not None and (right := _integer(answer)) is not None:
-        return left == right
-    left, right = _words(given), _words(answer)
-    if left and right and (left == right or r"\text" in given + answer):
-        return left == right  # without \text it may be a product: abc = cab
-    return False if _DIFFER.fullmatch("\n".join(bare)) else None
+    for read in _integer, _words:
+        left, right = read(given), read(answer)
+        sure = read is _integer or left == right or r"\text" in given + answer
+        if left is not None and right is not None and sure:
+            return left == right  # words without \text may be a product: abc = cab
+    return False if _DIFFER.fullmatch(f"{_bare(given)}\n{_bare(answer)}") else None
 
 
 def _parts(text: str) -> tuple[str, str, set[str]]:
@@ -115,8 +115,13 @@ def _judge(given: str, answer: str, seconds: float) -> bool:
     (given, *said), (answer, *known) = _parts(given), _parts(answer)
     if any(one and other and one != other for one, other in zip(said, known, strict=True)):
         return False
-    if _bare(given) == _bare(answer) or _UNREAD.search(given) or _UNREAD.search(answer):
-        return _bare(given) == _bare(answer)
+    named = _NAMED.fullmatch(given), _NAMED.fullmatch(answer)
+    if all(named) and len({_bare(one[2]) for one in named if one[2]}) == 1:
+        given, answer = named[0][3], named[1][3]  # the name is one side's, or the same on both
+    if (verdict := _by_rule(given, answer)) is not None:
+        return verdict
+    if _UNREAD.search(given) or _UNREAD.search(answer):
+        return False
     try:
         return algebra.same(algebra.read(given), algebra.read(answer))
     except Exception:  # whatever a model wrote that breaks the reader is not an answer
@@ -124,8 +129,7 @@ def _judge(given: str, answer: str, seconds: float) -> bool:
 
 
 def _by_algebra(questions: list[tuple[str, str]]) -> dict[tuple[str, str], bool | None]:
-    """The verdicts, by up to four processes, or one inside a job. Whoever runs out of time or dies
-    is tried once more, alone; None if it does so again."""
+    """By up to four processes, or one inside a job. Who runs out of time is tried again, alone."""
     import pebble
 
     from trdlib.tasks import algebra  # noqa: F401 - once, for all that are forked
@@ -152,16 +156,20 @@ def grade(run, pairs: Iterable[tuple[str, dict]]) -> list[bool]:
     asked = []
     for response, row in pairs:
         given = boxed(after_thinking(response) or "") or ""
-        asked.append((_normal(given if len(given) <= LONGEST else ""), _normal(row["answer"])))
-    verdicts = {question: _by_rule(*question) for question in asked}
+        both = _normal(given if len(given) <= LONGEST else ""), _normal(row["answer"])
+        # 50 % is 50, and 1/2, as the other side has it
+        asked.append([tuple(re.sub(r"\\%$", end, one) for one in both) for end in ("", "/100")])
+    verdicts = {one: _by_rule(*one) for readings in asked for one in readings}
     hard = [question for question, verdict in verdicts.items() if verdict is None]
     verdicts.update(_by_algebra(hard) if hard else {})
-    undecided = [question for question in asked if verdicts[question] is None]
-    if undecided:
-        which = "; ".join(f"{given} for {answer}" for given, answer in dict.fromkeys(undecided))
+    # of the readings, one that is right is enough, and one that is undecided leaves it open
+    said = [max((verdicts[one] for one in both), key=[False, None, True].index) for both in asked]
+    if None in said:
+        left = [both[0] for both, verdict in zip(asked, said, strict=True) if verdict is None]
+        which = "; ".join(f"{given} for {answer}" for given, answer in dict.fromkeys(left))
         spent = f"undecided after {3 * SECONDS} s of CPU time, so counted as wrong"
-        warnings.warn(f"{len(undecided)} of {len(asked)} answers {spent}: {which}", stacklevel=2)
-    return [bool(verdicts[question]) for question in asked]
+        warnings.warn(f"{len(left)} of {len(asked)} answers {spent}: {which}", stacklevel=2)
+    return [*map(bool, said)]
 
 
 def is_correct(response: str, answer: str) -> bool:
@@ -176,8 +184,7 @@ def grader(run=None) -> str:
 
 def plain_answer(value) -> str:
     """An answer without box (AIME24 has some) and dollars: `$\\boxed{5}$` -> `5`, 42 -> `42`."""
-    text = hub.text(value)
-    text = boxed(text) or text
+    text = boxed(text := hub.text(value)) or text
     inner = text.strip("$").strip()
     return inner if "$" not in inner else text
 

@@ -1,5 +1,6 @@
 """The task `modular`: chains and trails (chain.py, trail.py), solved to a boxed digit."""
 
+import functools
 import random
 import re
 
@@ -12,20 +13,12 @@ KINDS = {"chain": chain, "trail": trail}
 # Of a problem set: the share of trails with the flag `=`, and of letters new to the student.
 OPTIONS = {"chain": {}, "trail": {"local_share": 0.0, "unknown": 0.5}}
 
-_WORDS = ["user", "assistant", "Compute", "Route", "Solve", "Attempt", "Reference", "Rewrite"]
-_WORDS += ["\\boxed", *ONSETS]
-_PATTERN = "|".join(map(re.escape, _WORDS)) + r"|\n|."  # of the words of a text
-
-
-def build_tokenizer():
-    words = [*_WORDS, *chain.LABELS, *trail.LETTERS, *"0123456789+-*=#{}:,\n<^>/"]
-    return language.word_tokenizer(words, _PATTERN)
+build_tokenizer = functools.partial(language.word_tokenizer, "modular")
 
 
 def clean(problem: str) -> list[Piece]:
     """The reference solution y*."""
-    kind = trail if problem.startswith("Route") else chain
-    return kind.write(random.Random(0), problem)
+    return (trail if problem.startswith("Route") else chain).write(random.Random(0), problem)
 
 
 def is_right(problem: str, text: str) -> bool:
@@ -35,8 +28,8 @@ def is_right(problem: str, text: str) -> bool:
 def first_wrong(problem: str, tokens: list[str]) -> Departure | None:
     """Where a response (its tokens, the end of its turn included) leaves the clean solution, whose
     lines an onset word, with its comma, may open."""
-    lines = text_of(clean(problem)).splitlines(keepends=True)
-    spelled = [[re.findall(_PATTERN, line)] for line in lines]
+    lines, words = text_of(clean(problem)).splitlines(keepends=True), language.pattern("modular")
+    spelled = [[re.findall(words, line)] for line in lines]
     spelled[-1][0].append(language.END)
     return language.departure(tokens, spelled, [[word, ","] for word in ONSETS], redo=False)
 

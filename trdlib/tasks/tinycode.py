@@ -1,22 +1,15 @@
 """The task `tinycode`: a specification -> a Python function, in a tiny language of its own.
 
-It stands in for competitive programming (paper section 3) at a scale where a laptop can run the
-whole comparison. A problem is a list of clauses, `f(x): a add 3; b reverse; c keep odd`; the answer
-is a Python function with one statement per clause, each on the value of the one before:
-
-    def f(x):
-        a = [v + 3 for v in x]
-        b = a[::-1]
-        c = [v for v in b if v % 2 == 1]
-        return c
-
-A response is graded by running it on the lists INPUTS: whatever computes the same is right. So y*
-is not unique: it is in another hand (the second of the two ways to write each clause) than most
-programs of the models, and a rewrite keeps what is right as it is. A wrong statement spoils the
-value of all that follow, until an onset comment (`# Wait`) and all from there on written again. It
-is local: the next clause still says what to do. The student takes a part of the clauses for others.
+It stands in for competitive programming (paper section 3). A problem is a list of clauses,
+`f(x): a add 3; b reverse`, its answer a Python function with one statement per clause, each on the
+value of the one before: `a = [v + 3 for v in x]`, `b = a[::-1]`. Whatever computes the same on the
+lists INPUTS is right: y* is in another hand (the second ways, language.yaml) than most programs of
+the models, and a rewrite keeps what is right. A wrong statement spoils the values that follow,
+until an onset comment (`# Wait`) and all from there on again. It is local: the next clause still
+says what to do. The student takes a part of the clauses for others.
 """
 
+import functools
 import itertools
 import random
 import re
@@ -25,7 +18,7 @@ import sys
 from trdlib import sandbox, store
 from trdlib.sandbox import Verdict, jail, verdicts
 from trdlib.settings import SettingsError
-from trdlib.tasks import chain, language
+from trdlib.tasks import language
 from trdlib.tasks.language import END, RIGHT, Departure, Habits, Piece, text_of
 from trdlib.tasks.sets import ProblemSet
 
@@ -36,69 +29,22 @@ _OPEN, _NEXT, _RETURN = "def f(x):", "\n    ", "return "
 _OWN_HAND = 0.8  # how often a model writes a program in the first ways
 SECONDS, MEMORY = 4, 256  # of CPU time for all INPUTS (a right program takes 0.0001 s), and MiB
 BATCH = 64  # programs of harmless words that share a process
-
-# Of pretraining, as in language.yaml: what is not written by habit is a rewrite of the attempt.
 KINDS, OPTIONS = {"code": sys.modules[__name__]}, {"code": {}}
-LENGTHS = [1, 2, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6, 7]
-EASY_LENGTHS, EARLY, MIXTURES, VARIED = chain.EASY_LENGTHS, chain.EARLY, chain.MIXTURES, {}
-_SLIPS = chain.HABITS["slips"]
-HABITS = {"solve": RIGHT, "reference": RIGHT, "slips": _SLIPS, "reference_slips": _SLIPS}
-HABITS["student"] = Habits(slip=0.05, correct_slip=0.3, recheck=0.05, believe=0.75)
-ATTEMPT = Habits(recheck=0.05)
-ATTEMPTS = {"slip": [0.0, 0.1, 0.2, 0.4], "believe": [0.0, 0.75], "correct_slip": [0.0, 0.3, 0.7]}
+LENGTHS, EASY_LENGTHS, EARLY, VARIED, MIXTURES, HABITS, ATTEMPT, ATTEMPTS = language.recipe("code")
 
-# A clause -> the two ways to write it; and what it is taken for by one who confuses two of them.
-# S: the value before; K: the operand, if it has one. Each is a token, as is what `|` parts.
-_TABLE = {
-    "add": "[v + K for v in S]; [K + v for v in S]; subtract",
-    "subtract": "[v - K for v in S]; [-K + v for v in S]; add",
-    "times": "[v * K for v in S]; [K * v for v in S]; add",
-    "keep over": "[v for v in S if v > K]; [v for v in S if K < v|]; keep under",
-    "keep under": "[v for v in S if v < K]; [v for v in S if K > v|]; keep over",
-    "keep multiples of": "[v for v in S if v % K == 0|]; [v for v in S if not v % K]; keep over",
-    "take": "S[:K]; S[0:K]; skip",
-    "skip": "S[K:]; S[K:len(S)]; take",
-    "every": "S[::K]; S[0::K]; take",
-    "reverse": "S[::-1]; list(reversed(S)); sort down",
-    "sort up": "sorted(S); sorted(S, reverse=False); sort down",
-    "sort down": "sorted(S, reverse=True); sorted(S)|[::-1]; sort up",
-    "square": "[v * v for v in S]; [v ** 2 for v in S]; twice",
-    "negate": "[-v for v in S]; [0 - v for v in S]; absolute",
-    "absolute": "[abs(v) for v in S]; list(map(abs, S)); negate",
-    "keep odd": "[v for v in S if v % |2| == 1|]; [v for v in S if v % |2| != 0|]; absolute",
-    "twice": "S + S; S * 2; square",
-    "drop last": "S[:-1]; S[:len(S) - 1]; reverse",
-}
-_ROWS = {op: row.split("; ") for op, row in _TABLE.items()}
-WAYS = {op: [re.findall("[SK]|[^SK|]+", way) for way in row[:2]] for op, row in _ROWS.items()}
+_ROWS = language.WRITTEN["clauses"].items()
+WAYS = {op: [re.findall("[SK]|[^SK|]+", way) for way in ways] for op, ways in _ROWS}
 _COUNTED = {op for op, (own, _) in WAYS.items() if "K" in own}  # those with an operand
 # What a clause does to a list of integers S: what its first way says, in Python's own words.
 _MEANING = {op: eval(f"lambda S, K: {''.join(own)}") for op, (own, _) in WAYS.items()}
-CLAUSES = [(op, k) for op in WAYS for k in (OPERANDS if op in _COUNTED else [None])]
+INPUTS = language.WRITTEN["inputs"]
+build_tokenizer = functools.partial(language.word_tokenizer, "code")
 Clause = tuple[str, int | None]  # operation, operand
-
-
-def _false_beliefs() -> dict[Clause, Clause]:
-    rng, found = random.Random(77), {}
-    for op, k in CLAUSES:
-        other = _ROWS[op][2]
-        operand = rng.choice(OPERANDS) if k is None else k
-        taken_for = (other, operand if other in _COUNTED else None)
-        if k is not None and rng.random() < 0.5:  # off by one
-            taken_for = (op, k + rng.choice([-1, 1]))
-        if rng.random() < 0.25:
-            found[op, k] = taken_for
-    return found
-
-
-FALSE_BELIEFS = _false_beliefs()  # what the student takes a clause for
-_rng = random.Random(5)
-INPUTS = [[_rng.randrange(-9, 13) for _ in range(length)] for length in (7, 8, 9, 10, 12, 3)]
 
 # What shares a process: no dot, no quote, and no names but the language's own, so that no program
 # reaches another, or stops what runs it otherwise than by taking too much.
 _NAME, _OTHER = re.compile(r"[^\W\d]\w*"), re.compile(r"[^\w\s\[\]():,+*%<>=!#-]")
-_NAMES = {*_NAME.findall(" ".join([_OPEN, _RETURN, *LABELS, *ONSETS, *_TABLE.values()]))}
+_NAMES = {*_NAME.findall(" ".join(language.WRITTEN["words"]["code"]))}
 _MANY = """
 for program in {}:
     try:
@@ -107,16 +53,6 @@ for program in {}:
         pass
     print(end="\\0")
 """
-
-
-def build_tokenizer():
-    fixed = {part for ways in WAYS.values() for way in ways for part in way} - {*"SK2"}
-    phrases = [f" {op} " if op in _COUNTED else f" {op}" for op in WAYS]
-    words = ["user", "assistant", "f(x): ", "; ", "Solve", "Attempt", "Reference", "Rewrite", ":"]
-    words += [_OPEN, _NEXT, _RETURN, *ONSETS, *phrases, *sorted(fixed)]
-    words += [*(f"{label} = " for label in LABELS), *"\nx", *LABELS, *"0123456789"]
-    pattern = "|".join(map(re.escape, sorted(words, key=len, reverse=True))) + "|."
-    return language.word_tokenizer(words, pattern)
 
 
 def write_problem(clauses: list[Clause]) -> str:
@@ -130,13 +66,13 @@ def parse(problem: str) -> list[Clause]:
     return [(op, int(k) if k else None) for op, k in found]
 
 
-def _random_clause(rng: random.Random) -> Clause:
-    op = rng.choice(list(WAYS))
-    return op, rng.choice(OPERANDS) if op in _COUNTED else None
+# What the student takes a clause for.
+FALSE_BELIEFS: dict[Clause, Clause] = dict(map(parse, language.WRITTEN["code_beliefs"]))
 
 
 def random_problem(rng: random.Random, steps: int) -> str:
-    return write_problem([_random_clause(rng) for _ in range(steps)])
+    ops = (rng.choice(list(WAYS)) for _ in range(steps))
+    return write_problem([(op, rng.choice(OPERANDS) if op in _COUNTED else None) for op in ops])
 
 
 def outputs(clauses: list[Clause], inputs: list[list[int]] = INPUTS) -> list[list[int]]:
@@ -152,8 +88,7 @@ def solved(problem: str) -> tuple[str, str, str]:
 
 
 def row(rng: random.Random, part: ProblemSet, split: str) -> tuple[str, str, str]:
-    """A problem of a set, its answer and its solution, of which INPUTS tell much: each clause
-    makes a difference, something is left, nothing is large."""
+    """A problem of a set that INPUTS test: each clause counts, some is left, nothing is large."""
     steps = rng.choice(part.steps)
     while True:
         problem = language.draw(rng, KINDS["code"], steps, split)
@@ -171,18 +106,15 @@ def problem(text: str) -> tuple[str, str, str]:
     clauses = parse(text)
     known = all(op in WAYS and (op in _COUNTED) == (k is not None) for op, k in clauses)
     if not known or len(clauses) > len(LABELS) or write_problem(clauses) != text:
-        raise SettingsError(
-            f"the tiny language has no {text[:40]!r}: write clauses a, b, c, ..., as in f(x): "
-            f"a add 3; b reverse; there are {', '.join(WAYS)}"
-        )
+        how = f"as in f(x): a add 3; b reverse; there are {', '.join(WAYS)}"
+        no = f"the tiny language has no {text[:40]!r}"
+        raise SettingsError(f"{no}: write clauses a, b, c, ..., {how}")
     return solved(text)
 
 
 def _statement(step: int, clause: Clause, way: int) -> list[str]:
-    """The tokens of a statement: a way to do a clause to the value before."""
     values = {"S": f"x{LABELS}"[step], "K": str(clause[1])}
-    side = [values.get(part, part) for part in WAYS[clause[0]][way]]
-    return [_NEXT, f"{LABELS[step]} = ", *side]
+    return [_NEXT, f"{LABELS[step]} = ", *(values.get(one, one) for one in WAYS[clause[0]][way])]
 
 
 def _program(clauses: list[Clause], lines: list[Piece]) -> list[Piece]:
@@ -196,8 +128,7 @@ def _in_ways(clauses: list[Clause], ways: list[int]) -> list[Piece]:
 
 def clean(problem: str, way: int = 1) -> list[Piece]:
     """The reference solution y*: in the second ways, another hand than the models' own."""
-    clauses = parse(problem)
-    return _in_ways(clauses, [way] * len(clauses))
+    return _in_ways(clauses := parse(problem), [way] * len(clauses))
 
 
 def write(rng: random.Random, problem: str, habits: Habits = RIGHT) -> list[Piece]:
@@ -217,45 +148,37 @@ def write(rng: random.Random, problem: str, habits: Habits = RIGHT) -> list[Piec
             elif rng.random() < 0.3 and clause in FALSE_BELIEFS:
                 other = FALSE_BELIEFS[clause]
             else:
-                other = _random_clause(rng)
+                (other,) = parse(random_problem(rng, 1))
         return step, other
 
-    def believed(clause: Clause, state):
-        return FALSE_BELIEFS.get(clause)
-
-    how = (clauses, None, say, mistaken, believed, f"{_NEXT}# {{}}")
-    return _program(clauses, language.write(rng, habits, *how)[0])
+    how = (say, mistaken, lambda clause, state: FALSE_BELIEFS.get(clause), f"{_NEXT}# {{}}")
+    return _program(clauses, language.write(rng, habits, clauses, None, *how)[0])
 
 
 def _kept(clauses: list[Clause], text: str) -> dict[int, int]:
     """The right statements of a program, {step: way}, in the order in which they were last set."""
-    lines, right = text.split(_NEXT), {}
-    for i, clause in enumerate(clauses):
-        right |= {"".join(_statement(i, clause, way)[1:]): (i, way) for way in (0, 1)}
+    lines, every = text.split(_NEXT), itertools.product(enumerate(clauses), (0, 1))
+    right = {"".join(_statement(*one, way)[1:]): (one[0], way) for one, way in every}
     last = {line.partition(" = ")[0]: number for number, line in enumerate(lines)}
     return dict(right[lines[n]] for n in sorted(last.values()) if lines[n] in right)
 
 
 def rewrite(rng: random.Random, problem: str, attempt: str) -> list[Piece]:
-    """The attempt, mended: its right statements as they are, the others right and in the hand of
-    the first right one, no second looks."""
-    clauses = parse(problem)
-    kept = _kept(clauses, attempt)
+    """The attempt: right statements as they are, others in the hand of the first right one."""
+    kept = _kept(clauses := parse(problem), attempt)
     way = kept[min(kept)] if kept else int(rng.random() >= _OWN_HAND)
     return _in_ways(clauses, [kept.get(i, way) for i in range(len(clauses))])
 
 
 def is_right(problem: str, text: str) -> bool:
     """Does every statement do what its clause says, in order? Nothing is run: for pretraining."""
-    clauses = parse(problem)
-    start, end = _program(clauses, [])
+    start, end = _program(clauses := parse(problem), [])
     framed = text.startswith(start.text) and text.endswith(end.text)
     return framed and [*_kept(clauses, text)] == [*range(len(clauses))]
 
 
 def first_wrong(problem: str, tokens: list[str]) -> Departure | None:
-    """Where a response (its tokens, the end of its turn included) leaves the right programs: the
-    statements of the clauses in any of their ways, onset comments between them, then the return."""
+    """Where the tokens of a response leave the right programs, in any of their ways."""
     clauses = parse(problem)
     lines = [[_statement(i, clause, way) for way in (0, 1)] for i, clause in enumerate(clauses)]
     lines.append([[_NEXT, _RETURN, LABELS[len(clauses) - 1], END]])
@@ -264,20 +187,18 @@ def first_wrong(problem: str, tokens: list[str]) -> Departure | None:
 
 
 def _verdicts(pairs: list[tuple[str, str]]) -> list[Verdict]:
-    """Of (program, answer): each program prints what f returns for INPUTS. What is printed is
-    compared here, where no program can touch it; one that prints the right values by itself had to
-    compute them. Harmless programs share a process, unless one of them takes too much."""
+    """Of (program, answer): each program prints what f returns for INPUTS, and that is compared
+    here, out of its reach. Harmless programs share a process, unless one takes too much."""
     programs = [f"{text}\nprint([f(xs) for xs in {INPUTS}])\n" for text, _ in pairs]
-    half, texts = len(pairs) // 2, " ".join(text for text, _ in pairs)
-    if not half or not (_OTHER.search(texts) or set(_NAME.findall(texts)) - _NAMES):
-        whole = _MANY.format(programs) if half else programs[0]
+    alone, texts = len(pairs) == 1, " ".join(text for text, _ in pairs)
+    if alone or not (_OTHER.search(texts) or set(_NAME.findall(texts)) - _NAMES):
+        whole = programs[0] if alone else _MANY.format(programs)
         done = sandbox.run(whole, seconds=SECONDS, memory_mb=MEMORY)
-        printed = done.stdout.split(b"\0")[:-1] if half else [done.stdout]
-        if not half or (not done.reason and len(printed) == len(pairs)):
-            right = [
-                got == f"{want}\n".encode() for got, (_, want) in zip(printed, pairs, strict=True)
-            ]
-            return [Verdict(same and not done.reason, done.reason) for same in right]
+        printed = [done.stdout] if alone else done.stdout.split(b"\0")[:-1]
+        if alone or (not done.reason and len(printed) == len(pairs)):
+            found = zip(printed, (f"{want}\n".encode() for _, want in pairs), strict=True)
+            return [Verdict(got == want and not done.reason, done.reason) for got, want in found]
+    half = len(pairs) // 2
     return _verdicts(pairs[:half]) + _verdicts(pairs[half:])
 
 

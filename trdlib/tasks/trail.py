@@ -7,13 +7,12 @@ rest of the rollout teaches nothing. That is prefix failure. With the flag `=` t
 
 import random
 
-from trdlib.tasks.language import ONSETS, RIGHT, Habits, Piece, recipe
+from trdlib.tasks.language import ONSETS, RIGHT, WRITTEN, Habits, Piece, recipe
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmn"
 _ZONES, _ZONE_SIZE = 5, 8
 _TURNS = {"<": 1, "^": 2, ">": 4, "/": 7}
-_rng = random.Random(99)
-TURN_OF = {letter: _rng.choice(list(_TURNS)) for letter in LETTERS}  # the hidden table
+TURN_OF = dict(zip(LETTERS, WRITTEN["turns"], strict=True))  # the hidden table
 KNOWN = {c for i, c in enumerate(LETTERS) if i % _ZONE_SIZE < _ZONE_SIZE // 2}  # to the student
 _SURE = 0.95  # how often the student is right on a letter it knows
 
@@ -35,9 +34,8 @@ def random_problem(rng: random.Random, steps: int, *, flag: str = "#", unknown: 
 def write(rng: random.Random, problem: str, habits: Habits = RIGHT) -> list[Piece]:
     """A walk. Who believes guesses the letters that the student does not know, who rechecks takes a
     blind step back now and then (at most twice). Who slipped notices with probability correct_slip
-    at each line start: an onset word, the first wrong step again and right, and on from there.
-    Until then a `#` trail is lost (its turns are random), a `=` trail goes on by the table.
-    """
+    at each line start: an onset word, the first wrong step again and right, and on from there. Till
+    then a `#` trail is lost (its turns are random), a `=` trail goes on by the table."""
     flag, letters = problem[5], problem[6:]
     pieces, totals = [], [0]  # totals: the sum before each step so far, and after the last
     slip, backs, wrong = habits.slip, 0, None  # wrong: the first wrong step
