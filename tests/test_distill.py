@@ -196,7 +196,7 @@ def test_the_clip_caps_each_token(project):
 
 @pytest.mark.parametrize("method", ["trd", "reverse_kl_topk", "sft"])
 def test_one_batch_of_eight_equals_eight_of_one(project, method, tmp_path):
-    """Accumulation weighs by tokens, not by micro-batches. (In float64: AdamW enlarges rounding.)"""
+    """Accumulation weighs by tokens, not by micro-batches. (Float64: AdamW enlarges rounding.)"""
     rows = (ROWS * 2)[:8]
     if method == "sft":
         rows = [pair._replace(teacher_ids=[]) for pair in rows]
