@@ -19,11 +19,12 @@
 #
 # Distillation needs problems to attempt, and models to attempt them. This notebook writes the
 # problem sets of a scale in one schema (`id, source, problem, answer, solution`) and looks at them.
-# At the procedural scales (`smoke`, `tiny`, ...) it also shows how the student and the teacher came
-# about: they are pretrained from scratch by the pipeline, to accuracy thresholds, three times over,
-# so that a "seed" is another base model and not only another LoRA initialisation. At the scales of
-# the paper (`qwen3-*`) problems and models come from the hub, each at one commit, and a seed is
-# another set of rollouts and another LoRA initialisation of the same weights.
+# At the procedural scales (`tiny`, `tiny-code`, and `smoke`, which takes a few of their models) it
+# also shows how the student and the teacher came about: they are pretrained from scratch by the
+# pipeline, to accuracy thresholds, once for each base seed, so that a "seed" is another base model
+# and not only another LoRA initialisation. At the scales of the paper (`qwen3-*`) problems and
+# models come from the hub, each at one commit, and a seed is another set of rollouts and another
+# LoRA initialisation of the same weights.
 
 # %% tags=["parameters"]
 scale: str = "smoke"  # a scale of params.yaml, changed settings behind it (docs/sweeps.md)
@@ -68,12 +69,18 @@ files = task.notes.get("sources", {})
 pd.DataFrame(files).T.drop(columns="sha256").fillna("") if files else "no files"
 
 # %% [markdown]
-# One problem of each source, with its reference solution. In a **chain** each line is a step of
-# arithmetic modulo 7: after a wrong line the next line is still a valid lesson. In a **trail** a
-# hidden table gives each letter a turn (`<` adds 1, `^` 2, `>` 4, `/` 7, modulo 10). With the flag
-# `#`, a wrong turn gets the walker lost, and what follows teaches nothing: prefix failure. In
-# **code** each clause asks for one statement of a Python function, which is graded by running it;
-# a clause can be written in two ways, and the reference is in another hand than the models'.
+# One problem of each source, with its reference solution.
+#
+# - A **chain**, `Compute:5o-1p+6`: start at 5, o = 5 - 1, p = o + 6, all modulo 7. Each line of the
+#   solution is one step and its result: `o-1=4`, `p+6=3`, then the answer, `\boxed{3}`. After a
+#   wrong line the next line is still a valid lesson.
+# - A **trail**, `Route#ANUd`: start at 0 and walk from letter to letter. A hidden table gives each
+#   letter a turn: `<` adds 1, `^` 2, `>` 4, `/` 7, modulo 10. A line is a letter, its turn and the
+#   sum so far: `A/7`, `N/4`. With the flag `#`, a wrong turn gets the walker lost, and what follows
+#   teaches nothing: prefix failure. With `=` the walker finds on.
+# - In **code**, `f(x): a add 6; b sort up`, each clause asks for one statement of a Python
+#   function, which is graded by running it; a clause can be written in two ways, and the reference
+#   is in another hand than the models'.
 
 # %%
 for source, group in sets["train"].groupby("source"):
@@ -93,7 +100,7 @@ prompt = prompts.student_prompts(run, run.settings.seeds[0], [sets["train"].iloc
 # %% [markdown]
 # ## The models
 #
-# Published models come as they are. For those that the pipeline pretrains, left: loss by step (a
+# Published models come as they are. Of those that the pipeline pretrained, left: loss by step (a
 # running mean of 25 steps). A foundation learns the tasks; student and teacher are two forks of
 # it. The student is then taught false beliefs about a quarter of the arithmetic facts (in code: of
 # the clauses) and half of the letters only. Right: accuracy at the temperature of the rollouts on
@@ -105,8 +112,9 @@ places = {(role, seed): run.model_path(role, seed) for role in roles for seed in
 pd.Series(places, name="model").unstack(0)
 
 # %%
-if run.settings.pretraining:
-    logs = {key: store.read_json(root() / p / "pretraining.json") for key, p in places.items()}
+logs = {key: root() / place / "pretraining.json" for key, place in places.items()}
+logs = {key: store.read_json(path) for key, path in logs.items() if path.is_file()}
+if logs:
     fig, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), width_ratios=[1, 1.3])
     style = {"student": "-", "teacher": "--"}
     for (role, seed), log in logs.items():

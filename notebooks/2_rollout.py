@@ -21,6 +21,11 @@
 # samples one attempt at every training problem with every base model, grades it, and keeps the
 # sampled token ids. We are about to see how often the student fails, and what a failure looks like:
 # one early mistake, and a confident walk on from there.
+#
+# A **chain**, `Compute:5o-1p+6`, says: start at 5, o = 5 - 1, p = o + 6, all modulo 7; its solution
+# is `o-1=4`, `p+6=3`, `\boxed{3}`. A **trail**, `Route#ANUd`, is a walk from 0: a hidden table
+# gives each letter a turn (`<` adds 1, `^` 2, `>` 4, `/` 7, modulo 10), and `A/7` is a letter, its
+# turn and the sum so far. Notebook 1 has more.
 
 # %% tags=["parameters"]
 scale: str = "smoke"  # a scale of params.yaml, changed settings behind it (docs/sweeps.md)

@@ -24,6 +24,11 @@
 #
 # **The accuracy of y_r decides everything that follows.** A teacher that rewrites badly turns the
 # result around, so look at it before you believe any table.
+#
+# A **chain**, `Compute:5o-1p+6`, says: start at 5, o = 5 - 1, p = o + 6, all modulo 7; its solution
+# is `o-1=4`, `p+6=3`, `\boxed{3}`. A **trail**, `Route#ANUd`, is a walk from 0: a hidden table
+# gives each letter a turn (`<` adds 1, `^` 2, `>` 4, `/` 7, modulo 10), and `A/7` is a letter, its
+# turn and the sum so far.
 
 # %% tags=["parameters"]
 scale: str = "smoke"  # a scale of params.yaml, changed settings behind it (docs/sweeps.md)

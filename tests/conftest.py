@@ -8,6 +8,19 @@ import pytest
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 REPOSITORY = Path(__file__).resolve().parents[1]
+SMALL = {  # a Qwen3 model by its Qwen3Config names
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+
+
+def copy_models(project: Path) -> None:
+    """Those of smoke and smoke-code: of tiny and tiny-code, the seeds 0 and 1."""
+    for place in ("tiny/0", "tiny/1", "tiny-code/0", "tiny-code/1"):
+        shutil.copytree(REPOSITORY / "models" / place, project / "models" / place)
 
 
 def pytest_addoption(parser):
@@ -27,12 +40,37 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A folder with params.yaml and the smoke models, the working directory of the test."""
+    """A folder with params.yaml and the models of smoke and smoke-code, the working directory of
+    the test."""
     shutil.copy(REPOSITORY / "params.yaml", tmp_path)
-    for folder in (REPOSITORY / "models").glob("smoke*"):
-        shutil.copytree(folder, tmp_path / "models" / folder.name)
+    copy_models(tmp_path)
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    yield tmp_path
+    shutil.rmtree(tmp_path / "models", ignore_errors=True)  # pytest keeps the rest of it
+
+
+@pytest.fixture
+def nursery(project):
+    """nursery(*seeds, **changes of its pretraining) -> the task of a made-up scale that pretrains
+    its models, too small to learn anything: the seeds have none yet."""
+    from trdlib import tasks
+    from trdlib.run import get_run
+    from trdlib.settings import load
+
+    stage = {"steps": 10, "muon_lr": 0.008, "adamw_lr": 0.004}
+    usual = {"shape": SMALL, "tokens_per_step": 800, "foundation": stage | {"steps": 40}}
+    usual |= {"student": stage, "teacher": stage | {"adamw_lr": 0.006}}
+
+    def nursery(*seeds, **changes):
+        settings = load()
+        scale = settings.scales["smoke"]
+        roles = {role: f"models/nursery/{{seed}}/{role}" for role in ("student", "teacher")}
+        how = {"models": scale.models.model_copy(update=roles), "seeds": seeds}
+        how["pretraining"] = usual | changes
+        settings.scales["nursery"] = scale.model_copy(update=how)
+        return tasks.of(get_run("nursery", settings=settings))
+
+    return nursery
 
 
 @pytest.fixture
@@ -71,11 +109,5 @@ def small_model(tokenizer):
     """A Qwen3 model with random weights whose logits are far from uniform."""
     from trdlib.tasks import pretrain
 
-    shape = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-    }
+    shape = SMALL | {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
     return pretrain.build_model(tokenizer, shape, seed=0).eval().requires_grad_(False)

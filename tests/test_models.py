@@ -22,7 +22,7 @@ def logits(model):
 
 def fresh_student():
     run = get_run("smoke")
-    return models.load("models/smoke/0/student", run.settings.models, run.context_length)
+    return models.load("models/tiny/0/student", run.settings.models, run.context_length)
 
 
 def shake(model):
@@ -197,7 +197,7 @@ def test_what_a_model_does_after_its_head_and_we_do_not_know_is_refused(
         return output
 
     monkeypatch.setattr(Qwen3ForCausalLM, "forward", changed)
-    with pytest.raises(settings.SettingsError, match=r"smoke/0/student \(Qwen3.* away from those"):
+    with pytest.raises(settings.SettingsError, match=r"tiny/0/student \(Qwen3.* away from those"):
         fresh_student()
     change = lambda z: torch.empty(0)  # noqa: E731  as unsloth's, where it forms none
     fresh_student()
@@ -259,9 +259,9 @@ def load(name, backend):
     how = run.settings.models.model_copy(update={"backend": backend})
     return models.load(name, how, run.context_length)
 ids = torch.tensor([[31, 20, 77, 40, 9, 12]])
-fast, tokenizer = load("models/smoke/0/student", "unsloth")
+fast, tokenizer = load("models/tiny/0/student", "unsloth")
 assert "unsloth" in sys.modules
-plain, plain_tokenizer = load("models/smoke/0/student", "transformers")
+plain, plain_tokenizer = load("models/tiny/0/student", "transformers")
 models.check_same_vocabulary(tokenizer, plain_tokenizer)
 hidden = [models.hidden_states(m, input_ids=ids) for m in (fast, plain)]
 torch.testing.assert_close(*hidden)
@@ -270,7 +270,7 @@ greedy = [generate.decode(m, [[31, 20, 77], [40, 9]], max_new_tokens=8, stop_ids
 assert greedy[0] == greedy[1]
 student = models.add_lora(fast, settings.Lora(r=4, alpha=4), backend="unsloth", seed=0)
 method = settings.Method(trajectory="y_o", divergence="forward_kl")
-teacher, _ = load("models/smoke/0/teacher", "unsloth")
+teacher, _ = load("models/tiny/0/teacher", "unsloth")
 distiller = distill.Distiller(student, teacher, method, vocabulary=len(tokenizer))
 rows = [distill.Pair([31, 20], [31, 20], [77, 40, 2]), distill.Pair([9], [9, 9], [12, 2])] * 4
 training = settings.load().scales["smoke"].training.model_copy(update={"epochs": 4})
@@ -300,7 +300,7 @@ def test_a_hub_model_is_named_with_its_commit(project):
     found = models.source(f"Qwen/Qwen3-8B@{commit}")
     assert found == ("Qwen/Qwen3-8B", commit)
     assert models.identity(f"Qwen/Qwen3-8B@{commit}").endswith(commit)
-    assert models.source("models/smoke/0/student") == (f"{project}/models/smoke/0/student", None)
+    assert models.source("models/tiny/0/student") == (f"{project}/models/tiny/0/student", None)
     known = settings.load()
     for name in ("Qwen/Qwen3-8B", "Qwen/Qwen3-8B@main"):
         changed = known.scales["qwen3-8b"].models.model_copy(update={"student": name})

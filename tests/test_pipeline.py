@@ -12,22 +12,24 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from conftest import REPOSITORY
+from conftest import REPOSITORY, copy_models
 
 
 def checkout(folder: Path) -> Path:
     """A copy of the repository whose pipeline is one mode and one method at the scale smoke."""
-    for name in ("notebooks", "trdlib", ".dvc", "models"):
-        skip = ["__pycache__", "tmp", "cache", "config.local", *(["tiny*"] * (name == "models"))]
-        where = {"src": REPOSITORY / name, "dst": folder / name}
-        shutil.copytree(**where, ignore=shutil.ignore_patterns(*skip))
+    for name in ("notebooks", "trdlib", ".dvc"):
+        skip = shutil.ignore_patterns("__pycache__", "tmp", "cache", "config.local")
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=skip)
+    copy_models(folder)
     for name in ("dvc.yaml", ".dvcignore", ".gitignore", "params.yaml", "README.md"):
         shutil.copy(REPOSITORY / name, folder)
     shutil.copytree(REPOSITORY / "results" / "published", folder / "results" / "published")
     (folder / "runs" / "executed").mkdir(parents=True)
     params = yaml.safe_load((folder / "params.yaml").read_text())
     params["run"] = {"scales": ["smoke"], "methods": ["trd"]}
-    params["scales"]["smoke"] |= {"modes": ["opd"], "variants": {}}
+    smoke = params["scales"]["smoke"]
+    smoke |= {"modes": ["opd"], "variants": {}}
+    smoke["rollout"] = smoke["rollout"] | {"batch_size": 8}  # so that it can be killed half way
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     who = ["-c", "user.name=t", "-c", "user.email=t@t"]
     for command in (["init", "-q"], [*who, "commit", "-q", "--allow-empty", "-m", "start"]):

@@ -328,8 +328,10 @@ def test_hashes_tell_content_apart(tmp_path):
         store.weights_hash(tmp_path)
 
 
-def test_environment_yml_has_the_pins_of_pyproject():
+def test_other_files_name_what_pyproject_does():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
     conda = yaml.safe_load((REPOSITORY / "environment.yml").read_text())
     pip = next(d["pip"] for d in conda["dependencies"] if isinstance(d, dict))
     expected = project["dependencies"] + project["optional-dependencies"]["test"]

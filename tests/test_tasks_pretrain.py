@@ -1,7 +1,5 @@
 """Pretraining of the tiny models: recipes, resuming, thresholds."""
 
-import shutil
-
 import pytest
 
 from trdlib import generate, jobs, tasks
@@ -12,16 +10,7 @@ from trdlib.tasks import pretrain
 MEANS = (generate.decode, jobs.run_jobs, generate.batches)
 
 
-def with_seeds(*seeds, **pretraining):
-    """The task of the scale smoke with these base seeds and changes to its pretraining."""
-    settings = load()
-    usual = settings.scales["smoke"]
-    changes = {"seeds": seeds, "pretraining": usual.pretraining | pretraining}
-    settings.scales["smoke"] = usual.model_copy(update=changes)
-    return tasks.of(get_run("smoke", settings=settings))
-
-
-@pytest.mark.parametrize("scale", ["tiny", "tiny-code", "smoke", "smoke-code"])
+@pytest.mark.parametrize("scale", ["tiny", "tiny-code"])
 def test_the_committed_models_are_of_the_recipe_that_stands_here(scale):
     task = tasks.of(get_run(scale))
     assert task.has_models
@@ -31,19 +20,23 @@ def test_the_committed_models_are_of_the_recipe_that_stands_here(scale):
 
 
 def test_another_recipe_is_not_taken_for_this_one(project):
-    longer = load().scales["smoke"].pretraining["student"] | {"steps": 11}
-    assert pretrain.is_pretrained(with_seeds(0), "student", 0)
-    assert not pretrain.is_pretrained(with_seeds(0, student=longer), "student", 0)
+    settings = load()
+    usual = settings.scales["tiny"]
+    longer = {"student": usual.pretraining["student"] | {"steps": 801}}
+    for pretraining, expected in ((usual.pretraining, True), (usual.pretraining | longer, False)):
+        settings.scales["tiny"] = usual.model_copy(update={"pretraining": pretraining})
+        task = tasks.of(get_run("tiny", settings=settings))
+        assert pretrain.is_pretrained(task, "student", 0) == expected
+        assert pretrain.is_pretrained(task, "teacher", 0)
 
 
-def test_pretraining_gives_the_same_bytes_and_resumes(project):
+def test_pretraining_gives_the_same_bytes_and_resumes(project, nursery):
     """Twice from scratch on one machine: the same bytes; what is finished is kept."""
-    task = with_seeds(1)
-    shutil.rmtree("models/smoke/1")
+    task = nursery(1)
     assert not task.has_models
     task.make_models(*MEANS)
-    teacher = project / "models/smoke/1/teacher/model.safetensors"
-    student = project / "models/smoke/1/student/model.safetensors"
+    teacher = project / "models/nursery/1/teacher/model.safetensors"
+    student = project / "models/nursery/1/student/model.safetensors"
     first, untouched = teacher.read_bytes(), student.stat().st_mtime_ns
     teacher.with_name("pretraining.json").unlink()  # as if killed before the rename
     task.make_models(*MEANS)
@@ -52,8 +45,8 @@ def test_pretraining_gives_the_same_bytes_and_resumes(project):
     assert task.has_models
 
 
-def test_pretraining_that_misses_its_thresholds_says_so(project, monkeypatch):
-    task = with_seeds(3, thresholds={"foundation": {"chain/solve": [0.99, 1.0]}})
+def test_pretraining_that_misses_its_thresholds_says_so(nursery, monkeypatch):
+    task = nursery(3, thresholds={"foundation": {"chain/solve": [0.99, 1.0]}})
     monkeypatch.setattr(pretrain, "MAX_ROUNDS", 1)
     with pytest.raises(
         RuntimeError, match="3 foundation did not converge in 1 rounds: chain/solve is"
