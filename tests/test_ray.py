@@ -1,18 +1,11 @@
 """The jobs of a stage on a real Ray cluster of two nodes, all on this machine."""
 
 import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
 
 from trdlib import jobs
-from trdlib.settings import SettingsError
 
 ray = pytest.importorskip("ray", reason="pip install -e '.[cluster]'")
 pytestmark = pytest.mark.xdist_group("ray")
