@@ -54,9 +54,8 @@ sweep.table(done).drop(columns="error")
 # seeds as they are. The difference to every other point (`behind`) is paired by problem, and counts
 # (`separate`) only if its interval for *new models* excludes zero (base seeds vary as well, so it
 # needs two of them) and its p is small after a correction for all pairs of points: the best was
-# picked, so any pair could have become the comparison. `chance` is how often the point is the best
-# when problems are resampled. Missing:
-# other problems or seeds than the best, so that the two cannot be compared.
+# picked, so any pair could have become the comparison. Missing: other problems or seeds than the
+# best, so that the two cannot be compared.
 
 # %%
 metric = metric or sweep.metrics(done)[0]

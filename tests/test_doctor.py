@@ -25,7 +25,7 @@ def test_a_scale_that_cannot_be_judged_does_not_hide_the_others(project, monkeyp
     (project / "params.yaml").write_text(yaml.safe_dump(params))
     monkeypatch.setattr(doctor, "packages", list)
     monkeypatch.setattr(doctor, "hub", lambda: "off (HF_HUB_OFFLINE)")
-    assert doctor.command() == 0
+    assert doctor.command(of_project=False, as_json=False) == 0
     said = capsys.readouterr().out
     assert "smoke: runs here" in said
     assert "moving:\n  - models.student 'Qwen/Qwen3-8B' is neither a folder here nor a hub" in said

@@ -5,18 +5,12 @@ import importlib
 import sys
 import time
 from datetime import datetime
+from pathlib import Path
 
 from trdlib import store, tasks
 from trdlib.ops import notebooks
 from trdlib.run import Run, get_run, get_runs
-from trdlib.settings import Settings, SettingsError, load, root
-
-# Commands that are modules of this room, imported when they are asked for.
-MODULES = {
-    "plan": "what will happen at a scale: stages, tokens, memory, hours, and what is done",
-    "doctor": "what this machine can run, what is missing, and how to get it",
-    "sweep": "run a notebook over a grid or a random sample of its parameters; resumable",
-}
+from trdlib.settings import Settings, SettingsError, load, read_yaml, root
 
 
 def models(scale: str) -> None:
@@ -61,14 +55,17 @@ def stamp(scales: list[str]) -> None:
     settings = check()
     paths = sorted((root() / "notebooks").glob("*.ipynb"))
     found = {path.stem: notebooks.made_of(path) for path in paths}
-    code = notebooks.hashes("from trdlib import generate, jobs, tasks")
+    code = {"trdlib": notebooks.hashes("from trdlib import generate, jobs, tasks")}
+    makes = dict.fromkeys(("task", "seeds", "pretraining", "packaged"), True)
+    makes |= {"models": {"student", "teacher", "style"}}
     for name in dict.fromkeys([*settings.run.scales, *scales]):
         run = get_run(name, "none", "base", settings)
-        makes = dict.fromkeys(("task", "seeds", "pretraining", "packaged"), True)
-        makes |= {"models": {"student", "teacher", "style"}}
-        makes = run.settings.model_dump(mode="json", include=makes)
-        makes |= {"used": used} if (used := borrowed(run)) else {}
-        found |= {run.scale: shaped_by(run), f"models-{run.scale}": {"trdlib": code, **makes}}
+        about = code | run.settings.model_dump(mode="json", include=makes)
+        used = borrowed(run)
+        found |= {
+            run.scale: shaped_by(run),
+            f"models-{run.scale}": about | ({"used": used} if used else {}),
+        }
     for name, value in found.items():
         path = root() / "runs" / "stamps" / f"{name}.json"
         if store.read_json(path, {}) != value:
@@ -107,57 +104,44 @@ def times(since: float) -> None:
     rows, compute = [], "model compute (core-seconds)"
     for path in sorted((root() / "runs" / "executed").glob("*.ipynb")):
         about = store.read_json(path, {"metadata": {}})["metadata"].get("papermill", {})
-        clock = root() / "runs" / "timings" / f"{path.stem}.json"
-        clock = store.read_json(clock, {})
+        clock = store.read_json(root() / "runs" / "timings" / f"{path.stem}.json", {})
         done = about.get("end_time") and not about.get("exception") and clock
         if done and datetime.fromisoformat(about["start_time"]).timestamp() >= since:
-            rows.append({"stage": path.stem, "seconds": about["duration"],
-                         compute: clock["core_seconds"], "cores": clock["workers"]})  # fmt: skip
+            rows.append([path.stem, about["duration"], clock["core_seconds"], clock["workers"]])
     if not rows:
         print("nothing to do: every stage is up to date")
         return
-    table = pd.DataFrame(rows).sort_values("seconds")
+    table = pd.DataFrame(rows, columns=["stage", "seconds", compute, "cores"])
     wall = time.time() - since if since else table["seconds"].sum()
     cores, used = table["cores"].max(), table[compute].sum()
-    print(f"\n{table.to_string(index=False, float_format='{:.1f}'.format)}")
-    print(f"{wall:.0f} s on {cores} core(s), {used:.0f} core-seconds of model compute: "
+    shown = table.sort_values("seconds").to_string(index=False, float_format="{:.1f}".format)
+    print(f"\n{shown}\n{wall:.0f} s on {cores} core(s), {used:.0f} core-seconds of model compute: "
           f"{1 - used / (wall * cores):.0%} is not (kernels, imports, DVC)")  # fmt: skip
 
 
+def parser() -> argparse.ArgumentParser:
+    """What cli.yaml says."""
+    rest = "What the pipeline calls: models, stamp, report."
+    found = argparse.ArgumentParser(prog="trdlib", description=__doc__, epilog=rest)
+    commands = found.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, about in read_yaml(Path(__file__).with_suffix(".yaml")).items():
+        listed = {} if about.get("hidden") else {"help": about["help"]}
+        mine = commands.add_parser(name, description=about["help"], **listed)
+        mine.register("type", "int", int)
+        mine.register("type", "float", float)
+        for option, how in about.get("options", {}).items():
+            mine.add_argument(option, **how)
+    return found
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m trdlib", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-
-    def command(name: str):
-        about = MODULES.get(name) or globals()[name].__doc__.splitlines()[0]
-        return commands.add_parser(name, help=about)
-
-    command("plan").add_argument("--scale", default="tiny")
-    command("doctor")
-    asked = command("sweep")
-    asked.add_argument("notebook", help="4_distill, or any of notebooks/")
-    asked.add_argument(
-        "-p", dest="given", action="append", required=True, metavar="NAME=VALUES",
-        help="1,2,3 or 0..4, or with --sample log:1e-6:1e-4, uniform:0:1; a parameter of the "
-        "notebook or a setting of params.yaml, lora.r=4,8",
-    )  # fmt: skip
-    asked.add_argument("--sample", type=int, help="how many points to draw; default: all")
-    asked.add_argument("--seed", type=int, default=0, help="of the draw")
-    asked.add_argument("--name", help="of the folder in runs/sweeps; values may be added later")
-    asked.add_argument("--jobs", dest="workers", type=int, default=1, help="at a time")
-    asked.add_argument("--dry-run", action="store_true", help="list the jobs that are left")
-    command("models").add_argument("--scale", default="smoke")
-    asked = command("stamp")
-    asked.add_argument("--scale", dest="scales", action="append", default=[], help="besides `run`")
-    command("check")
-    asked = command("report")
-    asked.add_argument("--since", type=float, default=0.0, help="seconds since the epoch")
-    asked.add_argument("--update", action="store_true", help="put the headline into README.md")
-    arguments = vars(parser.parse_args())
+    arguments = vars(parser().parse_args())
     name = arguments.pop("command")
     try:
-        module = importlib.import_module(f"trdlib.ops.{name}") if name in MODULES else None
-        done = (module.command if module else globals()[name])(**arguments)
+        if name in globals():
+            done = globals()[name](**arguments)
+        else:
+            done = importlib.import_module(f"trdlib.ops.{name}").command(**arguments)
         return done if isinstance(done, int) else 0
     except (SettingsError, FileNotFoundError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)

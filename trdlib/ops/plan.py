@@ -1,26 +1,25 @@
 """What will happen, before anything runs: `python -m trdlib plan --scale qwen3-8b`.
 
-Rows and tokens follow from the settings and the runs; what they cost, from the models' shapes:
+Rows and tokens follow from the settings and the runs; what they cost, from the models' shapes and
+from what plan.yaml assumes:
 
 1. A matrix of n weights costs 2n operations a token forward and, frozen under LoRA, 2n backward;
    gradient checkpointing adds a forward. Attention is causal. The head is read at responses only.
 2. A decode step reads all weights once and the cache of every row, and launches layer by layer.
-   Batches of our loop are full and end together. vLLM's queue has no batches: as many rows are
-   under way as its cache has room for, up to 1,024 (A100: 256), and a row holds what it has got so
-   far: on average over its life the prompt and half of m (1 + v^2) tokens, m the mean length, v its
-   coefficient of variation (0.7 assumed; no tail: a stage ends with minutes of few rows).
-   vLLM and Unsloth replay CUDA graphs: launches ten times faster.
-3. A GPU reaches 20-40 % of its dense bf16 peak and 50-70 % of its bandwidth, and launches a layer
-   in 0.5-3 ms (tests/bench_*.py on an H100: 26-37 %, 1.6-3 ms, memory 1-16 % below this plan's).
-4. Training keeps what autograd saves in every layer, or with checkpointing each layer's input and
+   Batches of our loop are full and end together. vLLM's queue has as many rows under way as its
+   cache has room for; a row holds, on average over its life, its prompt and half of m (1 + v^2)
+   tokens (m the mean length, v its variation). No tail: a stage ends with minutes of few rows.
+3. Training keeps what autograd saves in every layer, or with checkpointing each layer's input and
    one whole layer; adapter, gradients and AdamW's moments in float32.
-5. Lengths: of files that are there; else of published sets the paper's medians (y_o 7.7k, y_r
-   0.88k) and a guess (problem 250, solution 700); else at most. y_t, evaluations: as y_o.
+4. After a pilot (pilot.py), "here" is its machine: our arithmetic, scaled to the seconds that it
+   took, and a factor of 3 between the ends.
 
 Pairs are [expected, at most]; hours: expected at a GPU's good end to most at its poor end. Not
 counted: pretraining, the diagnosis, the map.
 """
 
+import json
+import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,20 +28,27 @@ import pandas as pd
 from matplotlib.ticker import EngFormatter
 
 from trdlib import store, tasks
+from trdlib.ops import pilot
 from trdlib.run import Run, get_run, get_runs
-from trdlib.settings import Sampling, SettingsError, root
+from trdlib.settings import Sampling, SettingsError, read_yaml, root
 
-GIB, HEADROOM = 2**30, 0.9  # the rest of a memory is lost to fragments
-VARIATION = 0.7  # of the lengths of responses: standard deviation over mean
-SPREAD = 0.1  # p (1 - p), mean over problems: p is a problem's chance to be solved
-# GiB, dense bf16 TFLOP/s with float32 accumulation, GB/s: NVIDIA's data sheets.
-GPUS = {"H200": (141, 989, 4800), "H100": (80, 989, 3350), "A100": (80, 312, 2039)}
-# The models of the paper, so that a plan needs no network.
-_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-KNOWN = {"Qwen/Qwen3-1.7B": (2048, 28, 16, 6144), "Qwen/Qwen3-4B": (2560, 36, 32, 9728),
-         "Qwen/Qwen3-8B": (4096, 36, 32, 12288)}  # fmt: skip
+
+class Machine(NamedTuple):
+    """What computes: its numbers in plan.yaml."""
+
+    memory: float  # GiB
+    teraflops: float
+    bandwidth: float  # GB/s
+    rows: int  # at a time in vLLM
+    factor: float | None = None  # seconds that a pilot took, of those at the good end
+
+
+GIB = 2**30
+ASSUMED = read_yaml(Path(__file__).with_name("plan.yaml"))
+GPUS = {name: Machine(*numbers) for name, numbers in ASSUMED["gpus"].items()}
+HEADROOM = ASSUMED["headroom"]
 LEGEND = """sampled, trained: rows; GiB: peak memory; done: files that are there (stale or not);
-then time on one GPU, "no": it does not fit. What is assumed: trdlib/ops/plan.py"""
+then time, "no": it does not fit. What is assumed: trdlib/ops/plan.yaml"""
 _COUNT, _BYTES = EngFormatter(places=1), EngFormatter("B", places=1)
 
 
@@ -86,13 +92,13 @@ def model(run: Run, role: str) -> Model:
             folder = Path(snapshot_download(repo, revision=commit, local_files_only=True))
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError):
-        shape = KNOWN.get(repo.removesuffix("-Instruct-2507"))
+        shape = ASSUMED["known"].get(repo.removesuffix("-Instruct-2507"))
         if shape is None:
             how = f"fetch its shape (hf download {repo} config.json --revision {commit})"
             how = how if commit else f"make it (python -m trdlib models --scale {run.scale})"
             raise SettingsError(f"the model {name} is not here: {how}") from None
-        config = Qwen3Config(**dict(zip(_KEYS, shape, strict=True)), num_key_value_heads=8,
-                             tie_word_embeddings=shape[0] < 4096)  # fmt: skip
+        tied = shape["hidden_size"] < 4096
+        config = Qwen3Config(**shape, num_key_value_heads=8, tie_word_embeddings=tied)
     with torch.device("meta"):
         built = AutoModelForCausalLM.from_config(config)
     layer, layers = built.model.layers[0].named_modules(), config.num_hidden_layers
@@ -143,20 +149,28 @@ class Work(NamedTuple):
         first = {name: getattr(self, name)[:1].repeat(2) for name in ("flops", "turns", "read")}
         return self._replace(**first)
 
-    def seconds(self, gpu: str) -> np.ndarray:
+    def part(self, share: float) -> "Work":
+        """So much of it."""
+        names = ("rows", "flops", "turns", "read")
+        return self._replace(**{name: getattr(self, name) * share for name in names})
+
+    def seconds(self, on: Machine) -> np.ndarray:
         """[at the good end, at the poor end]; NaN if it does not fit."""
-        memory, teraflops, bandwidth = GPUS[gpu]
         batch = self.batch
-        if self.memory > memory * GIB * HEADROOM:
+        if self.memory > on.memory * GIB * HEADROOM:
             return np.full(2, np.nan)
         if self.paged:
-            room, most = memory * GIB * self.paged - self.fixed, 256 if gpu == "A100" else 1024
-            batch = np.clip(room * self.turns / self.read, 1, most)
+            room = on.memory * GIB * self.paged - self.fixed
+            batch = np.clip(room * self.turns / self.read, 1, on.rows)
         turns = self.turns / np.minimum(batch, self.rows)
-        compute = self.flops / (teraflops * np.array([0.4e12, 0.2e12]))
-        read = (turns * self.weights + self.read) / (bandwidth * np.array([0.7e9, 0.5e9]))
-        launch = np.array([0.5e-3, 3e-3]) * (0.1 if self.graphs else 1)
-        return np.max([compute, read, turns * self.layers * launch], axis=0)
+        compute = self.flops / (on.teraflops * 1e12 * np.array(ASSUMED["compute"]))
+        read = (turns * self.weights + self.read) / (on.bandwidth * 1e9)
+        launch = turns * self.layers * np.array(ASSUMED["launch"]) * (0.1 if self.graphs else 1)
+        ends, apart = (
+            np.max([compute, read / np.array(ASSUMED["bandwidth"]), launch], 0),
+            ASSUMED["uncertain"] ** 0.5,
+        )
+        return ends if on.factor is None else ends[0] * on.factor * np.array([1 / apart, apart])
 
 
 def sampling(run: Run, stage, outs, who: Model, how: Sampling, rows, prompt, new) -> Work:
@@ -165,7 +179,7 @@ def sampling(run: Run, stage, outs, who: Model, how: Sampling, rows, prompt, new
     flops = rows / how.samples * (2 * weights * prompt + who.attention(prompt))
     flops, weights = flops + rows * new * 2 * (weights + who.head), weights + who.head
     cache, paged = 2 * layers * who.keys * who.item, engine.engine != "transformers"
-    spread = paged * VARIATION**2 * np.array([1, 0])  # those at most are all as long
+    spread = paged * ASSUMED["variation"] ** 2 * np.array([1, 0])  # those at most are all as long
     held = prompt + new / 2 * (1 + spread)  # tokens, mean over a row's steps
     each = cache * (prompt + new)
     if not paged:  # one buffer, and a layer's for all heads; the prefill, or filters of the logits
@@ -213,8 +227,10 @@ def lengths(run: Run) -> dict[str, np.ndarray]:
         "plain": run.teacher_prompt_limit(with_attempt=False),
         "refine": run.teacher_prompt_limit(with_attempt=True),
     }  # fmt: skip
-    published = scale.task in ("math", "code")
-    found = most | ({"x": 250, "y_star": 700, "y_o": 7700, "y_r": 880} if published else {})
+    found = most | (ASSUMED["published"] if scale.task in ("math", "code") else {})
+    seen, (y_o, y_r) = pilot.read(run).get("parts", {}), ("y_o", f"y_r {run.mode}")
+    found |= {part[:3]: seen[part]["tokens"] for part in (y_o, y_r) if part in seen}
+    found |= {"x": seen[y_o]["prompt"]} if seen else {}
     for name, path in {"y_o": run.attempts, "y_r": run.rewrites("y_r")}.items():
         if (table := store.load(path)) is not None:
             found[name] = table["n_tokens"].mean()
@@ -282,35 +298,75 @@ def between(ends: np.ndarray) -> str:
     return f"{low} {unit}" if low == high else f"{low}-{high} {unit}"
 
 
-def command(scale: str) -> None:
+def here(run: Run, by_role: dict[str, Model]) -> Machine | None:
+    """The machine of the scale's pilot, as fast as it was there; None if there was none."""
+    found, ours, theirs = pilot.read(run), 0.0, 0.0
+    place, ones = found.get("device", ""), np.ones(2)
+    like = [gpu for name, gpu in GPUS.items() if name in place or place.startswith("GPU")]
+    like = (like or [Machine(*ASSUMED["cpu"])])[-1]._replace(memory=found.get("memory", 0) / GIB)
+    for name, part in found.get("parts", {}).items():
+        if part["seconds"]:
+            who = by_role["teacher" if name == "y_r opd" else "student"]
+            how = run.settings.rollout if name == "y_o" else run.settings.refinement
+            how = how.model_copy(update={"samples": 1})
+            sizes = (part["rows"], part["prompt"] * ones, part["tokens"] * ones)
+            ours += sampling(run, "", [], who, how, *sizes).seconds(like)[0]
+            theirs += part["seconds"]
+    return like._replace(factor=theirs / ours) if ours else None
+
+
+def row(name: str, works: list[Work], machines: dict[str, tuple[Machine, int]]) -> dict:
+    """A line of the plan, in numbers; seconds on so many machines of a kind: rows of samples are
+    divided among them, a training is not."""
+    outs = [path.exists() for one in works for path in one.outs]
+    trained = sum(len(one.outs) for one in works if not one.sampled)
+    found = {
+        "stage": name, "sampled": sum(one.rows for one in works if one.sampled),
+        "tokens": sum((one.turns for one in works if one.sampled), np.zeros(2)),
+        "trained": sum(one.rows for one in works if not one.sampled),
+        "GiB": max(one.memory for one in works) / GIB, "done": f"{sum(outs)}/{len(outs)}",
+    }  # fmt: skip
+    for label, (on, many) in machines.items():
+        parts = {True: 1 / many, False: np.ceil(trained / many) / max(trained, 1)}
+        found[label] = sum(one.part(parts[one.sampled]).seconds(on) for one in works)
+    return found
+
+
+def command(*, scale: str, gpus: int, price: float, as_json: bool) -> None:
     """Print the plan of a scale; SettingsError if there is none."""
+    if gpus < 1 or price < 0:
+        raise SettingsError("--gpus takes a count from 1 on, --price what one costs an hour")
     run = get_run(scale, "none", "base")
-    found = models(run)
-    todo, rows = work(run, found), []
-    for role, one in found.items():
-        print(f"{role} {run.model_path(role, run.settings.seeds[0])}: {_COUNT(one.parameters)} "
-              f"parameters, {_BYTES(one.parameters * one.item)}, "
-              f"{'here' if one.here else 'to download'}")  # fmt: skip
-    for stage in dict.fromkeys(one.stage for one in todo):
-        mine = [one for one in todo if one.stage == stage]
-        tokens = sum((one.turns for one in mine if one.sampled), np.zeros(2))
-        outs = [path.exists() for one in mine for path in one.outs]
-        row = {
-            "stage": stage, "sampled": _COUNT(sum(one.rows for one in mine if one.sampled)),
-            "tokens": "-".join(dict.fromkeys(map(_COUNT, tokens))),
-            "trained": _COUNT(sum(one.rows for one in mine if not one.sampled)),
-            "GiB": f"{max(one.memory for one in mine) / GIB:.3g}",
-            "done": f"{sum(outs)}/{len(outs)}",
-        }  # fmt: skip
-        rows.append(row | {name: between(sum(one.seconds(name) for one in mine)) for name in GPUS})
-    for label, works in (("all", todo), ("all, as expected", [one.expected for one in todo])):
-        total = {name: between(sum(one.seconds(name) for one in works)) for name in GPUS}
-        rows.append({"stage": label} | total)
-    print("", pd.DataFrame(rows).fillna("").to_string(index=False), "", sep="\n")
-    task, how = tasks.of(run), run.settings.evaluation.sampling
-    tests = sum(task.sizes()[name] for name in task.benchmarks)
-    half = 196 * (2 * SPREAD / (tests * len(run.settings.seeds) * how.samples)) ** 0.5
-    print(f"{tests} test problems tell how far two methods differ within {half:.1f} points (95 %)")
+    found, how, sizes = models(run), run.settings, tasks.of(run).sizes()
+    todo, pilots = work(run, found), here(run, found)
+    machines = {name: (gpu, gpus) for name, gpu in GPUS.items()}
+    if pilots:
+        many = gpus if pilot.read(run)["device"].startswith("GPU") else how.workers
+        machines, todo = {"here": (pilots, many)} | machines, [one.expected for one in todo]
+    parts = {name: [one for one in todo if one.stage == name] for name in (w.stage for w in todo)}
+    parts |= {"all": todo, "all, as expected": [one.expected for one in todo]}
+    rows = [row(name, works, machines) for name, works in parts.items()]
+    tests = sum(sizes.values()) - sizes["train"] - sizes["validation"]
+    samples = tests * len(how.seeds) * how.evaluation.sampling.samples
+    half = 196 * (2 * ASSUMED["spread"] / samples) ** 0.5
     results = 6 * sum(one.turns[0] for one in todo if one.sampled)
     results += 4 * found["student"].adapter * sum(len(one.outs) for one in todo if not one.sampled)
+    rent = {name: rows[-1][name] / 3600 * gpus * price for name in GPUS}
+    if as_json:
+        plain = {"stages": rows, "rent": rent, "points": half, "bytes on disk": 2 * results}
+        print(json.dumps(plain, default=lambda v: np.where(np.isnan(v), None, v).tolist()))
+        return
+    for role, one in found.items():
+        size = f"{_COUNT(one.parameters)} parameters, {_BYTES(one.parameters * one.item)}"
+        there = "here" if one.here else "to download"
+        print(f"{role} {run.model_path(role, how.seeds[0])}: {size}, {there}")
+    forms = {"sampled": _COUNT, "trained": _COUNT, "GiB": "{:.3g}".format,
+             "tokens": lambda ends: "-".join(dict.fromkeys(map(_COUNT, ends))),
+             **dict.fromkeys(machines, between)}  # fmt: skip
+    print("", pd.DataFrame(rows).to_string(index=False, formatters=forms), "", sep="\n")
+    if price:
+        print("rent, expected:", *(f"{name} {a:.3g}-{b:.3g}," for name, (a, b) in rent.items()))
+    print(f"{tests} test problems tell how far two methods differ within {half:.1f} points (95 %)")
     print(f"about {_BYTES(2 * results)} of results on disk (DVC keeps a copy)", LEGEND, sep="\n")
+    if not pilots:
+        print("for closer ends: python -m trdlib pilot --scale", shlex.quote(scale))

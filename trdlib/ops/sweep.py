@@ -12,6 +12,7 @@ import itertools
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -165,8 +166,8 @@ def rank(done, names: list[str], metric: str, *, resamples=10000, confidence=0.9
     Columns: the names that differ; seeds, problems; value, low, high (fractions, these models);
     behind, behind_low, behind_high: what the best is ahead, paired by problem; separate:
     `stats.marked`, by interval and p for new models (so never with one seed), corrected for all
-    pairs of points; chance: in how many resamples the point is the best. Points on other problems
-    or seeds than the best are not compared. The best was picked by its value, which flatters it.
+    pairs of points. Points on other problems or seeds than the best are not compared. The best was
+    picked by its value, which flatters it.
     """
     known("accuracy that every job recorded", metric, metrics(done))
     done, how = done[done["error"] == ""], {"resamples": resamples, "confidence": confidence}
@@ -188,15 +189,12 @@ def rank(done, names: list[str], metric: str, *, resamples=10000, confidence=0.9
             row |= {"behind": gap.value, "behind_low": gap.low, "behind_high": gap.high}
             row["separate"] = bool(stats.marked(gap.new_low, gap.new_high, gap.p * pairs))
         rows.append(row)
-    ranked = pd.DataFrame(rows)
-    means = np.array([rates.mean(axis=0) for _, rates, asked in found if asked == same])
-    resampled = means @ stats.weights(means.shape[1], resamples).T
-    wins = np.isclose(resampled, resampled.max(axis=0))  # equals share the place
-    ranked.loc[ranked["behind"].notna(), "chance"] = (wins / wins.sum(axis=0)).mean(axis=1)
-    return ranked
+    return pd.DataFrame(rows)
 
 
-def command(notebook: str, given: list[str], *, name, sample, seed, workers, dry_run) -> int:
+def command(
+    notebook: str, given: list[str], *, name, sample, seed, workers, dry_run, as_json
+) -> int:  # fmt: skip
     """`python -m trdlib sweep`; 1 if a job failed."""
     path, axes = notebooks.path_of(notebook), dict(axis(text) for text in given)
     if len(axes) < len(given):
@@ -211,20 +209,37 @@ def command(notebook: str, given: list[str], *, name, sample, seed, workers, dry
         of = f"{old['notebook']} over {', '.join(old['names'])}"
         raise SettingsError(f"the sweep {name!r} is of {of}: choose another --name")
     left = [job for job in todo if not is_done(folder, job)]
-    print(f"sweep {name}: {len(todo)} jobs of {path.stem}, {len(todo) - len(left)} done; {where}")
+    head = f"sweep {name}: {len(todo)} jobs of {path.stem}, {len(todo) - len(left)} done; {where}"
+    print(head, file=sys.stderr if as_json else sys.stdout)
     if dry_run:
-        for job in left:
-            shown = " ".join(f"-p {n} {shlex.quote(_typed(v))}" for n, v in job.given.items())
-            print(f"papermill notebooks/{path.name} {job.name}.ipynb {shown}")
+        words = [
+            [
+                "papermill",
+                f"notebooks/{path.name}",
+                f"{job.name}.ipynb",
+                *(w for n, v in job.given.items() for w in ("-p", n, _typed(v))),
+            ]
+            for job in left
+        ]
+        print(json.dumps(words) if as_json else "\n".join(map(shlex.join, words)))
         return 0
     store.write_json(file, about)
     arguments, workers = [(path, folder, job) for job in left], min(workers, len(left)) or 1
     errors = jobs.run_jobs(_execute, arguments, workers=workers, label=name)
     done, names = read(name)
     store.write_text(folder / "table.csv", table(done).to_csv(index=False, float_format="%.6g"))
-    for metric in metrics(done):
-        ranked = rank(done, names, metric).head(10).round(4).to_string(index=False)
-        print(f"{metric}, from best to worst:\n{ranked}")
-    failed = [f"failed: {j.name}: {e}" for j, e in zip(left, errors, strict=True) if e]
-    print(f"{where}/table.csv; to plot: -p name {name} in 9_sweep", *failed, sep="\n")
+    ranked = {metric: rank(done, names, metric) for metric in metrics(done)}
+    failed = {job.name: error for job, error in zip(left, errors, strict=True) if error}
+    if as_json:
+        plain = {
+            metric: json.loads(one.to_json(orient="records")) for metric, one in ranked.items()
+        }
+        print(json.dumps({"name": name, "ranked": plain, "failed": failed}))
+        return 1 if failed else 0
+    for metric, one in ranked.items():
+        shown = one.head(10).round(4).to_string(index=False)
+        print(f"{metric}, from best to worst:\n{shown}")
+    print(f"{where}/table.csv; to plot it:")
+    print(f"papermill notebooks/9_sweep.ipynb {where}/picture.ipynb -p name {name}")
+    print(*(f"failed: {job}: {error}" for job, error in failed.items()), sep="\n")
     return 1 if failed else 0

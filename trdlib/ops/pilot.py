@@ -1,0 +1,108 @@
+"""A pilot before the bill: some attempts and rewrites of a scale, with its own models and settings.
+
+The method's own steps on the first problems of the train set, with the first base seed, under
+runs/pilot/<scale>; `plan` uses their lengths and speed (pilot.json) until the settings change.
+"""
+
+import shlex
+from pathlib import Path
+
+import pandas as pd
+import psutil
+
+from trdlib import jobs, store, tasks
+from trdlib.run import Run, get_run
+from trdlib.settings import SettingsError, root
+
+THINKING = r"</?think"
+LEAKS = (r"(?i)\breference\b|\brewrit|\b(?:initial|previous|original|earlier|first|given)"
+         r" (?:solution|attempt|answer|response)")  # fmt: skip
+
+
+def device() -> tuple[str, int]:
+    """What computes here ("GPU ...", if there is one), and its memory in bytes."""
+    try:
+        import torch
+    except ImportError:
+        return f"CPU, {psutil.cpu_count()} cores; torch is missing", psutil.virtual_memory().total
+    if torch.cuda.is_available():
+        about = torch.cuda.get_device_properties(0)
+        return f"GPU {about.name}; torch {torch.__version__}", about.total_memory
+    cores = f"CPU, {psutil.cpu_count()} cores; torch {torch.__version__}"
+    return cores, psutil.virtual_memory().total
+
+
+def _stamp(run: Run) -> str:
+    names = {"task", "data", "models", "lengths", "rollout", "refinement", "examples"}
+    how = {"include": names, "exclude": {"models": {"server"}}}
+    return store.content_hash(run.settings.model_dump(mode="json", **how))
+
+
+def read(run: Run) -> dict:
+    """What a pilot of these settings found (`measure`); {} if there was none."""
+    for name in (run.scale, run.scale.partition("~")[0]):
+        found = store.read_json(root() / "runs" / "pilot" / name / "pilot.json", {})
+        if found.get("settings") == _stamp(run):
+            return found
+    return {}
+
+
+def _sampled(run: Run, request, sampling, path: Path, old: dict):
+    """A table of responses, and what is said of it: means, the longest, seconds of sampling (None
+    if they are not known: a kill interrupted it)."""
+    import torch
+
+    from trdlib import rollout
+
+    whole, how = not Path(f"{path}.parts").exists(), run.settings.models
+    with jobs.metered() as cost:
+        one = sampling.model_copy(update={"samples": 1})
+        table = rollout.table(run, tasks.of(run), path, request, one)
+    text, seconds = table["text"], cost["core_seconds"]
+    if seconds and how.engine == "transformers" and not torch.cuda.is_available():
+        seconds /= torch.get_num_threads()
+    means = pd.DataFrame({
+        "prompt": [len(prompt.ids) for prompt in request.prompts], "tokens": table["n_tokens"],
+        "cut off": ~table["finished"], "thinking": text.str.contains(THINKING),
+        "leaks": text.str.contains(LEAKS), "right": table["correct"],
+    }).mean()  # fmt: skip
+    about = {"rows": len(table), "longest": int(table["n_tokens"].max()), **means}
+    return text.tolist(), about | {"seconds": (seconds or old.get("seconds")) if whole else None}
+
+
+def measure(run: Run, rows: int) -> dict:
+    """What y_o of the first problems is like, and in each mode y_r of it: {"device": ..., "memory":
+    ..., "parts": {"y_o" or "y_r opd": `_sampled`}}, on file too."""
+    from trdlib import prompts
+    from trdlib.rollout import Request
+
+    seed, how, (place, memory) = run.settings.seeds[0], run.settings, device()
+    problems = tasks.of(run).sets()["train"].head(rows).to_dict("records")
+    folder, old, parts = root() / "runs" / "pilot" / run.scale, read(run).get("parts", {}), {}
+    request = Request("student", seed, problems, prompts.student_prompts(run, seed, problems))
+    y_o, parts["y_o"] = _sampled(
+        run, request, how.rollout, folder / "y_o.parquet", old.get("y_o", {})
+    )
+    for mode in how.modes:
+        name, of = f"y_r {mode}", run.with_(mode, next(iter(how.methods)))
+        asked = prompts.teacher_prompts(of, seed, problems, y_o)
+        to = Request("teacher", seed, problems, asked), how.refinement, folder / f"{mode}.parquet"
+        _, parts[name] = _sampled(of, *to, old.get(name, {}))
+    found = {"settings": _stamp(run), "device": place, "memory": memory, "parts": parts}
+    store.write_json(folder / "pilot.json", found)
+    return found
+
+
+def command(*, scale: str, rows: int) -> None:
+    """`python -m trdlib pilot`."""
+    if rows < 1:
+        raise SettingsError(f"--rows {rows}: at least one")
+    found = measure(get_run(scale, "none", "base"), rows)
+    table = pd.DataFrame(found["parts"]).T.astype(float)
+    table["tokens/s"] = table["rows"] * table["tokens"] / table.pop("seconds")
+    for name in ("cut off", "thinking", "leaks", "right"):
+        table[name] = (100 * table[name]).map("{:.0f} %".format)
+    print(found["device"], table.to_string(float_format="{:.0f}".format), sep="\n")
+    within = f"within {98 / table['rows'].iloc[0] ** 0.5:.0f} points"
+    print(f"leaks: they speak of a reference or an earlier solution; shares are known {within}")
+    print(f"python -m trdlib plan --scale {shlex.quote(scale)}")
