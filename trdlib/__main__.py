@@ -3,20 +3,13 @@ import sys
 
 from trdlib.ops.cli import main
 
-
-def run() -> None:
-    """`python -m trdlib`, and the command `trdlib`."""
+try:
     try:
-        try:
-            status = main()
-        finally:  # after `--help` too
-            sys.stdout.flush()
-    except BrokenPipeError:  # nobody reads on, as behind `| head`
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        status = 141  # as of a program that the signal has ended
-    sys.exit(status)
-
-
-if __name__ == "__main__":
-    run()
+        status = main()
+    finally:  # after `--help` too
+        sys.stdout.flush()
+except BrokenPipeError:  # nobody reads on, as behind `| head`
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    status = 141  # as of a program that the signal has ended
+sys.exit(status)

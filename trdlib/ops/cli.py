@@ -16,12 +16,11 @@ from trdlib.settings import Settings, SettingsError, load, read_yaml, root
 def models(scale: str) -> None:
     """Make the models that lie in models/<scale>; of others, note in used.json which they are."""
     run = get_run(scale, "none", "base")
-    if used := borrowed(run):
-        for name in (name for name, found in used.items() if not found):
-            owner = name.split("/")[1] if name.startswith("models/") else None
-            how = f"make them: python -m trdlib models --scale {owner}"
-            how = how if owner in run.all_settings.scales else "put a folder with safetensors there"
-            raise SettingsError(f"the scale {run.scale} uses {name}, which is not there: {how}")
+    used = borrowed(run)
+    for name in (name for name, found in used.items() if not found):
+        make = f"make them: python -m trdlib models --scale {name.removeprefix('models/').split('/')[0]}"
+        raise SettingsError(f"the scale {run.scale} uses {name}, which is not there: {make}")
+    if used:
         store.write_json(root() / "models" / run.scale / "used.json", used)
     else:
         from trdlib import generate, jobs
@@ -32,12 +31,13 @@ def models(scale: str) -> None:
 def borrowed(run: Run) -> dict[str, str | None]:
     """The models of a scale that do not lie in models/<scale>: {folder: hash of its weights, None
     if it is not there}, {name on the hub: itself}; as models.identity, which needs torch."""
-    names = [run.model_path(role, seed) for seed in run.settings.seeds
-             for role in ("student", "teacher") if getattr(run.settings.models, role)]  # fmt: skip
-    names = [name for name in names if not name.startswith(f"models/{run.scale}/")]
-    found = {name: name if "@" in name else None for name in names}
-    there = {name: root() / name for name in names if (root() / name).is_dir()}
-    return found | {name: store.weights_hash(folder) for name, folder in there.items()}
+    roles, found = [r for r in ("student", "teacher") if getattr(run.settings.models, r)], {}
+    for name in (run.model_path(role, seed) for seed in run.settings.seeds for role in roles):
+        if not name.startswith(f"models/{run.scale}/"):
+            there = (root() / name).is_dir()
+            found[name] = store.weights_hash(root() / name) if there else None
+            found[name] = name if "@" in name else found[name]
+    return found
 
 
 def check() -> Settings:

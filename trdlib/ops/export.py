@@ -70,12 +70,11 @@ def push(folder: Path, repo: str) -> None:
     """Upload the folder; RuntimeError, in one sentence, if the hub does not take it."""
     import httpx
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         HfApi().create_repo(repo, exist_ok=True)
         HfApi().upload_folder(repo_id=repo, folder_path=folder, commit_message="trdlib export")
-    except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
+    except (httpx.HTTPError, OSError, ValueError) as error:
         why = " ".join(str(error).split())[:200]
         how = "go online and log in (hf auth login), with the right to write there, and try again"
         raise RuntimeError(f"the hub did not take {repo} ({why}): {how}") from None

@@ -4,6 +4,7 @@ The method's own steps on the first problems of the train set, with the first ba
 runs/pilot/<scale>; `plan` uses their lengths and speed (pilot.json) until the settings change.
 """
 
+import contextlib
 import shlex
 from pathlib import Path
 
@@ -21,15 +22,15 @@ LEAKS = (r"(?i)\breference\b|\brewrit|\b(?:initial|previous|original|earlier|fir
 
 def device() -> tuple[str, int]:
     """What computes here ("GPU ...", if there is one), and its memory in bytes."""
-    try:
+    version = "is missing"
+    with contextlib.suppress(ImportError):
         import torch
-    except ImportError:
-        return f"CPU, {psutil.cpu_count()} cores; torch is missing", psutil.virtual_memory().total
-    if torch.cuda.is_available():
-        about = torch.cuda.get_device_properties(0)
-        return f"GPU {about.name}; torch {torch.__version__}", about.total_memory
-    cores = f"CPU, {psutil.cpu_count()} cores; torch {torch.__version__}"
-    return cores, psutil.virtual_memory().total
+
+        version = torch.__version__
+        if torch.cuda.is_available():
+            about = torch.cuda.get_device_properties(0)
+            return f"GPU {about.name}; torch {version}", about.total_memory
+    return f"CPU, {psutil.cpu_count()} cores; torch {version}", psutil.virtual_memory().total
 
 
 def _stamp(run: Run) -> str:
@@ -47,19 +48,18 @@ def read(run: Run) -> dict:
     return {}
 
 
-def _sampled(run: Run, request, sampling, path: Path, old: dict):
-    """A table of responses, and what is said of it: means, the longest, seconds of sampling (None
-    if they are not known: a kill interrupted it)."""
+def _sampled(run: Run, request, sampling, path: Path) -> tuple[list[str], dict]:
+    """Responses, and what they are like: means, the longest, seconds of sampling (None if they are
+    not known, because a kill interrupted it)."""
     import torch
 
     from trdlib import rollout
 
-    whole, how = not Path(f"{path}.parts").exists(), run.settings.models
+    known, sampling = not Path(f"{path}.parts").exists(), sampling.model_copy(update={"samples": 1})
     with jobs.metered() as cost:
-        one = sampling.model_copy(update={"samples": 1})
-        table = rollout.table(run, tasks.of(run), path, request, one)
+        table = rollout.table(run, tasks.of(run), path, request, sampling)
     text, seconds = table["text"], cost["core_seconds"]
-    if seconds and how.engine == "transformers" and not torch.cuda.is_available():
+    if run.settings.models.engine == "transformers" and not torch.cuda.is_available():
         seconds /= torch.get_num_threads()
     means = pd.DataFrame({
         "prompt": [len(prompt.ids) for prompt in request.prompts], "tokens": table["n_tokens"],
@@ -67,30 +67,30 @@ def _sampled(run: Run, request, sampling, path: Path, old: dict):
         "leaks": text.str.contains(LEAKS), "right": table["correct"],
     }).mean()  # fmt: skip
     about = {"rows": len(table), "longest": int(table["n_tokens"].max()), **means}
-    return text.tolist(), about | {"seconds": (seconds or old.get("seconds")) if whole else None}
+    return text.tolist(), about | {"seconds": (seconds or None) if known else None}
 
 
 def measure(run: Run, rows: int) -> dict:
-    """What y_o of the first problems is like, and in each mode y_r of it: {"device": ..., "memory":
-    ..., "parts": {"y_o" or "y_r opd": `_sampled`}}, on file too."""
+    """What y_o of the first problems is like, and in each mode y_r of it: {"device": ..., "parts":
+    {"y_o" or "y_r opd": `_sampled`}}, on file too. What is there is not sampled again."""
     from trdlib import prompts
     from trdlib.rollout import Request
 
     seed, how, (place, memory) = run.settings.seeds[0], run.settings, device()
     problems = tasks.of(run).sets()["train"].head(rows).to_dict("records")
-    folder, old, parts = root() / "runs" / "pilot" / run.scale, read(run).get("parts", {}), {}
+    if (found := read(run)).get("rows") == len(problems):
+        return found
+    folder, parts = root() / "runs" / "pilot" / run.scale, {}
     request = Request("student", seed, problems, prompts.student_prompts(run, seed, problems))
-    y_o, parts["y_o"] = _sampled(
-        run, request, how.rollout, folder / "y_o.parquet", old.get("y_o", {})
-    )
+    y_o, parts["y_o"] = _sampled(run, request, how.rollout, folder / "y_o.parquet")
     for mode in how.modes:
-        name, of = f"y_r {mode}", run.with_(mode, next(iter(how.methods)))
+        of = run.with_(mode, next(iter(how.methods)))
         asked = prompts.teacher_prompts(of, seed, problems, y_o)
-        to = Request("teacher", seed, problems, asked), how.refinement, folder / f"{mode}.parquet"
-        _, parts[name] = _sampled(of, *to, old.get(name, {}))
-    found = {"settings": _stamp(run), "device": place, "memory": memory, "parts": parts}
-    store.write_json(folder / "pilot.json", found)
-    return found
+        request = Request("teacher", seed, problems, asked)
+        _, parts[f"y_r {mode}"] = _sampled(of, request, how.refinement, folder / f"{mode}.parquet")
+    found = {"settings": _stamp(run), "rows": len(problems), "device": place, "memory": memory}
+    store.write_json(folder / "pilot.json", found | {"parts": parts})
+    return found | {"parts": parts}
 
 
 def command(*, scale: str, rows: int) -> None:

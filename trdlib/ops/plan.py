@@ -1,18 +1,7 @@
 """What will happen, before anything runs: `python -m trdlib plan --scale qwen3-8b`.
 
 Rows and tokens follow from the settings and the runs; what they cost, from the models' shapes and
-from what plan.yaml assumes:
-
-1. A matrix of n weights costs 2n operations a token forward and, frozen under LoRA, 2n backward;
-   gradient checkpointing adds a forward. Attention is causal. The head is read at responses only.
-2. A decode step reads all weights once and the cache of every row, and launches layer by layer.
-   Batches of our loop are full and end together. vLLM's queue has as many rows under way as its
-   cache has room for; a row holds, on average over its life, its prompt and half of m (1 + v^2)
-   tokens (m the mean length, v its variation). No tail: a stage ends with minutes of few rows.
-3. Training keeps what autograd saves in every layer, or with checkpointing each layer's input and
-   one whole layer; adapter, gradients and AdamW's moments in float32.
-4. After a pilot (pilot.py), "here" is its machine: our arithmetic, scaled to the seconds that it
-   took, and a factor of 3 between the ends.
+from what plan.yaml assumes, which also says how the arithmetic goes.
 
 Pairs are [expected, at most]; hours: expected at a GPU's good end to most at its poor end. Not
 counted: pretraining, the diagnosis, the map.
@@ -47,8 +36,6 @@ GIB = 2**30
 ASSUMED = read_yaml(Path(__file__).with_name("plan.yaml"))
 GPUS = {name: Machine(*numbers) for name, numbers in ASSUMED["gpus"].items()}
 HEADROOM = ASSUMED["headroom"]
-LEGEND = """sampled, trained: rows; GiB: peak memory; done: files that are there (stale or not);
-then time, "no": it does not fit. What is assumed: trdlib/ops/plan.yaml"""
 _COUNT, _BYTES = EngFormatter(places=1), EngFormatter("B", places=1)
 
 
@@ -62,11 +49,8 @@ class Model(NamedTuple):
     queries: int  # heads x their size
     keys: int  # the same of the keys
     item: int  # bytes of a number
+    head: int  # weights of the output
     here: bool  # are all weight files here?
-
-    @property
-    def head(self) -> int:
-        return self.config.hidden_size * self.config.vocab_size
 
     def attention(self, length) -> np.ndarray:
         """Operations of a sequence of `length` tokens, forward; without it 2 a matrix weight."""
@@ -80,7 +64,7 @@ class Model(NamedTuple):
 
 
 def model(run: Run, role: str) -> Model:
-    """From the model's config.json, or KNOWN; SettingsError if it is not here."""
+    """From the model's config.json, or plan.yaml; SettingsError if it is not here."""
     import torch
     from huggingface_hub import snapshot_download
     from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config
@@ -94,11 +78,10 @@ def model(run: Run, role: str) -> Model:
     except (OSError, ValueError):
         shape = ASSUMED["known"].get(repo.removesuffix("-Instruct-2507"))
         if shape is None:
-            how = f"fetch its shape (hf download {repo} config.json --revision {commit})"
-            how = how if commit else f"make it (python -m trdlib models --scale {run.scale})"
+            how = f"make it (python -m trdlib models --scale {run.scale.partition('~')[0]})"
+            how = f"hf download {repo} config.json --revision {commit}" if commit else how
             raise SettingsError(f"the model {name} is not here: {how}") from None
-        tied = shape["hidden_size"] < 4096
-        config = Qwen3Config(**shape, num_key_value_heads=8, tie_word_embeddings=tied)
+        config = Qwen3Config(**shape)
     with torch.device("meta"):
         built = AutoModelForCausalLM.from_config(config)
     layer, layers = built.model.layers[0].named_modules(), config.num_hidden_layers
@@ -110,6 +93,7 @@ def model(run: Run, role: str) -> Model:
         config, sum(p.numel() for p in built.parameters()),
         layers * sum(weight.numel() for weight in linear.values()), layers * lora,
         len(linear["q_proj"]), len(linear["k_proj"]), 4 if scale.models.dtype == "float32" else 2,
+        config.hidden_size * config.vocab_size,
         all((folder / file).is_file() for file in files or ["model.safetensors"]),
     )  # fmt: skip
 
@@ -243,24 +227,26 @@ def lengths(run: Run) -> dict[str, np.ndarray]:
 def work(run: Run, by_role: dict[str, Model]) -> list[Work]:
     """All that these models do in `dvc repro` for the scale of the run."""
     scale, sizes, seeds = run.settings, dict(tasks.of(run).sizes()), len(run.settings.seeds)
-    student, teacher, tokens = by_role["student"], by_role.get("teacher"), lengths(run)
+    student, evaluation, tokens, todo = by_role["student"], scale.evaluation, lengths(run), []
     tried = min(seeds, scale.training.choice_seeds)  # base seeds that choose among the rates
     train, held_out = sizes.pop("train") * seeds, sizes.pop("validation") * tried
-    attempts, evaluation, x = train * scale.rollout.samples, scale.evaluation, tokens["x"]
+    attempts = train * scale.rollout.samples
     draws = sum(evaluation.at(temperature).samples for temperature in evaluation.temperatures)
     asked = sum(sizes.values()) * seeds * draws
-    measured = (evaluation.sampling, asked, x, tokens["eval"])
-    how = (student, scale.rollout, attempts, x, tokens["y_o"])
-    todo = [sampling(run, "rollout", [run.attempts], *how)]
+
+    def sample(stage: str, outs, who: Model, how: Sampling, rows, prompt="x", new="eval") -> None:
+        todo.append(sampling(run, stage, outs, who, how, rows, tokens[prompt], tokens[new]))
+
+    sample("rollout", [run.attempts], student, scale.rollout, attempts, new="y_o")
     for cell in get_runs(run.scale, "none", "all", run.all_settings):
-        who = teacher if cell.method == "teacher" else student
-        todo.append(sampling(cell, "references", [cell.metrics], who, *measured))
+        who = by_role.get(cell.method, student)
+        sample("references", [cell.metrics], who, evaluation.sampling, asked)
     for mode in scale.modes:
         cells = get_runs(run.scale, mode, "all", run.all_settings)
-        tokens, other = lengths(cells[0]), student if mode == "opsd" else teacher
+        tokens, other = lengths(cells[0]), student if mode == "opsd" else by_role["teacher"]
         for name, rows, context in (("y_r", attempts, "refine"), ("y_t", train, "plain")):
-            how = (other, scale.refinement, rows, tokens[context], tokens[name])
-            todo.append(sampling(run, f"refine {mode}", [cells[0].rewrites(name)], *how))
+            out = [cells[0].rewrites(name)]
+            sample(f"refine {mode}", out, other, scale.refinement, rows, context, name)
         for cell in cells:
             recipe, name = cell.recipe, cell.recipe.trajectory.removesuffix("_cut")
             rows = (attempts if name in ("y_o", "y_r") else train) * scale.training.epochs
@@ -268,23 +254,21 @@ def work(run: Run, by_role: dict[str, Model]) -> list[Work]:
                 rows = scale.training.max_steps * scale.training.batch_size * seeds
             elif cell.choice.is_file():  # it knows how many a subset left
                 rows = sum(store.read_json(cell.choice)["rows_by_seed"]) * scale.training.epochs
-            outs = [cell.adapter(seed) for seed in scale.seeds]
-            context = "refine" if name == "y_r" and recipe.context == "refine" else "plain"
             rows = rows * (1 + (len(cell.rates) - 1) * tried / seeds)
-            how = (other if recipe.divergence != "cross_entropy" else None, rows)
-            how += (x, tokens[context], tokens[name])
-            todo.append(training(cell, f"distill {mode}", outs, student, *how))
-            if recipe.rounds > 1:  # the later ones sample their part anew
-                new = attempts * (1 - 1 / recipe.rounds)
-                how = [(student, scale.rollout, new, x, tokens["y_o"])]
-                how += [(other, scale.refinement, new, tokens["refine"], tokens["y_r"])]
-                todo += [sampling(cell, f"distill {mode}", [], *one)
-                         for one in how[: 1 + (name == "y_r")]]  # fmt: skip
+            outs, stage = [cell.adapter(seed) for seed in scale.seeds], f"distill {mode}"
+            who = other if recipe.divergence != "cross_entropy" else None
+            context = tokens["refine" if name == "y_r" and recipe.context == "refine" else "plain"]
+            how = (rows, tokens["x"], context, tokens[name])
+            todo.append(training(cell, stage, outs, student, who, *how))
+            new = attempts * (1 - 1 / recipe.rounds)  # the later rounds sample their part anew
+            if new:
+                sample(stage, [], student, scale.rollout, new, new="y_o")
+            if new and name == "y_r":
+                sample(stage, [], other, scale.refinement, new, "refine", "y_r")
             if len(cell.rates) > 1:
                 rows = held_out * evaluation.validation_samples * len(cell.rates)
-                how = (evaluation.validation, rows, x, tokens["eval"])
-                todo.append(sampling(cell, f"distill {mode}", [], student, *how))
-            todo.append(sampling(cell, f"evaluate {mode}", [cell.metrics], student, *measured))
+                sample(stage, [], student, evaluation.validation, rows)
+            sample(f"evaluate {mode}", [cell.metrics], student, evaluation.sampling, asked)
     return todo
 
 
@@ -367,6 +351,10 @@ def command(*, scale: str, gpus: int, price: float, as_json: bool) -> None:
     if price:
         print("rent, expected:", *(f"{name} {a:.3g}-{b:.3g}," for name, (a, b) in rent.items()))
     print(f"{tests} test problems tell how far two methods differ within {half:.1f} points (95 %)")
-    print(f"about {_BYTES(2 * results)} of results on disk (DVC keeps a copy)", LEGEND, sep="\n")
+    print(
+        f"about {_BYTES(2 * results)} of results on disk (DVC keeps a copy)",
+        ASSUMED["legend"],
+        sep="\n",
+    )
     if not pilots:
         print("for closer ends: python -m trdlib pilot --scale", shlex.quote(scale))

@@ -1,11 +1,8 @@
-"""A sweep: one notebook, run over a grid or a random sample of its parameters (papermill).
+"""A sweep: one notebook, run over a grid or a random sample of its parameters (docs/sweeps.md).
 
-    python -m trdlib sweep 4_distill -p scale=tiny -p learning_rate=2e-3,6e-3 -p seed=0..2
-
-A name is a parameter of the notebook or, dotted, a setting of params.yaml (`lora.r=4,8`; see
-run.py). A folder, runs/sweeps/<name>, has sweep.json (what is swept), an executed <job>.ipynb of
-each job (<job>.failed.ipynb is tried again) and table.csv (parameters, what was found, errors). A
-job whose notebook, code and settings are as they were is not run again. Notebook 9_sweep plots it.
+A name is a parameter of the notebook or, dotted, a setting of params.yaml. A folder,
+runs/sweeps/<name>, has sweep.json (what is swept), an executed <job>.ipynb of each job
+(<job>.failed.ipynb is tried again) and table.csv. What is as it was is not run again.
 """
 
 import itertools
@@ -40,21 +37,22 @@ def axis(text: str) -> tuple[str, Any]:
     """`name=1,2,3`, `name=0..4`, `name=log:1e-6:1e-4`, `name=uniform:0:1` -> the name, and a list
     of its values or a distribution (scipy's) to draw them from."""
     name, _, values = text.partition("=")
-    if not (name and values):
-        raise SettingsError(f"-p {text}: write name=value, name=1,2,3 or name=0..4")
     if found := re.fullmatch(r"(-?\d+)\.\.(-?\d+)", values):
-        low, high = map(int, found.groups())
-        if low > high:
-            raise SettingsError(f"-p {text}: the range is empty, write {high}..{low}")
-        return name, list(range(low, high + 1))
-    if found := re.fullmatch(r"(log|uniform):([^:]+):([^:]+)", values):
+        listed: Any = list(range(int(found[1]), int(found[2]) + 1))
+    elif found := re.fullmatch(r"(log|uniform):([^:]+):([^:]+)", values):
         low, high = map(plain_value, found.groups()[1:])
-        numbers = isinstance(low, int | float) and isinstance(high, int | float)
-        if not (numbers and low < high and (found[1] == "uniform" or low > 0)):
-            raise SettingsError(f"-p {text}: needs two numbers, low < high, and for log low > 0")
-        return name, loguniform(low, high) if found[1] == "log" else uniform(low, high - low)
-    outside = re.split(r",(?![^\[{]*[\]}])", values)  # at the commas that no bracket encloses
-    return name, [plain_value(value) for value in outside]
+        right = isinstance(low, int | float) and isinstance(high, int | float)
+        right = right and (low > 0 if found[1] == "log" else True) and low < high < np.inf
+        listed = right and (
+            loguniform(low, high) if found[1] == "log" else uniform(low, high - low)
+        )
+    else:  # at the commas that no bracket encloses
+        outside = re.split(r",(?![^\[{]*[\]}])", values) if values else []
+        listed = [plain_value(value) for value in outside]
+    if not (name and listed):
+        forms = "1, 1,2,3, 0..4, or with --sample log:1e-6:1e-4 (above 0) or uniform:0:1"
+        raise SettingsError(f"-p {text}: write name=values, values being {forms}, low < high")
+    return name, listed
 
 
 def points(axes: dict[str, Any], sample: int | None, seed: int = 0) -> list[dict]:
@@ -83,7 +81,6 @@ def _typed(value) -> str:
 def plan(notebook: Path, axes: dict[str, Any], sample: int | None, seed: int) -> list[Job]:
     """The jobs, each checked: SettingsError if one could not run."""
     node, settings = nbformat.read(notebook, as_version=4), load()
-    code = notebooks.code_hash(notebook)
     usual = {name: default for name, (_, default) in notebooks.parameters(node).items()}
     of_scale = {n for n in axes if n not in usual and n.split(".")[0] in Scale.model_fields}
     of_scale = of_scale if "scale" in usual else set()
@@ -97,7 +94,7 @@ def plan(notebook: Path, axes: dict[str, Any], sample: int | None, seed: int) ->
         if "validate" in usual:  # a sweep compares: without a measurement it cannot
             given.setdefault("validate", True)
         notebooks.check(node, given, settings)
-        made_of = [given, usual, code]
+        made_of = [given, usual, notebooks.made_of(notebook)]
         if "scale" in usual:
             run = get_run((usual | given)["scale"], "none", "base", settings)
             made_of += [run.settings, tasks.of(run).files()]
@@ -211,35 +208,26 @@ def command(
     left = [job for job in todo if not is_done(folder, job)]
     head = f"sweep {name}: {len(todo)} jobs of {path.stem}, {len(todo) - len(left)} done; {where}"
     print(head, file=sys.stderr if as_json else sys.stdout)
+    if dry_run and as_json:
+        print(json.dumps([job.given for job in left]))
+    elif dry_run:
+        for job in left:
+            words = [word for n, value in job.given.items() for word in ("-p", n, _typed(value))]
+            print(shlex.join(["papermill", f"notebooks/{path.name}", f"{job.name}.ipynb", *words]))
     if dry_run:
-        words = [
-            [
-                "papermill",
-                f"notebooks/{path.name}",
-                f"{job.name}.ipynb",
-                *(w for n, v in job.given.items() for w in ("-p", n, _typed(v))),
-            ]
-            for job in left
-        ]
-        print(json.dumps(words) if as_json else "\n".join(map(shlex.join, words)))
         return 0
     store.write_json(file, about)
     arguments, workers = [(path, folder, job) for job in left], min(workers, len(left)) or 1
     errors = jobs.run_jobs(_execute, arguments, workers=workers, label=name)
     done, names = read(name)
     store.write_text(folder / "table.csv", table(done).to_csv(index=False, float_format="%.6g"))
-    ranked = {metric: rank(done, names, metric) for metric in metrics(done)}
-    failed = {job.name: error for job, error in zip(left, errors, strict=True) if error}
     if as_json:
-        plain = {
-            metric: json.loads(one.to_json(orient="records")) for metric, one in ranked.items()
-        }
-        print(json.dumps({"name": name, "ranked": plain, "failed": failed}))
-        return 1 if failed else 0
-    for metric, one in ranked.items():
-        shown = one.head(10).round(4).to_string(index=False)
-        print(f"{metric}, from best to worst:\n{shown}")
-    print(f"{where}/table.csv; to plot it:")
-    print(f"papermill notebooks/9_sweep.ipynb {where}/picture.ipynb -p name {name}")
-    print(*(f"failed: {job}: {error}" for job, error in failed.items()), sep="\n")
+        print(table(done).to_json(orient="records"))
+        return 1 if any(errors) else 0
+    for metric in metrics(done):
+        ranked = rank(done, names, metric).head(10).round(4).to_string(index=False)
+        print(f"{metric}, from best to worst:\n{ranked}")
+    failed = [f"failed: {j.name}: {e}" for j, e in zip(left, errors, strict=True) if e]
+    plot = f"papermill notebooks/9_sweep.ipynb {where}/9_sweep.out.ipynb -p name {name}"
+    print(f"{where}/table.csv; to plot it:", plot, *failed, sep="\n")
     return 1 if failed else 0
