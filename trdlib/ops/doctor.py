@@ -42,8 +42,7 @@ def git() -> str:
     """Is this a repository? What works without one."""
     if any((folder / ".git").exists() for folder in (root(), *root().parents)):
         return "here"
-    return ("none here (a copy without .git): notebooks, sweeps and `python -m trdlib` work, `make "
-            "repro` and `dvc repro` do not: `git init`, or `python -m dvc config --local "
+    return ("none here (a copy without .git): for dvc `git init`, or `python -m dvc config --local "
             "core.no_scm true`, with which all but `make repro SCALE=...` works")  # fmt: skip
 
 

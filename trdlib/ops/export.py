@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
+import jinja2
 import yaml
 
 from trdlib import store
@@ -15,31 +16,20 @@ from trdlib.run import Run, get_run
 from trdlib.settings import SettingsError, root
 
 
-def results(run: Run) -> str:
-    """The run's rows of our tables, and those of the base, as Markdown."""
-    table = tables.collect(run)
-    mine = table[table["method"].isin(["base", run.method])]
-    names = mine["method"] + ", T = " + mine["temperature"].map("{:g}".format)
-    return tables.accuracies(mine.assign(method=names)).to_markdown()
-
-
 def card(run: Run, seed: int, about: dict, *, merged: bool) -> str:
     """The model card, card.md filled in; about: what run.json says of the training."""
-    from huggingface_hub import ModelCard, ModelCardData
-
-    (base, _, commit), of = run.model_path("student", seed).partition("@"), run.settings
-    front = ModelCardData(
-        base_model=base if commit else None, library_name="transformers" if merged else "peft",
-        pipeline_tag="text-generation", tags=["trd", "distillation", run.mode, run.method],
+    base, _, commit = run.model_path("student", seed).partition("@")
+    table = tables.collect(run)
+    rows = table[table["method"].isin(["base", run.method])]
+    names = rows["method"] + ", T = " + rows["temperature"].map("{:g}".format)
+    data = yaml.safe_dump(run.settings.data, sort_keys=False)
+    return jinja2.Template(Path(__file__).with_name("card.md").read_text(encoding="utf-8")).render(
+        run=run, seed=seed, about=about, merged=merged, base=base, commit=commit,
+        teacher=run.model_name("teacher", seed), task=Path(run.settings.task).name,
+        weights=None if commit else store.weights_hash(root() / base),
+        data=re.sub(r"(?<=\s)/\S*/", "", data),  # no path of this machine
+        results=tables.accuracies(rows.assign(method=names)).to_markdown(),
     )  # fmt: skip
-    own, data = run.mode == "opsd", yaml.safe_dump(of.data, sort_keys=False)
-    data = re.sub(r"(?<=\s)/\S*/", "", data)  # no path of this machine
-    return ModelCard.from_template(
-        front, template_path=Path(__file__).with_name("card.md"), run=run, seed=seed, about=about,
-        teacher="the student itself, untrained" if own else run.model_path("teacher", seed),
-        weights=None if commit else store.weights_hash(root() / base), base=base, commit=commit,
-        merged=merged, task=Path(of.task).name, data=data, results=results(run),
-    ).content  # fmt: skip
 
 
 def write(run: Run, seed: int, folder: Path, *, merged: bool) -> Path:
@@ -49,8 +39,7 @@ def write(run: Run, seed: int, folder: Path, *, merged: bool) -> Path:
     adapter, name, how = run.adapter(seed), run.model_path("student", seed), run.settings.models
     about = store.read_json(adapter / "run.json", {})
     if not about or store.weights_hash(adapter) != about["weights"]:
-        how = "train it (notebook 4_distill, or dvc repro)"
-        raise RuntimeError(f"{run} has no whole adapter of seed {seed}: {how}")
+        raise RuntimeError(f"{run} has no whole adapter of seed {seed}: train it (4_distill)")
 
     def fill(to: Path) -> None:
         if merged:

@@ -1,6 +1,5 @@
-"""What a notebook takes (`check`, before papermill's engine `trd` or a sweep starts a kernel), what
-it gives (`record`), and what it is made of: its code and all that it uses of trdlib (`made_of`);
-DVC's stages and the jobs of a sweep are done again when that changes."""
+"""What a notebook takes (`check`, before papermill's engine `trd` or a sweep starts a kernel),
+gives (`record`) and is made of (`made_of`; stages and sweeps are done again when that changes)."""
 
 import ast
 import contextlib
@@ -100,29 +99,22 @@ def made_of(path: Path) -> dict:
 
 
 def hashes(source: str) -> dict[str, str]:
-    """{"trdlib/run.py": hash of what is in it}, of the files that a source needs, directly or not.
-
-    Those that an import names, however it is written, the packages around them, and what a text
-    names: a module ("trdlib.tasks.math"), all of a package (f"trdlib.tasks.{name}"), or a file
-    beside the one that names it ("page.html", with_suffix(".yaml"); a script, and what it imports).
-    """
-    found, waiting = {}, _named(source, None)
+    """{"trdlib/run.py": hash of what is in it}, of the files that a source needs, directly or not:
+    what an import names, the packages around it, and what a text names: a module, all of a package
+    (f"trdlib.tasks.{name}"), a file beside ("page.html"; a script, and what that imports)."""
+    found, waiting = {}, {*_named(source, None)}
     while waiting:
         path = waiting.pop()
-        about = path.stat()
-        found[path], names = _file(path, about.st_mtime_ns, about.st_size)
-        waiting |= names - found.keys()
+        text, code = path.read_text(encoding="utf-8"), path.suffix == ".py"
+        found[path] = _source_hash(text) if code else store.content_hash(text)
+        waiting |= _named(text, path) - found.keys() if code else set()
     return {path.relative_to(PACKAGE.parent).as_posix(): h for path, h in found.items()}
 
 
+_source_hash = functools.cache(store.source_hash)
+
+
 @functools.cache
-def _file(path: Path, mtime_ns: int, size: int) -> tuple[str, frozenset[Path]]:
-    source = path.read_text(encoding="utf-8")
-    if path.suffix != ".py":
-        return store.content_hash(source), frozenset()
-    return store.source_hash(source), frozenset(_named(source, path))
-
-
 def _named(source: str, path: Path | None) -> set[Path]:
     """The files of trdlib that a source names; path: its own, if it is of trdlib."""
     package = path.relative_to(PACKAGE.parent).parent.parts if path else ()

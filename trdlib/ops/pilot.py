@@ -1,8 +1,5 @@
-"""A pilot before the bill: some attempts and rewrites of a scale, with its own models and settings.
-
-The method's own steps on the first problems of the train set, with the first base seed, under
-runs/pilot/<scale>; `plan` uses their lengths and speed (pilot.json) until the settings change.
-"""
+"""A pilot before the bill: the method's own steps on the first problems of a scale's train set,
+with its first base seed, under runs/pilot/<scale>; `plan` uses what it found until settings change."""
 
 import contextlib
 import shlex
@@ -49,8 +46,7 @@ def read(run: Run) -> dict:
 
 
 def _sampled(run: Run, request, sampling, path: Path) -> tuple[list[str], dict]:
-    """Responses, and what they are like: means, the longest, seconds of sampling (None if they are
-    not known, because a kill interrupted it)."""
+    """Responses, and what they are like; seconds: None if a kill has interrupted the sampling."""
     import torch
 
     from trdlib import rollout
@@ -89,8 +85,7 @@ def measure(run: Run, rows: int) -> dict:
         request = Request("teacher", seed, problems, asked)
         _, parts[f"y_r {mode}"] = _sampled(of, request, how.refinement, folder / f"{mode}.parquet")
     found = {"settings": _stamp(run), "rows": len(problems), "device": place, "memory": memory}
-    store.write_json(folder / "pilot.json", found | {"parts": parts})
-    return found | {"parts": parts}
+    return store.read_json(store.write_json(folder / "pilot.json", found | {"parts": parts}))
 
 
 def command(*, scale: str, rows: int) -> None:
@@ -103,6 +98,6 @@ def command(*, scale: str, rows: int) -> None:
     for name in ("cut off", "thinking", "leaks", "right"):
         table[name] = (100 * table[name]).map("{:.0f} %".format)
     print(found["device"], table.to_string(float_format="{:.0f}".format), sep="\n")
-    within = f"within {98 / table['rows'].iloc[0] ** 0.5:.0f} points"
-    print(f"leaks: they speak of a reference or an earlier solution; shares are known {within}")
+    print("leaks: they speak of a reference or an earlier solution. Shares are known within "
+          f"{98 / found['rows'] ** 0.5:.0f} points.")  # fmt: skip
     print(f"python -m trdlib plan --scale {shlex.quote(scale)}")

@@ -1,10 +1,8 @@
 """What will happen, before anything runs: `python -m trdlib plan --scale qwen3-8b`.
 
-Rows and tokens follow from the settings and the runs; what they cost, from the models' shapes and
-from what plan.yaml assumes, which also says how the arithmetic goes.
-
-Pairs are [expected, at most]; hours: expected at a GPU's good end to most at its poor end. Not
-counted: pretraining, the diagnosis, the map.
+Rows and tokens follow from the settings and the runs, what they cost from the models' shapes; the
+arithmetic and what it assumes stand in plan.yaml. Pairs are [expected, at most]; hours: expected at
+a GPU's good end to most at its poor end. Not counted: pretraining, the diagnosis, the map.
 """
 
 import json
@@ -100,8 +98,8 @@ def model(run: Run, role: str) -> Model:
 
 def models(run: Run) -> dict[str, Model]:
     """The scale's models by role."""
-    roles = ["student", "teacher"] if run.settings.models.teacher else ["student"]
-    return {role: model(run, role) for role in roles}
+    there = run.settings.models.model_dump(include={"student", "teacher"}, exclude_none=True)
+    return {role: model(run, role) for role in there}
 
 
 class Work(NamedTuple):
@@ -127,16 +125,11 @@ class Work(NamedTuple):
         """Peak bytes; of vLLM, which fills the GPU, what it needs for one row."""
         return self.fixed + self.each[1] * (1 if self.paged else self.batch)
 
-    @property
-    def expected(self) -> "Work":
-        """At the expected lengths, not those at most."""
-        first = {name: getattr(self, name)[:1].repeat(2) for name in ("flops", "turns", "read")}
-        return self._replace(**first)
-
-    def part(self, share: float) -> "Work":
-        """So much of it."""
-        names = ("rows", "flops", "turns", "read")
-        return self._replace(**{name: getattr(self, name) * share for name in names})
+    def part(self, share: float = 1, *, expected: bool = False) -> "Work":
+        """So much of it; expected: at the expected lengths, not those at most."""
+        new = {n: getattr(self, n) * share for n in ("flops", "turns", "read")}
+        new = {n: pair[:1].repeat(2) for n, pair in new.items()} if expected else new
+        return self._replace(rows=self.rows * share, **new)
 
     def seconds(self, on: Machine) -> np.ndarray:
         """[at the good end, at the poor end]; NaN if it does not fit."""
@@ -286,13 +279,13 @@ def here(run: Run, by_role: dict[str, Model]) -> Machine | None:
     """The machine of the scale's pilot, as fast as it was there; None if there was none."""
     found, ours, theirs = pilot.read(run), 0.0, 0.0
     place, ones = found.get("device", ""), np.ones(2)
-    like = [gpu for name, gpu in GPUS.items() if name in place or place.startswith("GPU")]
-    like = (like or [Machine(*ASSUMED["cpu"])])[-1]._replace(memory=found.get("memory", 0) / GIB)
+    like = GPUS["A100"] if place.startswith("GPU") else Machine(*ASSUMED["cpu"])
+    like = next((gpu for name, gpu in GPUS.items() if name in place), like)
+    like = like._replace(memory=found.get("memory", 0) / GIB)
     for name, part in found.get("parts", {}).items():
         if part["seconds"]:
             who = by_role["teacher" if name == "y_r opd" else "student"]
             how = run.settings.rollout if name == "y_o" else run.settings.refinement
-            how = how.model_copy(update={"samples": 1})
             sizes = (part["rows"], part["prompt"] * ones, part["tokens"] * ones)
             ours += sampling(run, "", [], who, how, *sizes).seconds(like)[0]
             theirs += part["seconds"]
@@ -311,24 +304,25 @@ def row(name: str, works: list[Work], machines: dict[str, tuple[Machine, int]]) 
         "GiB": max(one.memory for one in works) / GIB, "done": f"{sum(outs)}/{len(outs)}",
     }  # fmt: skip
     for label, (on, many) in machines.items():
-        parts = {True: 1 / many, False: np.ceil(trained / many) / max(trained, 1)}
-        found[label] = sum(one.part(parts[one.sampled]).seconds(on) for one in works)
+        shares = np.ceil(trained / many) / max(trained, 1), 1 / many
+        found[label] = sum(one.part(shares[one.sampled]).seconds(on) for one in works)
     return found
 
 
 def command(*, scale: str, gpus: int, price: float, as_json: bool) -> None:
     """Print the plan of a scale; SettingsError if there is none."""
-    if gpus < 1 or price < 0:
+    if gpus < 1 or not 0 <= price < np.inf:
         raise SettingsError("--gpus takes a count from 1 on, --price what one costs an hour")
     run = get_run(scale, "none", "base")
     found, how, sizes = models(run), run.settings, tasks.of(run).sizes()
     todo, pilots = work(run, found), here(run, found)
+    expected = [one.part(expected=True) for one in todo]
     machines = {name: (gpu, gpus) for name, gpu in GPUS.items()}
     if pilots:
-        many = gpus if pilot.read(run)["device"].startswith("GPU") else how.workers
-        machines, todo = {"here": (pilots, many)} | machines, [one.expected for one in todo]
+        on_gpu, todo = pilot.read(run)["device"].startswith("GPU"), expected
+        machines = {"here": (pilots, gpus if on_gpu else how.workers)} | machines
     parts = {name: [one for one in todo if one.stage == name] for name in (w.stage for w in todo)}
-    parts |= {"all": todo, "all, as expected": [one.expected for one in todo]}
+    parts |= {"all": todo, "all, as expected": expected}
     rows = [row(name, works, machines) for name, works in parts.items()]
     tests = sum(sizes.values()) - sizes["train"] - sizes["validation"]
     samples = tests * len(how.seeds) * how.evaluation.sampling.samples
@@ -341,9 +335,9 @@ def command(*, scale: str, gpus: int, price: float, as_json: bool) -> None:
         print(json.dumps(plain, default=lambda v: np.where(np.isnan(v), None, v).tolist()))
         return
     for role, one in found.items():
+        name, there = run.model_path(role, how.seeds[0]), "here" if one.here else "to download"
         size = f"{_COUNT(one.parameters)} parameters, {_BYTES(one.parameters * one.item)}"
-        there = "here" if one.here else "to download"
-        print(f"{role} {run.model_path(role, how.seeds[0])}: {size}, {there}")
+        print(f"{role} {name}: {size}, {there}")
     forms = {"sampled": _COUNT, "trained": _COUNT, "GiB": "{:.3g}".format,
              "tokens": lambda ends: "-".join(dict.fromkeys(map(_COUNT, ends))),
              **dict.fromkeys(machines, between)}  # fmt: skip

@@ -13,35 +13,25 @@ import pyarrow.parquet as pq
 import yaml
 
 from trdlib import store
-from trdlib.settings import Settings, root
+from trdlib.settings import Settings, read_yaml, root
 
-AGAIN = "the next repro moves it aside (.damaged) and makes it again"
-MODELS = "git checkout it, or delete its folder: the next repro makes what the scale makes itself"
-KNOWN = "finished work is known by its fingerprints and not done again"
-LEFT = {  # what a kill leaves, by the ends of names
-    ".tmp": "half-written, and nobody reads it: delete it; what it was to be is made again",
-    ".parts": "responses of a table that is not finished: the next repro goes on behind them",
-    ".seeds": "base seeds of a table that is not finished: the next repro goes on behind them",
-    ".checkpoints": "a training that is not finished: the next repro goes on behind them",
-    ".damaged": "set aside earlier, and made again where it was needed: delete it",
-}
+SAID = read_yaml(Path(__file__).with_suffix(".yaml"))
 
 
 def wrong(settings: Settings) -> dict[str, str]:
     """{file or folder: what is wrong with it, and what the next repro does}."""
-    found = {}
-    for place in ("data", "models", "results", "runs"):
-        for path in sorted((root() / place).rglob("*")):
-            name, end = path.relative_to(root()), path.suffix
-            writer = re.search(r"\.(\d+)\.(new|old)\.tmp$", path.name)
-            if LEFT.keys() & {part.suffix for part in name.parents} or ".locks" in path.parts:
-                continue
-            if end in LEFT and not (writer and psutil.pid_exists(int(writer[1]))):
-                found[str(name)] = LEFT[end]
-            elif end in (".parquet", ".json", ".ipynb") and (why := _fault(path)):
-                found[str(name)] = f"{why}: {MODELS if place == 'models' else AGAIN}"
+    found, places = {}, [root() / name for name in ("data", "models", "results", "runs")]
+    for path in sorted(path for place in places for path in place.rglob("*")):
+        name, end = path.relative_to(root()), path.suffix
+        writer = re.search(r"\.(\d+)\.(new|old)\.tmp$", path.name)
+        if SAID["left"].keys() & {part.suffix for part in name.parents} or ".locks" in name.parts:
+            continue
+        if end in SAID["left"] and not (writer and psutil.pid_exists(int(writer[1]))):
+            found[str(name)] = SAID["left"][end]
+        elif end in (".parquet", ".json", ".ipynb") and (why := _fault(path)):
+            found[str(name)] = SAID.get(name.parts[0], SAID["again"]).format(why=why)
     why = _lock(settings)
-    return found | ({"dvc.lock": why} if why else {})
+    return found | ({"dvc.lock": why.format(**SAID["lock"])} if why else {})
 
 
 def _fault(path: Path) -> str | None:
@@ -49,13 +39,12 @@ def _fault(path: Path) -> str | None:
     try:
         if path.suffix == ".parquet":
             pq.read_table(path, page_checksum_verification=True)
-        else:
-            about = json.loads(path.read_bytes())
-            if path.name == "run.json" and store.weights_hash(path.parent) != about["weights"]:
-                return "the weights beside it do not fit their hash"
+            return None
+        about, adapter = json.loads(path.read_bytes()), path.name == "run.json"
+        wrong = adapter and store.weights_hash(path.parent) != about["weights"]
+        return "the weights beside it do not fit their hash" if wrong else None
     except (OSError, ValueError, KeyError) as error:  # pyarrow's are among these
         return f"cannot be read ({' '.join(str(error).split())[:60]})"
-    return None
 
 
 def _lock(settings: Settings) -> str | None:
@@ -63,19 +52,20 @@ def _lock(settings: Settings) -> str | None:
     path, lacking = root() / "dvc.lock", []
     try:
         stages = yaml.safe_load(path.read_bytes())["stages"]
-        assert all({"cmd", "outs"} <= stage.keys() for stage in stages.values())
+        cut = [name for name, stage in stages.items() if not {"cmd", "outs"} <= stage.keys()]
     except FileNotFoundError:
-        return f"it is not there: the next repro runs every stage; {KNOWN}"
-    except (AssertionError, yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError):
-        return f"it is cut off, so repro stops there: git checkout dvc.lock, or delete it; {KNOWN}"
+        return SAID["lock"]["absent"]
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError):
+        cut = ["all"]
+    if cut:
+        return SAID["lock"]["cut"]
     for name, stage in yaml.safe_load((root() / "dvc.yaml").read_bytes())["stages"].items():
         outs = [out if isinstance(out, str) else next(iter(out)) for out in stage["outs"]]
         for scale in settings.run.scales if "matrix" in stage else [""]:
             there = [(root() / out.replace("${item.scale}", scale)).exists() for out in outs]
             full = f"{name}@{scale}" if scale else name
             lacking += [full] if all(there) and full not in stages else []
-    files = f"it lacks {', '.join(lacking)}, whose files are there: they run again; {KNOWN}"
-    return files if lacking else None
+    return SAID["lock"]["lacks"].replace("{stages}", ", ".join(lacking)) if lacking else None
 
 
 def holders() -> list[str]:

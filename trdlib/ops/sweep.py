@@ -18,10 +18,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import loguniform, uniform
 
-from trdlib import jobs, stats, store, tasks
+from trdlib import jobs, store, tasks
 from trdlib.ops import notebooks
 from trdlib.run import get_run, plain_value
-from trdlib.settings import Scale, SettingsError, check_name, known, load, root
+from trdlib.settings import Scale, SettingsError, check_name, load, root
 
 SEED = "seed"  # the one name whose values are repetitions of a point, not points
 
@@ -84,8 +84,8 @@ def plan(notebook: Path, axes: dict[str, Any], sample: int | None, seed: int) ->
     usual = {name: default for name, (_, default) in notebooks.parameters(node).items()}
     of_scale = {n for n in axes if n not in usual and n.split(".")[0] in Scale.model_fields}
     of_scale = of_scale if "scale" in usual else set()
+    code, found = notebooks.made_of(notebook), []
     several = [n for n, values in axes.items() if not isinstance(values, list) or len(values) > 1]
-    found = []
     for values in points(axes, sample, seed):
         given = {name: value for name, value in values.items() if name not in of_scale}
         if of_scale:
@@ -94,7 +94,7 @@ def plan(notebook: Path, axes: dict[str, Any], sample: int | None, seed: int) ->
         if "validate" in usual:  # a sweep compares: without a measurement it cannot
             given.setdefault("validate", True)
         notebooks.check(node, given, settings)
-        made_of = [given, usual, notebooks.made_of(notebook)]
+        made_of = [given, usual, code]
         if "scale" in usual:
             run = get_run((usual | given)["scale"], "none", "base", settings)
             made_of += [run.settings, tasks.of(run).files()]
@@ -151,44 +151,6 @@ def table(done: pd.DataFrame) -> pd.DataFrame:
     return found.infer_objects()
 
 
-def metrics(done: pd.DataFrame) -> list[str]:
-    """The accuracies that every finished job recorded."""
-    finished = done["error"] == ""
-    return [name for name in done if all(isinstance(v, dict) for v in done[name][finished])]
-
-
-def rank(done, names: list[str], metric: str, *, resamples=10000, confidence=0.95) -> pd.DataFrame:
-    """The points from best to worst; jobs that differ in the seed alone are one point.
-
-    Columns: the names that differ; seeds, problems; value, low, high (fractions, these models);
-    behind, behind_low, behind_high: what the best is ahead, paired by problem; separate:
-    `stats.marked`, by interval and p for new models (so never with one seed), corrected for all
-    pairs of points. Points on other problems or seeds than the best are not compared. The best was
-    picked by its value, which flatters it.
-    """
-    known("accuracy that every job recorded", metric, metrics(done))
-    done, how = done[done["error"] == ""], {"resamples": resamples, "confidence": confidence}
-    differ = [n for n in names if n != SEED and done[n].map(_typed).nunique() > 1]
-    found = []
-    for _, mine in done.groupby([str(row) for row in done[differ].values.tolist()]):
-        mine = mine.sort_values(SEED) if SEED in mine else mine
-        rates = np.concatenate([np.array(m["correct"]) / m["k"] for m in mine[metric]])
-        asked = [m["problems"] for m in mine[metric]], list(mine.get(SEED, []))
-        found.append((mine[differ].iloc[0].to_dict(), rates, asked))
-    found.sort(key=lambda point: -point[1].mean())
-    _, best, same = found[0]
-    rows, pairs = [], len(found) * (len(found) - 1) / 2
-    for values, rates, asked in found:
-        row = {**values, "seeds": len(rates), "problems": rates.shape[1]}
-        row |= stats.bootstrap(rates, **how)._asdict() | {"separate": False}
-        if asked == same:
-            gap = stats.compare(best, rates, **how)
-            row |= {"behind": gap.value, "behind_low": gap.low, "behind_high": gap.high}
-            row["separate"] = bool(stats.marked(gap.new_low, gap.new_high, gap.p * pairs))
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
 def command(
     notebook: str, given: list[str], *, name, sample, seed, workers, dry_run, as_json
 ) -> int:  # fmt: skip
@@ -208,26 +170,20 @@ def command(
     left = [job for job in todo if not is_done(folder, job)]
     head = f"sweep {name}: {len(todo)} jobs of {path.stem}, {len(todo) - len(left)} done; {where}"
     print(head, file=sys.stderr if as_json else sys.stdout)
-    if dry_run and as_json:
-        print(json.dumps([job.given for job in left]))
-    elif dry_run:
-        for job in left:
-            words = [word for n, value in job.given.items() for word in ("-p", n, _typed(value))]
-            print(shlex.join(["papermill", f"notebooks/{path.name}", f"{job.name}.ipynb", *words]))
     if dry_run:
+        words = [[w for n, v in job.given.items() for w in ("-p", n, _typed(v))] for job in left]
+        lines = [shlex.join(["papermill", f"notebooks/{path.name}", f"{job.name}.ipynb", *more])
+                 for job, more in zip(left, words, strict=True)]  # fmt: skip
+        print(json.dumps([job.given for job in left]) if as_json else "\n".join(lines))
         return 0
     store.write_json(file, about)
     arguments, workers = [(path, folder, job) for job in left], min(workers, len(left)) or 1
     errors = jobs.run_jobs(_execute, arguments, workers=workers, label=name)
-    done, names = read(name)
-    store.write_text(folder / "table.csv", table(done).to_csv(index=False, float_format="%.6g"))
-    if as_json:
-        print(table(done).to_json(orient="records"))
-        return 1 if any(errors) else 0
-    for metric in metrics(done):
-        ranked = rank(done, names, metric).head(10).round(4).to_string(index=False)
-        print(f"{metric}, from best to worst:\n{ranked}")
+    done = table(read(name)[0])
+    store.write_text(folder / "table.csv", done.to_csv(index=False, float_format="%.6g"))
+    page = f"notebooks/9_sweep.ipynb runs/executed/9_sweep-{name}.ipynb -p name {name}"
     failed = [f"failed: {j.name}: {e}" for j, e in zip(left, errors, strict=True) if e]
-    plot = f"papermill notebooks/9_sweep.ipynb {where}/9_sweep.out.ipynb -p name {name}"
-    print(f"{where}/table.csv; to plot it:", plot, *failed, sep="\n")
+    shown = done.drop(columns=["job", "error"]).round(4).to_string(index=False)
+    said = [shown, f"{where}/table.csv; the best, and a plot:", f"papermill {page}", *failed]
+    print(done.to_json(orient="records") if as_json else "\n".join(said))
     return 1 if failed else 0
