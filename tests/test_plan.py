@@ -317,7 +317,7 @@ def test_the_doctor_needs_no_torch(project, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch", None)  # an import of it fails
     assert doctor.command(of_project=False, as_json=False) == 1
     said = capsys.readouterr().out
-    assert "torch is missing" in said and "torch missing, pinned 2.13.0\nso: make setup" in said
+    assert "torch is missing" in said and "torch missing, pinned 2.13.0; so: make setup" in said
 
 
 def test_a_package_that_is_not_as_pinned_is_named(project):

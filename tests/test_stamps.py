@@ -178,7 +178,8 @@ def test_a_line_of_code_makes_stale_who_depends_on_it_and_a_comment_nobody(packa
     )
     alone = ("__main__.py", "ops/cli.py", "ops/cli.yaml", "ops/plan.py", "ops/plan.yaml",
              "ops/pilot.py", "ops/doctor.py", "ops/project.py", "ops/project.yaml", "ops/export.py",
-             "ops/card.md", "ops/papermill_engine.py", "ops/verdict.py", "ops/verdict.yaml")  # fmt: skip
+             "ops/card.md", "ops/papermill_engine.py", "ops/verdict.py",
+             "ops/verdict.yaml")  # fmt: skip
     assert unused == {f"trdlib/{name}" for name in alone}  # no stage: the command line
 
 

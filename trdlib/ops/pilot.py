@@ -1,5 +1,5 @@
 """A pilot before the bill: the method's own steps on the first problems of a scale's train set,
-with its first base seed, under runs/pilot/<scale>; `plan` uses what it found until settings change."""
+with its first base seed, under runs/pilot/<scale>; `plan` uses it until settings change."""
 
 import contextlib
 import shlex
