@@ -343,7 +343,7 @@ def command(*, scale: str, gpus: int, price: float, as_json: bool) -> None:
              **dict.fromkeys(machines, between)}  # fmt: skip
     print("", pd.DataFrame(rows).to_string(index=False, formatters=forms), "", sep="\n")
     if price:
-        print("rent, expected:", *(f"{name} {a:.3g}-{b:.3g}," for name, (a, b) in rent.items()))
+        print("rent, expected:", *(f" {name} {a:.3g}-{b:.3g}" for name, (a, b) in rent.items()))
     print(f"{tests} test problems tell how far two methods differ within {half:.1f} points (95 %)")
     print(
         f"about {_BYTES(2 * results)} of results on disk (DVC keeps a copy)",
