@@ -1,6 +1,8 @@
 """The doctor's findings, the command line behind a pipe, and a clone whose path is unkind."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,12 +27,12 @@ def test_a_scale_that_cannot_be_judged_does_not_hide_the_others(project, monkeyp
     (project / "params.yaml").write_text(yaml.safe_dump(params))
     monkeypatch.setattr(doctor, "packages", list)
     monkeypatch.setattr(doctor, "hub", lambda: "off (HF_HUB_OFFLINE)")
-    assert doctor.command() == 0
+    assert doctor.command(of_project=False, as_json=False) == 0
     said = capsys.readouterr().out
     assert "smoke: runs here" in said
     assert "moving:\n  - models.student 'Qwen/Qwen3-8B' is neither a folder here nor a hub" in said
     assert "broken:\n  - " in said
-    assert "git: none here (a copy without .git): notebooks, sweeps" in said
+    assert "git: none here (a copy without .git): for dvc `git init`" in said
     (project / ".git").mkdir()
     assert doctor.git() == "here"
 
@@ -52,6 +54,74 @@ def test_a_sweep_has_a_name_by_the_rule(project, name, capsys, monkeypatch):
     assert cli.main() == 1
     said = capsys.readouterr().err
     assert "cannot be a name" in said or "has a meaning of its own" in said
+
+
+def test_every_option_has_help_and_plumbing_stands_apart(capsys, monkeypatch):
+    listed = yaml.safe_load((REPOSITORY / "trdlib" / "ops" / "cli.yaml").read_text())
+    monkeypatch.setattr(sys, "argv", ["trdlib", "--help"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    shown = capsys.readouterr().out
+    for name, about in listed.items():
+        assert (f"\n    {name} " in shown) != about.get("hidden", False), name
+        monkeypatch.setattr(sys, "argv", ["trdlib", name, "--help"])
+        with pytest.raises(SystemExit):
+            cli.main()
+        for option, how in about.get("options", {}).items():
+            assert len(how["help"]) > 5, (name, option)
+            assert how.get("metavar", option) in capsys.readouterr().out or option != "-p"
+
+
+def test_what_is_printed_can_be_typed(project, monkeypatch, capsys):
+    """Commands that plan, a sweep and an error print, with a scale that holds spaces and brackets:
+    a shell takes the scale for one word, and gives it to the option that takes it."""
+    shutil.copytree(REPOSITORY / "notebooks", project / "notebooks")
+    scale, found = "smoke modes=[opd] variants={}", []
+    for words in (
+        ["plan", "--scale", scale],
+        ["sweep", "4_distill", "-p", f"scale={scale}", "-p", "seed=0", "--dry-run"],
+        ["plan", "--scale", f"{scale} models.student=models/none/{{seed}}"],
+    ):
+        monkeypatch.setattr(sys, "argv", ["trdlib", *words])
+        cli.main()
+        lines = "".join(capsys.readouterr()).splitlines()
+        found += re.findall(r"(?:python -m trdlib|papermill) [^()]*", "\n".join(lines))
+    assert len(found) == 3
+    for command in found:
+        checked = [
+            "bash",
+            "-c",
+            f'python() {{ printf \'%s\\n\' "$@"; }}; papermill() {{ python "$@"; }}\n{command}',
+        ]
+        words = subprocess.run(checked, capture_output=True, text=True, check=True).stdout
+        if "models --scale" in command:
+            assert words.splitlines()[-1] == "smoke"  # no hash of changes, which is no scale
+        else:
+            assert scale in words.splitlines(), command
+
+
+def test_programs_are_answered_in_json(project, monkeypatch, capsys):
+    shutil.copytree(REPOSITORY / "notebooks", project / "notebooks")
+    shutil.copy(REPOSITORY / "pyproject.toml", project)
+    monkeypatch.setattr(doctor, "hub", lambda: "off (HF_HUB_OFFLINE)")
+
+    def answer(*words):
+        monkeypatch.setattr(sys, "argv", ["trdlib", *words, "--json"])
+        cli.main()
+        out = capsys.readouterr().out
+        return json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+    planned = answer("plan", "--scale", "qwen3-8b", "--price", "3")
+    whole = planned["stages"][-1]["H100"]
+    assert planned["rent"]["H100"] == pytest.approx([3 * end / 3600 for end in whole])
+    four = answer("plan", "--scale", "qwen3-8b", "--price", "3", "--gpus", "4")
+    assert whole[0] / 4 <= four["stages"][-1]["H100"][0] < whole[0] / 2
+    assert four["rent"]["H100"][0] >= planned["rent"]["H100"][0]  # the idle ones are paid for
+    small = answer("plan", "--scale", "qwen3-8b training.micro_batch_size=128")
+    assert None in small["stages"][-1]["A100"]  # it does not fit
+    assert answer("doctor")["scales"]["smoke"] == []
+    jobs = answer("sweep", "4_distill", "-p", "learning_rate=1e-3,2e-3", "--dry-run")
+    assert [job["learning_rate"] for job in jobs] == [1e-3, 2e-3]
 
 
 def test_nobody_reads_on(project):

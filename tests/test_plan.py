@@ -143,17 +143,16 @@ def test_operations_are_those_that_torch_counts(priced):
     assert counter.get_total_flops() == pytest.approx(full, rel=0.05)
 
 
-def test_by_hand(monkeypatch):
+def test_by_hand():
     """Decoding 4 rows of 3 tokens in two batches: six turns of the weights, or six of 2 layers."""
-    monkeypatch.setitem(plan.GPUS, "slow bus", (1e9, 1e30, 1e-9 / 0.7))  # one byte a second
-    monkeypatch.setitem(plan.GPUS, "fast", (1e9, 1e30, 1e30))
+    slow_bus = plan.Machine(1e9, 1e30, 1e-9 / 0.7, 1024)  # one byte a second
+    fast = plan.Machine(1e9, 1e30, 1e30, 1024)
     ones = np.ones(2)
     work = plan.Work("", [], True, 4, ones, 12 * ones, 2, 100, 40 * ones, 0, ones, 2, False)
-    assert work.seconds("slow bus")[0] == pytest.approx(6 * 100 + 40)
-    assert work.seconds("fast") == pytest.approx([6 * 2 * 0.5e-3, 6 * 2 * 3e-3])
-    assert work._replace(graphs=True).seconds("fast")[0] == pytest.approx(6 * 2 * 0.5e-4)
-    monkeypatch.setitem(plan.GPUS, "small", (1, 1, 1))
-    assert np.isnan(work._replace(fixed=plan.GIB).seconds("small")).all()
+    assert work.seconds(slow_bus)[0] == pytest.approx(6 * 100 + 40)
+    assert work.seconds(fast) == pytest.approx([6 * 2 * 0.5e-3, 6 * 2 * 3e-3])
+    assert work._replace(graphs=True).seconds(fast)[0] == pytest.approx(6 * 2 * 0.5e-4)
+    assert np.isnan(work._replace(fixed=plan.GIB).seconds(plan.Machine(1, 1, 1, 1))).all()
     assert [plan.between(np.array(ends)) for ends in ((1, 2), (30, 90.0), (86400, 864000))] == [
         "1-2 s", "0.5-1.5 min", "1-10 d",
     ]  # fmt: skip
@@ -166,7 +165,7 @@ def test_vllm_holds_what_its_cache_holds_and_needs_less_time(project):
         found[engine] = plan.work(run, plan.models(run))
     for own, paged in zip(*found.values(), strict=True):
         if own.sampled:
-            assert (paged.seconds("H100") <= own.seconds("H100")).all()
+            assert (paged.seconds(plan.GPUS["H100"]) <= own.seconds(plan.GPUS["H100"])).all()
             assert 0 < paged.memory < own.memory < 80 * plan.GIB
 
 
@@ -272,7 +271,7 @@ def test_the_command_line(project):
 
 def test_what_is_done_is_seen(smoke, task, capsys):
     rollout.rollout(smoke(), task, task.sets()["train"])
-    plan.command("smoke")
+    plan.command(scale="smoke", gpus=1, price=0.0, as_json=False)
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
     assert "1/1" in lines["rollout"] and "0/3" in lines["references"]
     assert lines["student"].endswith("here")
@@ -287,7 +286,7 @@ def test_the_doctors_verdicts(project, monkeypatch, capsys):
     for scale, code in (("smoke", 0), ("big", 1)):
         params["run"]["scales"] = [scale]
         (project / "params.yaml").write_text(yaml.safe_dump(params))
-        assert doctor.command() == code
+        assert doctor.command(of_project=False, as_json=False) == code
         said = capsys.readouterr().out
         assert "smoke: runs here" in said and "not reachable" in said
         assert "big:\n  - " in said
@@ -316,9 +315,9 @@ def test_the_doctor_needs_no_torch(project, monkeypatch, capsys):
     monkeypatch.setattr(doctor, "hub", lambda: "off (HF_HUB_OFFLINE)")
     monkeypatch.setattr(doctor, "packages", lambda: ["torch missing, pinned 2.13.0"])
     monkeypatch.setitem(sys.modules, "torch", None)  # an import of it fails
-    assert doctor.command() == 1
+    assert doctor.command(of_project=False, as_json=False) == 1
     said = capsys.readouterr().out
-    assert "torch is missing" in said and "torch missing, pinned 2.13.0\nso: make setup" in said
+    assert "torch is missing" in said and "torch missing, pinned 2.13.0; so: make setup" in said
 
 
 def test_a_package_that_is_not_as_pinned_is_named(project):

@@ -28,7 +28,7 @@ def package(tmp_path, monkeypatch):
 
 
 def hashes(paths=NOTEBOOKS):
-    return {path.stem: notebooks.code_hash(path) for path in paths}
+    return {path.stem: notebooks.made_of(path) for path in paths}
 
 
 # ------------------------------------------------------------------ every way to depend on a file
@@ -176,23 +176,25 @@ def test_a_line_of_code_makes_stale_who_depends_on_it_and_a_comment_nobody(packa
     unused = {p.relative_to(package.parent).as_posix() for p in files} - set.union(
         *depends.values()
     )
-    alone = ("__main__.py", "ops/cli.py", "ops/plan.py", "ops/doctor.py", "ops/papermill_engine.py",
-             "ops/verdict.py")  # fmt: skip
+    alone = ("__main__.py", "ops/cli.py", "ops/cli.yaml", "ops/plan.py", "ops/plan.yaml",
+             "ops/pilot.py", "ops/doctor.py", "ops/project.py", "ops/project.yaml", "ops/export.py",
+             "ops/card.md", "ops/papermill_engine.py", "ops/verdict.py",
+             "ops/verdict.yaml")  # fmt: skip
     assert unused == {f"trdlib/{name}" for name in alone}  # no stage: the command line
 
 
 def test_outputs_and_words_of_a_notebook_shape_nothing(tmp_path):
     path = tmp_path / "2_rollout.ipynb"
     shutil.copy(REPOSITORY / "notebooks" / path.name, path)
-    before, node = notebooks.code_hash(path), nbformat.read(path, as_version=4)
+    before, node = notebooks.made_of(path), nbformat.read(path, as_version=4)
     node.cells[0].source += "\nMore words."
     node.cells[-1].outputs = [nbformat.v4.new_output("stream", text="1")]
     node.cells[-1].source += "\n# a comment"
     nbformat.write(node, path)
-    assert notebooks.code_hash(path) == before
+    assert notebooks.made_of(path) == before
     node.cells[-1].source += "\nprint()"
     nbformat.write(node, path)
-    assert notebooks.code_hash(path) != before
+    assert notebooks.made_of(path) != before
 
 
 # ------------------------------------------------------------------------------- the stamps of DVC

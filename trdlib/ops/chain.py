@@ -13,10 +13,8 @@ from trdlib.run import Run
 
 
 def sampled(runs: list[Run], task, problems: pd.DataFrame) -> dict[str, dict[str, pd.DataFrame]]:
-    """{mode: {"y_o": ..., "y_r": ..., "y_t": ...}}: what the runs (of one scale) train on.
-
-    problems: the train set. What is on file is read, the rest is sampled.
-    """
+    """{mode: {"y_o": ..., "y_r": ..., "y_t": ...}}: what the runs (of one scale) train on, from the
+    train set; what is on file is read."""
     needed = {run.recipe.trajectory for run in runs}
     y_o = rollout(runs[0], task, problems) if needed - {"y_t", "y_star"} else None
     tables = {}
@@ -32,11 +30,8 @@ def sampled(runs: list[Run], task, problems: pd.DataFrame) -> dict[str, dict[str
 
 
 def counts(correct, k: int, problems: str = "") -> dict:
-    """A measured accuracy as a notebook records it, so that it can be resampled and compared.
-
-    correct: right samples of k, (seeds, problems); problems: a hash, so that only what was measured
-    on the same ones is compared.
-    """
+    """A measured accuracy, to be resampled and compared: right samples of k, (seeds, problems), and
+    a hash of the problems, so that only what was measured on the same ones is compared."""
     rows = [[int(value) for value in row] for row in correct]
     return {"correct": rows, "k": int(k), "problems": problems}
 
@@ -47,10 +42,7 @@ def measured(samples: pd.DataFrame, problems: pd.DataFrame) -> dict:
 
 
 def validation(run: Run, task, problems: pd.DataFrame, adapters: dict[int, Path]) -> dict:
-    """How right the trained students are on the validation set: `counts`.
-
-    evaluation.validation_samples samples a problem; adapters: base seed -> folder.
-    """
+    """`counts` of the trained students (base seed -> adapter) on the validation set."""
     tables, sampling = [], run.settings.evaluation.validation
     for seed, adapter in adapters.items():
         path = run.folder(seed) / "validation.parquet"

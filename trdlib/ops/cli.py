@@ -5,29 +5,23 @@ import importlib
 import sys
 import time
 from datetime import datetime
+from pathlib import Path
 
 from trdlib import store, tasks
 from trdlib.ops import notebooks
 from trdlib.run import Run, get_run, get_runs
-from trdlib.settings import Settings, SettingsError, load, root
-
-# Commands that are modules of this room, imported when they are asked for.
-MODULES = {
-    "plan": "what will happen at a scale: stages, tokens, memory, hours, and what is done",
-    "doctor": "what this machine can run, what is missing, and how to get it",
-    "sweep": "run a notebook over a grid or a random sample of its parameters; resumable",
-}
+from trdlib.settings import SettingsError, load, read_yaml, root
 
 
 def models(scale: str) -> None:
     """Make the models that lie in models/<scale>; of others, note in used.json which they are."""
     run = get_run(scale, "none", "base")
-    if used := borrowed(run):
-        for name in (name for name, found in used.items() if not found):
-            owner = name.split("/")[1] if name.startswith("models/") else None
-            how = f"make them: python -m trdlib models --scale {owner}"
-            how = how if owner in run.all_settings.scales else "put a folder with safetensors there"
-            raise SettingsError(f"the scale {run.scale} uses {name}, which is not there: {how}")
+    used = borrowed(run)
+    if gone := next((name for name, found in used.items() if not found), None):
+        make = f"python -m trdlib models --scale {gone.removeprefix('models/').split('/')[0]}"
+        why = f"uses {gone}, which is not there: make them: {make}"
+        raise SettingsError(f"the scale {run.scale} {why}")
+    if used:
         store.write_json(root() / "models" / run.scale / "used.json", used)
     else:
         from trdlib import generate, jobs
@@ -40,125 +34,95 @@ def borrowed(run: Run) -> dict[str, str | None]:
     if it is not there}, {name on the hub: itself}; as models.identity, which needs torch."""
     names = [run.model_path(role, seed) for seed in run.settings.seeds
              for role in ("student", "teacher") if getattr(run.settings.models, role)]  # fmt: skip
-    names = [name for name in names if not name.startswith(f"models/{run.scale}/")]
-    found = {name: name if "@" in name else None for name in names}
-    there = {name: root() / name for name in names if (root() / name).is_dir()}
-    return found | {name: store.weights_hash(folder) for name, folder in there.items()}
+    others = {name: root() / name for name in names if not name.startswith(f"models/{run.scale}/")}
+    own = {name: store.weights_hash(path) for name, path in others.items() if path.is_dir()}
+    return {name: name if "@" in name else None for name in others} | own
 
 
-def check() -> Settings:
+def check() -> None:
     """Is params.yaml valid? No model is loaded."""
     settings = load()
     for name, scale in settings.scales.items():
         tasks.check(name, scale)
     print(f"params.yaml is valid: scales {', '.join(settings.scales)}")
-    return settings
 
 
 def stamp(scales: list[str]) -> None:
-    """Write to runs/stamps what of code and settings shapes each stage, for DVC: <notebook>.json,
-    <scale>.json, and models-<scale>.json of the models that it makes; what is unchanged is kept."""
-    settings = check()
-    paths = sorted((root() / "notebooks").glob("*.ipynb"))
+    """Write to runs/stamps what of code and settings shapes each stage, for DVC; what is unchanged
+    is kept. <notebook>.json: its code; <scale>.json: what of params.yaml, and of files of one's
+    own, shapes its results; models-<scale>.json: what shapes the models that it makes or uses."""
+    check()
+    settings, paths = load(), sorted((root() / "notebooks").glob("*.ipynb"))
     found = {path.stem: notebooks.made_of(path) for path in paths}
-    code = notebooks.hashes("from trdlib import generate, jobs, tasks")
+    code = {"trdlib": notebooks.hashes("from trdlib import generate, jobs, tasks")}
+    makes = dict.fromkeys(("task", "seeds", "pretraining", "packaged"), True)
+    makes |= {"models": {"student", "teacher", "style"}}
+    other = ("workers", "tracker", "map", "only", "variants", "methods", "pretraining", "packaged")
+    other = {**dict.fromkeys(other, True), "models": {"server"}}
     for name in dict.fromkeys([*settings.run.scales, *scales]):
         run = get_run(name, "none", "base", settings)
-        makes = dict.fromkeys(("task", "seeds", "pretraining", "packaged"), True)
-        makes |= {"models": {"student", "teacher", "style"}}
-        makes = run.settings.model_dump(mode="json", include=makes)
-        makes |= {"used": used} if (used := borrowed(run)) else {}
-        found |= {run.scale: shaped_by(run), f"models-{run.scale}": {"trdlib": code, **makes}}
+        cells = get_runs(run.scale, "all", "all", run.all_settings)
+        methods = [[cell.mode, cell.method, cell.recipe.model_dump(mode="json")] for cell in cells]
+        about = {"settings": run.settings.model_dump(mode="json", exclude=other)}
+        found[run.scale] = about | {"methods": methods, "files": tasks.of(run).files()}
+        used = {"used": theirs} if (theirs := borrowed(run)) else {}
+        models = code | run.settings.model_dump(mode="json", include=makes) | used
+        found[f"models-{run.scale}"] = models
     for name, value in found.items():
         path = root() / "runs" / "stamps" / f"{name}.json"
         if store.read_json(path, {}) != value:
             store.write_json(path, value)
 
 
-def shaped_by(run: Run) -> dict:
-    """What of params.yaml, and of files of one's own, shapes the results of a scale, plain JSON."""
-    other = ("workers", "tracker", "map", "only", "variants", "methods", "pretraining", "packaged")
-    kept = {"mode": "json", "exclude": {**dict.fromkeys(other, True), "models": {"server"}}}
-    cells = get_runs(run.scale, "all", "all", run.all_settings)
-    methods = [[cell.mode, cell.method, cell.recipe.model_dump(mode="json")] for cell in cells]
-    found = {"settings": run.settings.model_dump(**kept), "methods": methods}
-    return found | {"files": tasks.of(run).files()}
-
-
 def report(since: float, update: bool) -> None:
-    """Print the headline tables, how long each stage took, and whether it reproduced."""
+    """Print the headline tables, how long each stage executed since then took and how much of it
+    was not model compute, and whether it reproduced."""
+    import pandas as pd
+
     from trdlib.analysis import tables
     from trdlib.ops import verdict
 
-    settings = load()
+    settings, rows, compute = load(), [], "model compute (core-seconds)"
     runs = [get_run(name, mode, settings=settings) for name in settings.run.scales
             for mode in settings.scales[name].modes]  # fmt: skip
     print("\n".join(tables.headline(run) for run in runs))
     if update and tables.update_readme(root() / "README.md", runs[0]):
         print("README.md: headline table brought up to date")
-    times(since)
+    for path in sorted((root() / "runs" / "executed").glob("*.ipynb")):
+        about = store.read_json(path, {"metadata": {}})["metadata"].get("papermill", {})
+        clock = store.read_json(root() / "runs" / "timings" / f"{path.stem}.json", {})
+        done = about.get("end_time") and not about.get("exception") and clock
+        if done and datetime.fromisoformat(about["start_time"]).timestamp() >= since:
+            rows.append([path.stem, about["duration"], clock["core_seconds"], clock["workers"]])
+    took = pd.DataFrame(rows, columns=["stage", "seconds", compute, "cores"])
+    if rows:
+        wall = time.time() - since if since else took["seconds"].sum()
+        cores, used = took["cores"].max(), took[compute].sum()
+        shown = took.sort_values("seconds").to_string(index=False, float_format="{:.1f}".format)
+        share = f"{1 - used / (wall * cores):.0%} is not (kernels, imports, DVC)"
+        print(f"\n{shown}\n{wall:.0f} s on {cores} core(s); {compute}: {used:.0f}, {share}")
+    else:
+        print("nothing to do: every stage is up to date")
     print(f"\n{verdict.verdict(settings.run.scales)}")
 
 
-def times(since: float) -> None:
-    """How long each stage executed since a moment took, and how much was not model compute."""
-    import pandas as pd
-
-    rows, compute = [], "model compute (core-seconds)"
-    for path in sorted((root() / "runs" / "executed").glob("*.ipynb")):
-        about = store.read_json(path, {"metadata": {}})["metadata"].get("papermill", {})
-        clock = root() / "runs" / "timings" / f"{path.stem}.json"
-        clock = store.read_json(clock, {})
-        done = about.get("end_time") and not about.get("exception") and clock
-        if done and datetime.fromisoformat(about["start_time"]).timestamp() >= since:
-            rows.append({"stage": path.stem, "seconds": about["duration"],
-                         compute: clock["core_seconds"], "cores": clock["workers"]})  # fmt: skip
-    if not rows:
-        print("nothing to do: every stage is up to date")
-        return
-    table = pd.DataFrame(rows).sort_values("seconds")
-    wall = time.time() - since if since else table["seconds"].sum()
-    cores, used = table["cores"].max(), table[compute].sum()
-    print(f"\n{table.to_string(index=False, float_format='{:.1f}'.format)}")
-    print(f"{wall:.0f} s on {cores} core(s), {used:.0f} core-seconds of model compute: "
-          f"{1 - used / (wall * cores):.0%} is not (kernels, imports, DVC)")  # fmt: skip
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m trdlib", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-
-    def command(name: str):
-        about = MODULES.get(name) or globals()[name].__doc__.splitlines()[0]
-        return commands.add_parser(name, help=about)
-
-    command("plan").add_argument("--scale", default="tiny")
-    command("doctor")
-    asked = command("sweep")
-    asked.add_argument("notebook", help="4_distill, or any of notebooks/")
-    asked.add_argument(
-        "-p", dest="given", action="append", required=True, metavar="NAME=VALUES",
-        help="1,2,3 or 0..4, or with --sample log:1e-6:1e-4, uniform:0:1; a parameter of the "
-        "notebook or a setting of params.yaml, lora.r=4,8",
-    )  # fmt: skip
-    asked.add_argument("--sample", type=int, help="how many points to draw; default: all")
-    asked.add_argument("--seed", type=int, default=0, help="of the draw")
-    asked.add_argument("--name", help="of the folder in runs/sweeps; values may be added later")
-    asked.add_argument("--jobs", dest="workers", type=int, default=1, help="at a time")
-    asked.add_argument("--dry-run", action="store_true", help="list the jobs that are left")
-    command("models").add_argument("--scale", default="smoke")
-    asked = command("stamp")
-    asked.add_argument("--scale", dest="scales", action="append", default=[], help="besides `run`")
-    command("check")
-    asked = command("report")
-    asked.add_argument("--since", type=float, default=0.0, help="seconds since the epoch")
-    asked.add_argument("--update", action="store_true", help="put the headline into README.md")
+    """The command line as cli.yaml has it; the exit status."""
+    rest = "What the pipeline calls: models, stamp, report."
+    parser = argparse.ArgumentParser(prog="trdlib", description=__doc__, epilog=rest)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, about in read_yaml(Path(__file__).with_suffix(".yaml")).items():
+        listed = {} if about.get("hidden") else {"help": about["help"]}
+        mine = commands.add_parser(name, description=about["help"], **listed)
+        mine.register("type", "int", int)
+        mine.register("type", "float", float)
+        for option, how in about.get("options", {}).items():
+            mine.add_argument(option, **how)
     arguments = vars(parser.parse_args())
     name = arguments.pop("command")
     try:
-        module = importlib.import_module(f"trdlib.ops.{name}") if name in MODULES else None
-        done = (module.command if module else globals()[name])(**arguments)
-        return done if isinstance(done, int) else 0
+        mine = globals().get(name) or importlib.import_module(f"trdlib.ops.{name}").command
+        return mine(**arguments) or 0
     except (SettingsError, FileNotFoundError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

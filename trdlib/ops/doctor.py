@@ -1,18 +1,17 @@
 """What this machine can run, what is missing, and how to get it: `python -m trdlib doctor`."""
 
-import contextlib
 import importlib.metadata
 import importlib.util
+import json
 import platform
 import shutil
 import tomllib
 
 import httpx
-import psutil
 from huggingface_hub import constants
 
 from trdlib import sandbox
-from trdlib.ops import plan
+from trdlib.ops import pilot, plan, project
 from trdlib.run import Run
 from trdlib.settings import ENGINE_INSTALL, ENGINES, Settings, SettingsError, load, root
 
@@ -43,22 +42,8 @@ def git() -> str:
     """Is this a repository? What works without one."""
     if any((folder / ".git").exists() for folder in (root(), *root().parents)):
         return "here"
-    return ("none here (a copy without .git): notebooks, sweeps and `python -m trdlib` work, `make "
-            "repro` and `dvc repro` do not: `git init`, or `python -m dvc config --local "
+    return ("none here (a copy without .git): for dvc `git init`, or `python -m dvc config --local "
             "core.no_scm true`, with which all but `make repro SCALE=...` works")  # fmt: skip
-
-
-def device() -> tuple[str, int]:
-    """What computes here ("GPU ...", if there is one), and its memory in bytes."""
-    version = "is missing"
-    with contextlib.suppress(ImportError):
-        import torch
-
-        version = torch.__version__
-        if torch.cuda.is_available():
-            about = torch.cuda.get_device_properties(0)
-            return f"GPU {about.name}; torch {version}", about.total_memory
-    return f"CPU, {psutil.cpu_count()} cores; torch {version}", psutil.virtual_memory().total
 
 
 def missing(*names: str) -> bool:
@@ -90,22 +75,34 @@ def verdict(scale: str, settings: Settings, where: str, memory: int, reach: str)
     return faults
 
 
-def command() -> int:
-    """Print what is here; 0 if every scale of run.scales can run, else 1."""
-    settings, faults, reach, (where, memory) = load(), packages(), hub(), device()
-    free, guard = shutil.disk_usage(root()).free / plan.GIB, sandbox.protection()
-    print(f"Python {platform.python_version()}; {where}; {memory / plan.GIB:.1f} GiB")
-    print(f"disk: {free:.0f} GiB free\nhub: {reach}\ngit: {git()}\nsandbox: {guard}"
-          f"{'' if guard.safe else ' (no code tasks here: they need Linux)'}")  # fmt: skip
-    for name, needs in ENGINES.items():
-        print(f"engine {name}: {'missing: ' + ENGINE_INSTALL[name] if missing(*needs) else 'here'}")
-    print(*([*faults, "so: make setup"] if faults else ["packages: as pinned"]), "", sep="\n")
-    found = {}
+def command(*, of_project: bool, as_json: bool) -> int:
+    """Print what is here; 0 if every scale of run.scales can run, else 1. Of the project instead:
+    what an accident left of it; 0 if that is nothing."""
+    settings = load()
+    if of_project:
+        found = {"wrong": project.wrong(settings), "locks": project.holders()}
+        said = [f"{path}: {why}" for path, why in found["wrong"].items()] or ["nothing is wrong"]
+        said += [f"open lock {one}" for one in found["locks"]]
+        print(json.dumps(found) if as_json else "\n".join(said))
+        return 1 if found["wrong"] else 0
+    (where, memory), reach, guard = pilot.device(), hub(), sandbox.protection()
+    free, faults, found = shutil.disk_usage(root()).free / plan.GIB, packages(), {}
+    about = {
+        "Python": f"{platform.python_version()}; {where}; {memory / plan.GIB:.1f} GiB",
+        "disk": f"{free:.0f} GiB free", "hub": reach, "git": git(),
+        "sandbox": f"{guard}{'' if guard.safe else ' (no code tasks here: they need Linux)'}",
+        **{f"engine {name}": f"missing: {ENGINE_INSTALL[name]}" if missing(*needs) else "here"
+           for name, needs in ENGINES.items()},
+        "packages": "; ".join(faults) + "; so: make setup" if faults else "as pinned",
+    }  # fmt: skip
     for name in settings.scales:
         try:
-            why = found[name] = verdict(name, settings, where, memory, reach)
+            found[name] = verdict(name, settings, where, memory, reach)
         except Exception as error:  # whatever is wrong with one, the others are judged
             named = "" if isinstance(error, SettingsError) else f"{type(error).__name__}: "
-            why = found[name] = [" ".join(f"{named}{error}".split())]
-        print(f"{name}:", *(why or ["runs here"]), sep="\n  - " if why else " ")
+            found[name] = [" ".join(f"{named}{error}".split())]
+    said = [f"{name}: {value}" for name, value in about.items()]
+    said += ["\n  - ".join([f"{name}:", *why]) if why else f"{name}: runs here"
+             for name, why in found.items()]  # fmt: skip
+    print(json.dumps({"machine": about, "scales": found}) if as_json else "\n".join(said))
     return 1 if faults or any(found[name] for name in settings.run.scales) else 0

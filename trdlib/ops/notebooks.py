@@ -1,12 +1,8 @@
-"""What a notebook takes, what it gives, and what it is made of.
-
-Plain papermill only warns of an unknown parameter, and lets the notebook fail on a wrong value; its
-engine `trd` (papermill_engine.py) and a sweep ask `check` before a kernel starts. What a notebook
-found it leaves in its own output (`record`). What it is made of (`made_of`) is its code and all
-that it uses of trdlib: DVC's stages and the jobs of a sweep are done again when that changes.
-"""
+"""What a notebook takes (`check`, before papermill's engine `trd` or a sweep starts a kernel),
+gives (`record`) and is made of (`made_of`; stages and sweeps are done again when that changes)."""
 
 import ast
+import contextlib
 import difflib
 import functools
 import json
@@ -40,10 +36,9 @@ def parameters(notebook) -> dict[str, tuple[str, Any]]:
     from papermill.translators import PythonTranslator
 
     def literal(text: str) -> Any:
-        try:
+        with contextlib.suppress(ValueError, SyntaxError):
             return ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            return text  # an expression: nobody here needs its value
+        return text  # an expression: nobody here needs its value
 
     tagged = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     found = PythonTranslator.inspect(tagged[0]) if tagged else []
@@ -52,21 +47,21 @@ def parameters(notebook) -> dict[str, tuple[str, Any]]:
 
 def check(notebook, given: dict[str, Any], settings: Settings | None = None) -> None:
     """SettingsError in one sentence if a parameter is unknown, of another type, or names no run."""
-    known = parameters(notebook)
+    takes = parameters(notebook)
     for name, value in given.items():
-        if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}"
+        if name not in takes:
+            close = difflib.get_close_matches(name, takes, 1)
+            hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(takes)}"
             raise SettingsError(f"the notebook has no parameter {name!r}: {hint}")
-        kind, default = known[name]
-        right = type(value) in _TYPES.get(kind, (type(value),))
-        if not (right or (value is None and default is None)):
+        kind, default = takes[name]
+        right = _TYPES.get(kind, (type(value),))
+        if type(value) not in right and (value is not None or default is not None):
             raise SettingsError(f"{name} takes a {kind}, not {value!r}")
-    if "scale" in known:
-        values = {name: default for name, (_, default) in known.items()} | given
-        usual = {"mode": None, "method": "trd"}
-        takes = {"scale", *usual, "learning_rate", "seed", "tracker"}
-        get_runs(**usual | {k: v for k, v in values.items() if k in takes}, settings=settings)
+    if "scale" in takes:
+        values = {"mode": None, "method": "trd", **{n: usual for n, (_, usual) in takes.items()}}
+        of_run = ("scale", "mode", "method", "learning_rate", "seed", "tracker")
+        named = {name: value for name, value in (values | given).items() if name in of_run}
+        get_runs(**named, settings=settings)
 
 
 def record(**found) -> None:
@@ -75,8 +70,8 @@ def record(**found) -> None:
     from IPython.display import display
 
     shares = {n: np.mean(v["correct"]) / v["k"] for n, v in found.items() if isinstance(v, dict)}
-    lines = [f"{name}: {value}" for name, value in (found | shares).items()]
-    display({MIME: found, "text/plain": "\n".join(lines)}, raw=True)
+    said = "\n".join(f"{name}: {value}" for name, value in (found | shares).items())
+    display({MIME: found, "text/plain": said}, raw=True)
 
 
 def recorded(notebook) -> dict:
@@ -89,52 +84,37 @@ def recorded(notebook) -> dict:
 def made_of(path: Path) -> dict:
     """{"cells": hash of each code cell, "trdlib": {file: hash}}, of what a notebook's code uses;
     comments, docstrings, layout and outputs are no part of it."""
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    code = [_code("".join(c["source"])) for c in cells if c["cell_type"] == "code"]
+    cells, found, code = json.loads(path.read_bytes())["cells"], [], ""
+    for cell in ("".join(c["source"]) for c in cells if c["cell_type"] == "code"):
+        try:
+            found.append(store.source_hash(cell))
+            code += f"{cell}\n"
+        except SyntaxError:  # it has magics
+            found.append(store.content_hash(cell))
+            code += re.sub(r"^(\s*)[%!].*$", r"\1pass", cell, flags=re.M) + "\n"
     try:
-        used = hashes("\n".join(python for _, python in code))
+        return {"cells": found, "trdlib": hashes(code)}
     except SyntaxError as error:
         raise SettingsError(f"{path.name}: {error.msg} in {(error.text or '').strip()!r}") from None
-    return {"cells": [of_cell for of_cell, _ in code], "trdlib": used}
-
-
-def _code(cell: str) -> tuple[str, str]:
-    """(hash, the Python in it) of a cell."""
-    try:
-        return store.source_hash(cell), cell
-    except SyntaxError:  # it has magics
-        return store.content_hash(cell), re.sub(r"^(\s*)[%!].*$", r"\1pass", cell, flags=re.M)
-
-
-def code_hash(path: Path) -> str:
-    """Hash of a notebook's code and of every file of trdlib that it uses, directly or not."""
-    return store.content_hash(made_of(path))
 
 
 def hashes(source: str) -> dict[str, str]:
-    """{"trdlib/run.py": hash of what is in it}, of the files that a source needs, directly or not.
-
-    Those that an import names, however it is written, the packages around them, and what a text
-    names: a module ("trdlib.tasks.math"), all of a package (f"trdlib.tasks.{name}"), or a file
-    beside the one that names it ("page.html", with_suffix(".yaml"); a script, and what it imports).
-    """
-    found, waiting = {}, _named(source, None)
+    """{"trdlib/run.py": hash of what is in it}, of the files that a source needs, directly or not:
+    what an import names, the packages around it, and what a text names: a module, all of a package
+    (f"trdlib.tasks.{name}"), a file beside ("page.html"; a script, and what that imports)."""
+    found, waiting = {}, {*_named(source, None)}
     while waiting:
         path = waiting.pop()
-        about = path.stat()
-        found[path], names = _file(path, about.st_mtime_ns, about.st_size)
-        waiting |= names - found.keys()
+        text, code = path.read_text(encoding="utf-8"), path.suffix == ".py"
+        found[path] = _source_hash(text) if code else store.content_hash(text)
+        waiting |= _named(text, path) - found.keys() if code else set()
     return {path.relative_to(PACKAGE.parent).as_posix(): h for path, h in found.items()}
 
 
+_source_hash = functools.cache(store.source_hash)
+
+
 @functools.cache
-def _file(path: Path, mtime_ns: int, size: int) -> tuple[str, frozenset[Path]]:
-    source = path.read_text(encoding="utf-8")
-    if path.suffix != ".py":
-        return store.content_hash(source), frozenset()
-    return store.source_hash(source), frozenset(_named(source, path))
-
-
 def _named(source: str, path: Path | None) -> set[Path]:
     """The files of trdlib that a source names; path: its own, if it is of trdlib."""
     package = path.relative_to(PACKAGE.parent).parent.parts if path else ()

@@ -1,8 +1,5 @@
-"""The papermill engine `trd` (papermill --engine trd ...): it checks a notebook's parameters before
-it starts a kernel.
-
-Apart from notebooks.py, because papermill loads it while it is loaded itself (pyproject.toml).
-"""
+"""The papermill engine `trd` (papermill --engine trd ...) checks a notebook's parameters before it
+starts a kernel. A file of its own, as papermill loads it while it is loaded itself."""
 
 import click
 from papermill.engines import NBClientEngine

@@ -1,26 +1,12 @@
 """What will happen, before anything runs: `python -m trdlib plan --scale qwen3-8b`.
 
-Rows and tokens follow from the settings and the runs; what they cost, from the models' shapes:
-
-1. A matrix of n weights costs 2n operations a token forward and, frozen under LoRA, 2n backward;
-   gradient checkpointing adds a forward. Attention is causal. The head is read at responses only.
-2. A decode step reads all weights once and the cache of every row, and launches layer by layer.
-   Batches of our loop are full and end together. vLLM's queue has no batches: as many rows are
-   under way as its cache has room for, up to 1,024 (A100: 256), and a row holds what it has got so
-   far: on average over its life the prompt and half of m (1 + v^2) tokens, m the mean length, v its
-   coefficient of variation (0.7 assumed; no tail: a stage ends with minutes of few rows).
-   vLLM and Unsloth replay CUDA graphs: launches ten times faster.
-3. A GPU reaches 20-40 % of its dense bf16 peak and 50-70 % of its bandwidth, and launches a layer
-   in 0.5-3 ms (tests/bench_*.py on an H100: 26-37 %, 1.6-3 ms, memory 1-16 % below this plan's).
-4. Training keeps what autograd saves in every layer, or with checkpointing each layer's input and
-   one whole layer; adapter, gradients and AdamW's moments in float32.
-5. Lengths: of files that are there; else of published sets the paper's medians (y_o 7.7k, y_r
-   0.88k) and a guess (problem 250, solution 700); else at most. y_t, evaluations: as y_o.
-
-Pairs are [expected, at most]; hours: expected at a GPU's good end to most at its poor end. Not
-counted: pretraining, the diagnosis, the map.
+Rows and tokens follow from the settings and the runs, what they cost from the models' shapes; the
+arithmetic and what it assumes stand in plan.yaml. Pairs are [expected, at most]; hours: expected at
+a GPU's good end to most at its poor end. Not counted: pretraining, the diagnosis, the map.
 """
 
+import json
+import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,20 +15,25 @@ import pandas as pd
 from matplotlib.ticker import EngFormatter
 
 from trdlib import store, tasks
+from trdlib.ops import pilot
 from trdlib.run import Run, get_run, get_runs
-from trdlib.settings import Sampling, SettingsError, root
+from trdlib.settings import Sampling, SettingsError, read_yaml, root
 
-GIB, HEADROOM = 2**30, 0.9  # the rest of a memory is lost to fragments
-VARIATION = 0.7  # of the lengths of responses: standard deviation over mean
-SPREAD = 0.1  # p (1 - p), mean over problems: p is a problem's chance to be solved
-# GiB, dense bf16 TFLOP/s with float32 accumulation, GB/s: NVIDIA's data sheets.
-GPUS = {"H200": (141, 989, 4800), "H100": (80, 989, 3350), "A100": (80, 312, 2039)}
-# The models of the paper, so that a plan needs no network.
-_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-KNOWN = {"Qwen/Qwen3-1.7B": (2048, 28, 16, 6144), "Qwen/Qwen3-4B": (2560, 36, 32, 9728),
-         "Qwen/Qwen3-8B": (4096, 36, 32, 12288)}  # fmt: skip
-LEGEND = """sampled, trained: rows; GiB: peak memory; done: files that are there (stale or not);
-then time on one GPU, "no": it does not fit. What is assumed: trdlib/ops/plan.py"""
+
+class Machine(NamedTuple):
+    """What computes: its numbers in plan.yaml."""
+
+    memory: float  # GiB
+    teraflops: float
+    bandwidth: float  # GB/s
+    rows: int  # at a time in vLLM
+    factor: float | None = None  # seconds that a pilot took, of those at the good end
+
+
+GIB = 2**30
+ASSUMED = read_yaml(Path(__file__).with_name("plan.yaml"))
+GPUS = {name: Machine(*numbers) for name, numbers in ASSUMED["gpus"].items()}
+HEADROOM = ASSUMED["headroom"]
 _COUNT, _BYTES = EngFormatter(places=1), EngFormatter("B", places=1)
 
 
@@ -56,11 +47,8 @@ class Model(NamedTuple):
     queries: int  # heads x their size
     keys: int  # the same of the keys
     item: int  # bytes of a number
+    head: int  # weights of the output
     here: bool  # are all weight files here?
-
-    @property
-    def head(self) -> int:
-        return self.config.hidden_size * self.config.vocab_size
 
     def attention(self, length) -> np.ndarray:
         """Operations of a sequence of `length` tokens, forward; without it 2 a matrix weight."""
@@ -74,7 +62,7 @@ class Model(NamedTuple):
 
 
 def model(run: Run, role: str) -> Model:
-    """From the model's config.json, or KNOWN; SettingsError if it is not here."""
+    """From the model's config.json, or plan.yaml; SettingsError if it is not here."""
     import torch
     from huggingface_hub import snapshot_download
     from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config
@@ -86,13 +74,12 @@ def model(run: Run, role: str) -> Model:
             folder = Path(snapshot_download(repo, revision=commit, local_files_only=True))
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError):
-        shape = KNOWN.get(repo.removesuffix("-Instruct-2507"))
+        shape = ASSUMED["known"].get(repo.removesuffix("-Instruct-2507"))
         if shape is None:
-            how = f"fetch its shape (hf download {repo} config.json --revision {commit})"
-            how = how if commit else f"make it (python -m trdlib models --scale {run.scale})"
+            how = f"make it (python -m trdlib models --scale {run.scale.partition('~')[0]})"
+            how = f"hf download {repo} config.json --revision {commit}" if commit else how
             raise SettingsError(f"the model {name} is not here: {how}") from None
-        config = Qwen3Config(**dict(zip(_KEYS, shape, strict=True)), num_key_value_heads=8,
-                             tie_word_embeddings=shape[0] < 4096)  # fmt: skip
+        config = Qwen3Config(**shape)
     with torch.device("meta"):
         built = AutoModelForCausalLM.from_config(config)
     layer, layers = built.model.layers[0].named_modules(), config.num_hidden_layers
@@ -104,14 +91,15 @@ def model(run: Run, role: str) -> Model:
         config, sum(p.numel() for p in built.parameters()),
         layers * sum(weight.numel() for weight in linear.values()), layers * lora,
         len(linear["q_proj"]), len(linear["k_proj"]), 4 if scale.models.dtype == "float32" else 2,
+        config.hidden_size * config.vocab_size,
         all((folder / file).is_file() for file in files or ["model.safetensors"]),
     )  # fmt: skip
 
 
 def models(run: Run) -> dict[str, Model]:
     """The scale's models by role."""
-    roles = ["student", "teacher"] if run.settings.models.teacher else ["student"]
-    return {role: model(run, role) for role in roles}
+    there = run.settings.models.model_dump(include={"student", "teacher"}, exclude_none=True)
+    return {role: model(run, role) for role in there}
 
 
 class Work(NamedTuple):
@@ -137,26 +125,29 @@ class Work(NamedTuple):
         """Peak bytes; of vLLM, which fills the GPU, what it needs for one row."""
         return self.fixed + self.each[1] * (1 if self.paged else self.batch)
 
-    @property
-    def expected(self) -> "Work":
-        """At the expected lengths, not those at most."""
-        first = {name: getattr(self, name)[:1].repeat(2) for name in ("flops", "turns", "read")}
-        return self._replace(**first)
+    def part(self, share: float = 1, *, expected: bool = False) -> "Work":
+        """So much of it; expected: at the expected lengths, not those at most."""
+        new = {n: getattr(self, n) * share for n in ("flops", "turns", "read")}
+        new = {n: pair[:1].repeat(2) for n, pair in new.items()} if expected else new
+        return self._replace(rows=self.rows * share, **new)
 
-    def seconds(self, gpu: str) -> np.ndarray:
+    def seconds(self, on: Machine) -> np.ndarray:
         """[at the good end, at the poor end]; NaN if it does not fit."""
-        memory, teraflops, bandwidth = GPUS[gpu]
         batch = self.batch
-        if self.memory > memory * GIB * HEADROOM:
+        if self.memory > on.memory * GIB * HEADROOM:
             return np.full(2, np.nan)
         if self.paged:
-            room, most = memory * GIB * self.paged - self.fixed, 256 if gpu == "A100" else 1024
-            batch = np.clip(room * self.turns / self.read, 1, most)
+            room = on.memory * GIB * self.paged - self.fixed
+            batch = np.clip(room * self.turns / self.read, 1, on.rows)
         turns = self.turns / np.minimum(batch, self.rows)
-        compute = self.flops / (teraflops * np.array([0.4e12, 0.2e12]))
-        read = (turns * self.weights + self.read) / (bandwidth * np.array([0.7e9, 0.5e9]))
-        launch = np.array([0.5e-3, 3e-3]) * (0.1 if self.graphs else 1)
-        return np.max([compute, read, turns * self.layers * launch], axis=0)
+        compute = self.flops / (on.teraflops * 1e12 * np.array(ASSUMED["compute"]))
+        read = (turns * self.weights + self.read) / (on.bandwidth * 1e9)
+        launch = turns * self.layers * np.array(ASSUMED["launch"]) * (0.1 if self.graphs else 1)
+        ends, apart = (
+            np.max([compute, read / np.array(ASSUMED["bandwidth"]), launch], 0),
+            ASSUMED["uncertain"] ** 0.5,
+        )
+        return ends if on.factor is None else ends[0] * on.factor * np.array([1 / apart, apart])
 
 
 def sampling(run: Run, stage, outs, who: Model, how: Sampling, rows, prompt, new) -> Work:
@@ -165,7 +156,7 @@ def sampling(run: Run, stage, outs, who: Model, how: Sampling, rows, prompt, new
     flops = rows / how.samples * (2 * weights * prompt + who.attention(prompt))
     flops, weights = flops + rows * new * 2 * (weights + who.head), weights + who.head
     cache, paged = 2 * layers * who.keys * who.item, engine.engine != "transformers"
-    spread = paged * VARIATION**2 * np.array([1, 0])  # those at most are all as long
+    spread = paged * ASSUMED["variation"] ** 2 * np.array([1, 0])  # those at most are all as long
     held = prompt + new / 2 * (1 + spread)  # tokens, mean over a row's steps
     each = cache * (prompt + new)
     if not paged:  # one buffer, and a layer's for all heads; the prefill, or filters of the logits
@@ -213,8 +204,10 @@ def lengths(run: Run) -> dict[str, np.ndarray]:
         "plain": run.teacher_prompt_limit(with_attempt=False),
         "refine": run.teacher_prompt_limit(with_attempt=True),
     }  # fmt: skip
-    published = scale.task in ("math", "code")
-    found = most | ({"x": 250, "y_star": 700, "y_o": 7700, "y_r": 880} if published else {})
+    found = most | (ASSUMED["published"] if scale.task in ("math", "code") else {})
+    seen, (y_o, y_r) = pilot.read(run).get("parts", {}), ("y_o", f"y_r {run.mode}")
+    found |= {part[:3]: seen[part]["tokens"] for part in (y_o, y_r) if part in seen}
+    found |= {"x": seen[y_o]["prompt"]} if seen else {}
     for name, path in {"y_o": run.attempts, "y_r": run.rewrites("y_r")}.items():
         if (table := store.load(path)) is not None:
             found[name] = table["n_tokens"].mean()
@@ -227,24 +220,26 @@ def lengths(run: Run) -> dict[str, np.ndarray]:
 def work(run: Run, by_role: dict[str, Model]) -> list[Work]:
     """All that these models do in `dvc repro` for the scale of the run."""
     scale, sizes, seeds = run.settings, dict(tasks.of(run).sizes()), len(run.settings.seeds)
-    student, teacher, tokens = by_role["student"], by_role.get("teacher"), lengths(run)
+    student, evaluation, tokens, todo = by_role["student"], scale.evaluation, lengths(run), []
     tried = min(seeds, scale.training.choice_seeds)  # base seeds that choose among the rates
     train, held_out = sizes.pop("train") * seeds, sizes.pop("validation") * tried
-    attempts, evaluation, x = train * scale.rollout.samples, scale.evaluation, tokens["x"]
+    attempts = train * scale.rollout.samples
     draws = sum(evaluation.at(temperature).samples for temperature in evaluation.temperatures)
     asked = sum(sizes.values()) * seeds * draws
-    measured = (evaluation.sampling, asked, x, tokens["eval"])
-    how = (student, scale.rollout, attempts, x, tokens["y_o"])
-    todo = [sampling(run, "rollout", [run.attempts], *how)]
+
+    def sample(stage: str, outs, who: Model, how: Sampling, rows, prompt="x", new="eval") -> None:
+        todo.append(sampling(run, stage, outs, who, how, rows, tokens[prompt], tokens[new]))
+
+    sample("rollout", [run.attempts], student, scale.rollout, attempts, new="y_o")
     for cell in get_runs(run.scale, "none", "all", run.all_settings):
-        who = teacher if cell.method == "teacher" else student
-        todo.append(sampling(cell, "references", [cell.metrics], who, *measured))
+        who = by_role.get(cell.method, student)
+        sample("references", [cell.metrics], who, evaluation.sampling, asked)
     for mode in scale.modes:
         cells = get_runs(run.scale, mode, "all", run.all_settings)
-        tokens, other = lengths(cells[0]), student if mode == "opsd" else teacher
+        tokens, other = lengths(cells[0]), student if mode == "opsd" else by_role["teacher"]
         for name, rows, context in (("y_r", attempts, "refine"), ("y_t", train, "plain")):
-            how = (other, scale.refinement, rows, tokens[context], tokens[name])
-            todo.append(sampling(run, f"refine {mode}", [cells[0].rewrites(name)], *how))
+            out = [cells[0].rewrites(name)]
+            sample(f"refine {mode}", out, other, scale.refinement, rows, context, name)
         for cell in cells:
             recipe, name = cell.recipe, cell.recipe.trajectory.removesuffix("_cut")
             rows = (attempts if name in ("y_o", "y_r") else train) * scale.training.epochs
@@ -252,23 +247,21 @@ def work(run: Run, by_role: dict[str, Model]) -> list[Work]:
                 rows = scale.training.max_steps * scale.training.batch_size * seeds
             elif cell.choice.is_file():  # it knows how many a subset left
                 rows = sum(store.read_json(cell.choice)["rows_by_seed"]) * scale.training.epochs
-            outs = [cell.adapter(seed) for seed in scale.seeds]
-            context = "refine" if name == "y_r" and recipe.context == "refine" else "plain"
             rows = rows * (1 + (len(cell.rates) - 1) * tried / seeds)
-            how = (other if recipe.divergence != "cross_entropy" else None, rows)
-            how += (x, tokens[context], tokens[name])
-            todo.append(training(cell, f"distill {mode}", outs, student, *how))
-            if recipe.rounds > 1:  # the later ones sample their part anew
-                new = attempts * (1 - 1 / recipe.rounds)
-                how = [(student, scale.rollout, new, x, tokens["y_o"])]
-                how += [(other, scale.refinement, new, tokens["refine"], tokens["y_r"])]
-                todo += [sampling(cell, f"distill {mode}", [], *one)
-                         for one in how[: 1 + (name == "y_r")]]  # fmt: skip
+            outs, stage = [cell.adapter(seed) for seed in scale.seeds], f"distill {mode}"
+            who = other if recipe.divergence != "cross_entropy" else None
+            context = tokens["refine" if name == "y_r" and recipe.context == "refine" else "plain"]
+            how = (rows, tokens["x"], context, tokens[name])
+            todo.append(training(cell, stage, outs, student, who, *how))
+            new = attempts * (1 - 1 / recipe.rounds)  # the later rounds sample their part anew
+            if new:
+                sample(stage, [], student, scale.rollout, new, new="y_o")
+            if new and name == "y_r":
+                sample(stage, [], other, scale.refinement, new, "refine", "y_r")
             if len(cell.rates) > 1:
                 rows = held_out * evaluation.validation_samples * len(cell.rates)
-                how = (evaluation.validation, rows, x, tokens["eval"])
-                todo.append(sampling(cell, f"distill {mode}", [], student, *how))
-            todo.append(sampling(cell, f"evaluate {mode}", [cell.metrics], student, *measured))
+                sample(stage, [], student, evaluation.validation, rows)
+            sample(f"evaluate {mode}", [cell.metrics], student, evaluation.sampling, asked)
     return todo
 
 
@@ -282,35 +275,80 @@ def between(ends: np.ndarray) -> str:
     return f"{low} {unit}" if low == high else f"{low}-{high} {unit}"
 
 
-def command(scale: str) -> None:
+def here(run: Run, by_role: dict[str, Model]) -> Machine | None:
+    """The machine of the scale's pilot, as fast as it was there; None if there was none."""
+    found, ours, theirs = pilot.read(run), 0.0, 0.0
+    place, ones = found.get("device", ""), np.ones(2)
+    like = GPUS["A100"] if place.startswith("GPU") else Machine(*ASSUMED["cpu"])
+    like = next((gpu for name, gpu in GPUS.items() if name in place), like)
+    like = like._replace(memory=found.get("memory", 0) / GIB)
+    for name, part in found.get("parts", {}).items():
+        if part["seconds"]:
+            who = by_role["teacher" if name == "y_r opd" else "student"]
+            how = run.settings.rollout if name == "y_o" else run.settings.refinement
+            sizes = (part["rows"], part["prompt"] * ones, part["tokens"] * ones)
+            ours += sampling(run, "", [], who, how, *sizes).seconds(like)[0]
+            theirs += part["seconds"]
+    return like._replace(factor=theirs / ours) if ours else None
+
+
+def row(name: str, works: list[Work], machines: dict[str, tuple[Machine, int]]) -> dict:
+    """A line of the plan, in numbers; seconds on so many machines of a kind: rows of samples are
+    divided among them, a training is not."""
+    outs = [path.exists() for one in works for path in one.outs]
+    trained = sum(len(one.outs) for one in works if not one.sampled)
+    found = {
+        "stage": name, "sampled": sum(one.rows for one in works if one.sampled),
+        "tokens": sum((one.turns for one in works if one.sampled), np.zeros(2)),
+        "trained": sum(one.rows for one in works if not one.sampled),
+        "GiB": max(one.memory for one in works) / GIB, "done": f"{sum(outs)}/{len(outs)}",
+    }  # fmt: skip
+    for label, (on, many) in machines.items():
+        shares = np.ceil(trained / many) / max(trained, 1), 1 / many
+        found[label] = sum(one.part(shares[one.sampled]).seconds(on) for one in works)
+    return found
+
+
+def command(*, scale: str, gpus: int, price: float, as_json: bool) -> None:
     """Print the plan of a scale; SettingsError if there is none."""
+    if gpus < 1 or not 0 <= price < np.inf:
+        raise SettingsError("--gpus takes a count from 1 on, --price what one costs an hour")
     run = get_run(scale, "none", "base")
-    found = models(run)
-    todo, rows = work(run, found), []
-    for role, one in found.items():
-        print(f"{role} {run.model_path(role, run.settings.seeds[0])}: {_COUNT(one.parameters)} "
-              f"parameters, {_BYTES(one.parameters * one.item)}, "
-              f"{'here' if one.here else 'to download'}")  # fmt: skip
-    for stage in dict.fromkeys(one.stage for one in todo):
-        mine = [one for one in todo if one.stage == stage]
-        tokens = sum((one.turns for one in mine if one.sampled), np.zeros(2))
-        outs = [path.exists() for one in mine for path in one.outs]
-        row = {
-            "stage": stage, "sampled": _COUNT(sum(one.rows for one in mine if one.sampled)),
-            "tokens": "-".join(dict.fromkeys(map(_COUNT, tokens))),
-            "trained": _COUNT(sum(one.rows for one in mine if not one.sampled)),
-            "GiB": f"{max(one.memory for one in mine) / GIB:.3g}",
-            "done": f"{sum(outs)}/{len(outs)}",
-        }  # fmt: skip
-        rows.append(row | {name: between(sum(one.seconds(name) for one in mine)) for name in GPUS})
-    for label, works in (("all", todo), ("all, as expected", [one.expected for one in todo])):
-        total = {name: between(sum(one.seconds(name) for one in works)) for name in GPUS}
-        rows.append({"stage": label} | total)
-    print("", pd.DataFrame(rows).fillna("").to_string(index=False), "", sep="\n")
-    task, how = tasks.of(run), run.settings.evaluation.sampling
-    tests = sum(task.sizes()[name] for name in task.benchmarks)
-    half = 196 * (2 * SPREAD / (tests * len(run.settings.seeds) * how.samples)) ** 0.5
-    print(f"{tests} test problems tell how far two methods differ within {half:.1f} points (95 %)")
+    found, how, sizes = models(run), run.settings, tasks.of(run).sizes()
+    todo, pilots = work(run, found), here(run, found)
+    expected = [one.part(expected=True) for one in todo]
+    machines = {name: (gpu, gpus) for name, gpu in GPUS.items()}
+    if pilots:
+        on_gpu, todo = pilot.read(run)["device"].startswith("GPU"), expected
+        machines = {"here": (pilots, gpus if on_gpu else how.workers)} | machines
+    parts = {name: [one for one in todo if one.stage == name] for name in (w.stage for w in todo)}
+    parts |= {"all": todo, "all, as expected": expected}
+    rows = [row(name, works, machines) for name, works in parts.items()]
+    tests = sum(sizes.values()) - sizes["train"] - sizes["validation"]
+    samples = tests * len(how.seeds) * how.evaluation.sampling.samples
+    half = 196 * (2 * ASSUMED["spread"] / samples) ** 0.5
     results = 6 * sum(one.turns[0] for one in todo if one.sampled)
     results += 4 * found["student"].adapter * sum(len(one.outs) for one in todo if not one.sampled)
-    print(f"about {_BYTES(2 * results)} of results on disk (DVC keeps a copy)", LEGEND, sep="\n")
+    rent = {name: rows[-1][name] / 3600 * gpus * price for name in GPUS}
+    if as_json:
+        plain = {"stages": rows, "rent": rent, "points": half, "bytes on disk": 2 * results}
+        print(json.dumps(plain, default=lambda v: np.where(np.isnan(v), None, v).tolist()))
+        return
+    for role, one in found.items():
+        name, there = run.model_path(role, how.seeds[0]), "here" if one.here else "to download"
+        size = f"{_COUNT(one.parameters)} parameters, {_BYTES(one.parameters * one.item)}"
+        print(f"{role} {name}: {size}, {there}")
+    forms = {"sampled": _COUNT, "trained": _COUNT, "GiB": "{:.3g}".format,
+             "tokens": lambda ends: "-".join(dict.fromkeys(map(_COUNT, ends))),
+             **dict.fromkeys(machines, between)}  # fmt: skip
+    print("", pd.DataFrame(rows).to_string(index=False, formatters=forms), "", sep="\n")
+    if price:
+        print("rent, expected:", *(f" {name} {a:.3g}-{b:.3g}" for name, (a, b) in rent.items()))
+    print(f"{tests} test problems tell how far two methods differ within {half:.1f} points (95 %)")
+    print(
+        f"about {_BYTES(2 * results)} of results on disk (DVC keeps a copy)",
+        ASSUMED["legend"],
+        sep="\n",
+    )
+    if not pilots:
+        print("for closer ends: python -m trdlib pilot --scale", shlex.quote(scale))

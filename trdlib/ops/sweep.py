@@ -1,17 +1,15 @@
-"""A sweep: one notebook, run over a grid or a random sample of its parameters (papermill).
+"""A sweep: one notebook, run over a grid or a random sample of its parameters (docs/sweeps.md).
 
-    python -m trdlib sweep 4_distill -p scale=tiny -p learning_rate=2e-3,6e-3 -p seed=0..2
-
-A name is a parameter of the notebook or, dotted, a setting of params.yaml (`lora.r=4,8`; see
-run.py). A folder, runs/sweeps/<name>, has sweep.json (what is swept), an executed <job>.ipynb of
-each job (<job>.failed.ipynb is tried again) and table.csv (parameters, what was found, errors). A
-job whose notebook, code and settings are as they were is not run again. Notebook 9_sweep plots it.
+A name is a parameter of the notebook or, dotted, a setting of params.yaml. A folder,
+runs/sweeps/<name>, has sweep.json (what is swept), an executed <job>.ipynb of each job
+(<job>.failed.ipynb is tried again) and table.csv. What is as it was is not run again.
 """
 
 import itertools
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +18,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import loguniform, uniform
 
-from trdlib import jobs, stats, store, tasks
+from trdlib import jobs, store, tasks
 from trdlib.ops import notebooks
 from trdlib.run import get_run, plain_value
-from trdlib.settings import Scale, SettingsError, check_name, known, load, root
+from trdlib.settings import Scale, SettingsError, check_name, load, root
 
 SEED = "seed"  # the one name whose values are repetitions of a point, not points
 
@@ -39,21 +37,22 @@ def axis(text: str) -> tuple[str, Any]:
     """`name=1,2,3`, `name=0..4`, `name=log:1e-6:1e-4`, `name=uniform:0:1` -> the name, and a list
     of its values or a distribution (scipy's) to draw them from."""
     name, _, values = text.partition("=")
-    if not (name and values):
-        raise SettingsError(f"-p {text}: write name=value, name=1,2,3 or name=0..4")
     if found := re.fullmatch(r"(-?\d+)\.\.(-?\d+)", values):
-        low, high = map(int, found.groups())
-        if low > high:
-            raise SettingsError(f"-p {text}: the range is empty, write {high}..{low}")
-        return name, list(range(low, high + 1))
-    if found := re.fullmatch(r"(log|uniform):([^:]+):([^:]+)", values):
+        listed: Any = list(range(int(found[1]), int(found[2]) + 1))
+    elif found := re.fullmatch(r"(log|uniform):([^:]+):([^:]+)", values):
         low, high = map(plain_value, found.groups()[1:])
-        numbers = isinstance(low, int | float) and isinstance(high, int | float)
-        if not (numbers and low < high and (found[1] == "uniform" or low > 0)):
-            raise SettingsError(f"-p {text}: needs two numbers, low < high, and for log low > 0")
-        return name, loguniform(low, high) if found[1] == "log" else uniform(low, high - low)
-    outside = re.split(r",(?![^\[{]*[\]}])", values)  # at the commas that no bracket encloses
-    return name, [plain_value(value) for value in outside]
+        right = isinstance(low, int | float) and isinstance(high, int | float)
+        right = right and (low > 0 if found[1] == "log" else True) and low < high < np.inf
+        listed = right and (
+            loguniform(low, high) if found[1] == "log" else uniform(low, high - low)
+        )
+    else:  # at the commas that no bracket encloses
+        outside = re.split(r",(?![^\[{]*[\]}])", values) if values else []
+        listed = [plain_value(value) for value in outside]
+    if not (name and listed):
+        forms = "1, 1,2,3, 0..4, or with --sample log:1e-6:1e-4 (above 0) or uniform:0:1"
+        raise SettingsError(f"-p {text}: write name=values, values being {forms}, low < high")
+    return name, listed
 
 
 def points(axes: dict[str, Any], sample: int | None, seed: int = 0) -> list[dict]:
@@ -82,12 +81,11 @@ def _typed(value) -> str:
 def plan(notebook: Path, axes: dict[str, Any], sample: int | None, seed: int) -> list[Job]:
     """The jobs, each checked: SettingsError if one could not run."""
     node, settings = nbformat.read(notebook, as_version=4), load()
-    code = notebooks.code_hash(notebook)
     usual = {name: default for name, (_, default) in notebooks.parameters(node).items()}
     of_scale = {n for n in axes if n not in usual and n.split(".")[0] in Scale.model_fields}
     of_scale = of_scale if "scale" in usual else set()
+    code, found = notebooks.made_of(notebook), []
     several = [n for n, values in axes.items() if not isinstance(values, list) or len(values) > 1]
-    found = []
     for values in points(axes, sample, seed):
         given = {name: value for name, value in values.items() if name not in of_scale}
         if of_scale:
@@ -153,50 +151,9 @@ def table(done: pd.DataFrame) -> pd.DataFrame:
     return found.infer_objects()
 
 
-def metrics(done: pd.DataFrame) -> list[str]:
-    """The accuracies that every finished job recorded."""
-    finished = done["error"] == ""
-    return [name for name in done if all(isinstance(v, dict) for v in done[name][finished])]
-
-
-def rank(done, names: list[str], metric: str, *, resamples=10000, confidence=0.95) -> pd.DataFrame:
-    """The points from best to worst; jobs that differ in the seed alone are one point.
-
-    Columns: the names that differ; seeds, problems; value, low, high (fractions, these models);
-    behind, behind_low, behind_high: what the best is ahead, paired by problem; separate:
-    `stats.marked`, by interval and p for new models (so never with one seed), corrected for all
-    pairs of points; chance: in how many resamples the point is the best. Points on other problems
-    or seeds than the best are not compared. The best was picked by its value, which flatters it.
-    """
-    known("accuracy that every job recorded", metric, metrics(done))
-    done, how = done[done["error"] == ""], {"resamples": resamples, "confidence": confidence}
-    differ = [n for n in names if n != SEED and done[n].map(_typed).nunique() > 1]
-    found = []
-    for _, mine in done.groupby([str(row) for row in done[differ].values.tolist()]):
-        mine = mine.sort_values(SEED) if SEED in mine else mine
-        rates = np.concatenate([np.array(m["correct"]) / m["k"] for m in mine[metric]])
-        asked = [m["problems"] for m in mine[metric]], list(mine.get(SEED, []))
-        found.append((mine[differ].iloc[0].to_dict(), rates, asked))
-    found.sort(key=lambda point: -point[1].mean())
-    _, best, same = found[0]
-    rows, pairs = [], len(found) * (len(found) - 1) / 2
-    for values, rates, asked in found:
-        row = {**values, "seeds": len(rates), "problems": rates.shape[1]}
-        row |= stats.bootstrap(rates, **how)._asdict() | {"separate": False}
-        if asked == same:
-            gap = stats.compare(best, rates, **how)
-            row |= {"behind": gap.value, "behind_low": gap.low, "behind_high": gap.high}
-            row["separate"] = bool(stats.marked(gap.new_low, gap.new_high, gap.p * pairs))
-        rows.append(row)
-    ranked = pd.DataFrame(rows)
-    means = np.array([rates.mean(axis=0) for _, rates, asked in found if asked == same])
-    resampled = means @ stats.weights(means.shape[1], resamples).T
-    wins = np.isclose(resampled, resampled.max(axis=0))  # equals share the place
-    ranked.loc[ranked["behind"].notna(), "chance"] = (wins / wins.sum(axis=0)).mean(axis=1)
-    return ranked
-
-
-def command(notebook: str, given: list[str], *, name, sample, seed, workers, dry_run) -> int:
+def command(
+    notebook: str, given: list[str], *, name, sample, seed, workers, dry_run, as_json
+) -> int:  # fmt: skip
     """`python -m trdlib sweep`; 1 if a job failed."""
     path, axes = notebooks.path_of(notebook), dict(axis(text) for text in given)
     if len(axes) < len(given):
@@ -211,20 +168,22 @@ def command(notebook: str, given: list[str], *, name, sample, seed, workers, dry
         of = f"{old['notebook']} over {', '.join(old['names'])}"
         raise SettingsError(f"the sweep {name!r} is of {of}: choose another --name")
     left = [job for job in todo if not is_done(folder, job)]
-    print(f"sweep {name}: {len(todo)} jobs of {path.stem}, {len(todo) - len(left)} done; {where}")
+    head = f"sweep {name}: {len(todo)} jobs of {path.stem}, {len(todo) - len(left)} done; {where}"
+    print(head, file=sys.stderr if as_json else sys.stdout)
     if dry_run:
-        for job in left:
-            shown = " ".join(f"-p {n} {shlex.quote(_typed(v))}" for n, v in job.given.items())
-            print(f"papermill notebooks/{path.name} {job.name}.ipynb {shown}")
+        words = [[w for n, v in job.given.items() for w in ("-p", n, _typed(v))] for job in left]
+        lines = [shlex.join(["papermill", f"notebooks/{path.name}", f"{job.name}.ipynb", *more])
+                 for job, more in zip(left, words, strict=True)]  # fmt: skip
+        print(json.dumps([job.given for job in left]) if as_json else "\n".join(lines))
         return 0
     store.write_json(file, about)
     arguments, workers = [(path, folder, job) for job in left], min(workers, len(left)) or 1
     errors = jobs.run_jobs(_execute, arguments, workers=workers, label=name)
-    done, names = read(name)
-    store.write_text(folder / "table.csv", table(done).to_csv(index=False, float_format="%.6g"))
-    for metric in metrics(done):
-        ranked = rank(done, names, metric).head(10).round(4).to_string(index=False)
-        print(f"{metric}, from best to worst:\n{ranked}")
+    done = table(read(name)[0])
+    store.write_text(folder / "table.csv", done.to_csv(index=False, float_format="%.6g"))
+    page = f"notebooks/9_sweep.ipynb runs/executed/9_sweep-{name}.ipynb -p name {name}"
     failed = [f"failed: {j.name}: {e}" for j, e in zip(left, errors, strict=True) if e]
-    print(f"{where}/table.csv; to plot: -p name {name} in 9_sweep", *failed, sep="\n")
+    shown = done.drop(columns=["job", "error"]).round(4).to_string(index=False)
+    said = [shown, f"{where}/table.csv; the best, and a plot:", f"papermill {page}", *failed]
+    print(done.to_json(orient="records") if as_json else "\n".join(said))
     return 1 if failed else 0

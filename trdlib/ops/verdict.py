@@ -7,20 +7,9 @@ from pathlib import Path
 import pandas as pd
 
 from trdlib import store
-from trdlib.settings import root
+from trdlib.settings import read_yaml, root
 
-CPU_POINTS = 0.2  # rounding differs between CPU models and moves single samples; measured: 0.1
-PLACE = "results/metrics"
-WORDS = {  # what is said of a cell, from the right samples of each seed and problem
-    "same": "the same to the last sample",
-    "cpu": f"within {CPU_POINTS:g} points, as on another CPU",
-    "chance": "within the committed interval for these models, as by chance",
-    "outside": "OUTSIDE the committed interval",
-    "other": "not comparable (other seeds, problems or samples)",
-    "missing": "committed, and not here",
-    "new": "here, and not committed",
-}
-UNKNOWN = "Unknown, git's HEAD has no metrics of these cells here"
+PLACE, WORDS = "results/metrics", read_yaml(Path(__file__).with_suffix(".yaml"))
 
 
 def cells(folder: Path, scales) -> dict[tuple[str, str], dict]:
@@ -54,7 +43,7 @@ def judge(ours: dict | None, theirs: dict | None) -> tuple[str, float]:
         return "other", 0.0
     value, was = ours["avg_at_k"]["value"], theirs["avg_at_k"]
     points = 100 * (value - was["value"])
-    if abs(points) <= CPU_POINTS + 1e-9:
+    if abs(points) <= WORDS["points"] + 1e-9:
         return "same" if ours["correct"] == theirs["correct"] else "cpu", points
     return "chance" if was["low"] <= value <= was["high"] else "outside", points
 
@@ -71,6 +60,6 @@ def verdict(scales) -> str:
         lines.append(f"  {name}: {'; '.join(said)}")
     outside, compared = (found["kind"] == "outside").sum(), [*WORDS][:4]
     seen = [kind for kind in compared if kind in set(found["kind"])]
-    answer = f"Yes: each cell compared is {WORDS[seen[-1]]}" if seen else UNKNOWN
+    answer = f"Yes: each cell compared is {WORDS[seen[-1]]}" if seen else WORDS["unknown"]
     answer = f"Not all of it: {outside} of {len(found)} cells" if outside else answer
     return "\n".join([f"Did it reproduce? {answer}.", *lines])

@@ -1,0 +1,80 @@
+"""What an accident left of a project, and what the next `dvc repro` does about it; changes nothing.
+
+`python -m trdlib doctor --project`.
+"""
+
+import contextlib
+import json
+import re
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import yaml
+
+from trdlib import store
+from trdlib.settings import Settings, read_yaml, root
+
+SAID = read_yaml(Path(__file__).with_suffix(".yaml"))
+
+
+def wrong(settings: Settings) -> dict[str, str]:
+    """{file or folder: what is wrong with it, and what the next repro does}."""
+    found, places = {}, [root() / name for name in ("data", "models", "results", "runs")]
+    for path in sorted(path for place in places for path in place.rglob("*")):
+        name, end = path.relative_to(root()), path.suffix
+        writer = re.search(r"\.(\d+)\.(new|old)\.tmp$", path.name)
+        if SAID["left"].keys() & {part.suffix for part in name.parents} or ".locks" in name.parts:
+            continue
+        if end in SAID["left"] and not (writer and psutil.pid_exists(int(writer[1]))):
+            found[str(name)] = SAID["left"][end]
+        elif end in (".parquet", ".json", ".ipynb") and (why := _fault(path)):
+            found[str(name)] = SAID.get(name.parts[0], SAID["again"]).format(why=why)
+    why = _lock(settings)
+    return found | ({"dvc.lock": why.format(**SAID["lock"])} if why else {})
+
+
+def _fault(path: Path) -> str | None:
+    """Why this file, or the adapter that it tells of, is not what it was."""
+    try:
+        if path.suffix == ".parquet":
+            pq.read_table(path, page_checksum_verification=True)
+            return None
+        about, adapter = json.loads(path.read_bytes()), path.name == "run.json"
+        wrong = adapter and store.weights_hash(path.parent) != about["weights"]
+        return "the weights beside it do not fit their hash" if wrong else None
+    except (OSError, ValueError, KeyError) as error:  # pyarrow's are among these
+        return f"cannot be read ({' '.join(str(error).split())[:60]})"
+
+
+def _lock(settings: Settings) -> str | None:
+    """What is wrong with dvc.lock, which DVC writes in place, so that a kill cuts it off."""
+    path, lacking = root() / "dvc.lock", []
+    try:
+        stages = yaml.safe_load(path.read_bytes())["stages"]
+        cut = [name for name, stage in stages.items() if not {"cmd", "outs"} <= stage.keys()]
+    except FileNotFoundError:
+        return SAID["lock"]["absent"]
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError):
+        cut = ["all"]
+    if cut:
+        return SAID["lock"]["cut"]
+    for name, stage in yaml.safe_load((root() / "dvc.yaml").read_bytes())["stages"].items():
+        outs = [out if isinstance(out, str) else next(iter(out)) for out in stage["outs"]]
+        for scale in settings.run.scales if "matrix" in stage else [""]:
+            there = [(root() / out.replace("${item.scale}", scale)).exists() for out in outs]
+            full = f"{name}@{scale}" if scale else name
+            lacking += [full] if all(there) and full not in stages else []
+    return SAID["lock"]["lacks"].replace("{stages}", ", ".join(lacking)) if lacking else None
+
+
+def holders() -> list[str]:
+    """Who has a lock of ours or of DVC open: holds it, or waits for it. The dead hold none."""
+    locks, found = {str(path) for path in (root() / "runs" / ".locks").glob("*")}, []
+    locks |= {str(root() / ".dvc" / "tmp" / name) for name in ("lock", "rwlock.lock")}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # gone, or another user's
+            who = f"{process.pid}, {' '.join(process.cmdline())[:60]}"
+            opened = {file.path for file in process.open_files()}
+            found += [f"{Path(path).name}: {who}" for path in sorted(locks & opened)]
+    return found
