@@ -1,9 +1,8 @@
-"""From metrics files to tables: Markdown, CSV, LaTeX, and the README's headline.
+"""From metrics files to tables: Markdown, CSV, and the README's headline.
 
 Differences are paired by problem. Each has two intervals (these models, new models) and belongs to
 a named family, the table in which it stands; a star is `stats.marked` within that. What has not
-been run is shown as missing. The best y_o method is picked per benchmark and temperature by its
-test score, which favours it. Notebook 7 draws the figures.
+been run is shown as missing. Notebook 7 draws the figures.
 """
 
 import itertools
@@ -117,14 +116,13 @@ def families(run: Run) -> dict[str, list[tuple[str, str]]]:
 
 
 def _best(run: Run, found: dict, place: tuple[str, float], *, in_rounds: bool) -> str | None:
-    """The method on all of y_o with the highest test score, of those that were run."""
-    recipes = run.settings.methods
-    on_y_o = [
-        m for m in run.methods
-        if recipes[m].trajectory == "y_o" and recipes[m].subset == "all" and not recipes[m].again
-        and (recipes[m].rounds > 1) == in_rounds and found[m]
-    ]  # fmt: skip
-    score = {m: _at(found, m, *place)["avg_at_k"]["value"] for m in on_y_o}
+    """The method on all of y_o with the highest test score, which favours it, of those run."""
+    recipes, score = run.settings.methods, {}
+    for name in run.methods:
+        whole = recipes[name].trajectory == "y_o" and recipes[name].subset == "all"
+        alike = not recipes[name].again and (recipes[name].rounds > 1) == in_rounds
+        if whole and alike and found[name]:
+            score[name] = _at(found, name, *place)["avg_at_k"]["value"]
     return max(score, key=score.get, default=None)
 
 
@@ -319,21 +317,11 @@ def markdown(run: Run, table: pd.DataFrame, found: pd.DataFrame) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def latex(run: Run, table: pd.DataFrame, found: pd.DataFrame) -> str:
-    """The accuracies, and the family of TRD and its controls, as booktabs tabulars."""
-    rows = table["method"] + ", T = " + table["temperature"].map("{:g}".format)
-    decisive, texts = found[found["family"] == DECISIVE], []
-    for part in (accuracies(table.assign(method=rows)).reset_index(), side_by_side(decisive)):
-        text = part.to_latex(index=False, escape=True, column_format="l" * len(part.columns))
-        text = text.replace(r"\textbackslash *", "*")
-        texts.append(re.sub(r"(?<=\d) (\[.*?\])", r" {\\scriptsize \1}", text))
-    return "\n".join([f"% {run.mode}, scale {run.scale}. {_how(run, table)}", *texts])
-
-
 def paths(run: Run) -> dict[str, Path]:
     """Where the tables and the figures of this scale and mode go, by what they are."""
     files = {
-        **{kind: f"tables/{{}}/{{}}.{kind}" for kind in ("md", "csv", "tex")},
+        "md": "tables/{}/{}.md",
+        "csv": "tables/{}/{}.csv",
         "differences": "tables/{}/{}_differences.csv",
         "summary": "summary/{}/{}.json",  # avg@k in percent, for `dvc exp show`
         "cost_csv": "cost/{}/{}.csv",
@@ -343,12 +331,12 @@ def paths(run: Run) -> dict[str, Path]:
 
 
 def write(run: Run, table: pd.DataFrame, found: pd.DataFrame) -> list[Path]:
-    """What `collect` and `differences` found as md, csv, tex; one number a method for DVC."""
+    """What `collect` and `differences` found as md and csv; one number a method for DVC."""
     target, how = paths(run), {"index": False, "lineterminator": "\n"}
     primary = table["temperature"] == run.settings.evaluation.temperatures[0]
     means = table[table["run"] & primary].groupby("method")["avg_value"].mean().mul(100).round(2)
-    texts = {"md": markdown(run, table, found), "tex": latex(run, table, found)}
-    texts |= {"csv": table.to_csv(**how), "differences": found.to_csv(**how)}
+    texts = {"md": markdown(run, table, found), "csv": table.to_csv(**how)}
+    texts["differences"] = found.to_csv(**how)
     written = [store.write_text(target[kind], text) for kind, text in texts.items()]
     return [*written, store.write_json(target["summary"], means.to_dict())]
 
