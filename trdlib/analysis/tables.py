@@ -138,7 +138,7 @@ def differences(run: Run) -> pd.DataFrame:
 
     Each family is one for Holm; those of every method are of the primary temperature alone.
     """
-    found, places, tables = measured(run), _places(run), []
+    found, places, records = measured(run), _places(run), []
     best = {(kind, place): _best(run, found, place, in_rounds=kind == BEST_ROUNDS)
             for kind in (BEST, BEST_ROUNDS) for place in places}  # fmt: skip
     for name, pairs in families(run).items():
@@ -150,11 +150,10 @@ def differences(run: Run) -> pd.DataFrame:
                 keys.append((name, ours, against, theirs, *place))
                 values.append(_paired(*(_at(found, who, *place) for who in (ours, theirs))))
         compared = stats.family(values, **run.settings.evaluation.interval)
-        tables.append(pd.DataFrame(keys, columns=_PAIR).join(pd.DataFrame(compared)))
-    table = pd.concat([t for t in tables if len(t)] or tables[:1], ignore_index=True)
-    if len(table):
-        table[_SHARES] = table.pop("shares").tolist()
-    return table
+        for key, one in zip(keys, compared, strict=True):
+            shares = dict(zip(_SHARES, one.pop("shares"), strict=True))
+            records.append(dict(zip(_PAIR, key, strict=True)) | one | shares)
+    return pd.DataFrame(records, columns=None if records else _PAIR)
 
 
 def cell(row, what: str) -> str:
@@ -164,10 +163,10 @@ def cell(row, what: str) -> str:
     return interval(*(row[f"{what}_{end}"] for end in _ENDS[:3]))
 
 
-def _new(row, value) -> str:
-    """The interval of a difference for new models, with its star; a value before it, or None."""
-    how = {"signed": True, "star": row["marked"], "ends": value is None}
-    return interval(value, row["new_low"], row["new_high"], **how)
+def _new(row, *, ends: bool = False) -> str:
+    """A difference with its interval for new models, or that alone (ends), and its star."""
+    how = {"signed": True, "star": row["marked"], "ends": ends}
+    return interval(row["value"], row["new_low"], row["new_high"], **how)
 
 
 def _grid(rows: pd.DataFrame, text, index: str) -> pd.DataFrame:
@@ -188,12 +187,10 @@ def side_by_side(found: pd.DataFrame) -> pd.DataFrame:
     for row in found.to_dict("records"):
         mine = rows.setdefault((f"{row['ours']} minus {row['against']}", row["benchmark"]), {})
         who = "" if row["theirs"] == row["against"] else f"{row['theirs']}: "
-        texts = {
-            "these models": interval(*(row[end] for end in _ENDS[:3]), signed=True),
-            "new models": _new(row, None),
-            "by base seed": who + _by_seed(row),
-        }
-        mine |= {f"T = {row['temperature']:g}: {name}": text for name, text in texts.items()}
+        at = f"T = {row['temperature']:g}: "
+        mine[f"{at}these models"] = interval(*(row[end] for end in _ENDS[:3]), signed=True)
+        mine[f"{at}new models"] = _new(row, ends=True)
+        mine[f"{at}by base seed"] = who + _by_seed(row)
     names = pd.DataFrame(list(rows), columns=["difference", "benchmark"])
     return names.join(pd.DataFrame(list(rows.values()))).fillna(DASH)
 
@@ -236,18 +233,15 @@ def itself(run: Run, found: pd.DataFrame) -> str:
 
 def _family(run: Run, name: str, found: pd.DataFrame) -> list[str]:
     """A family under its title; nothing if none of it was run."""
-    mine, text = found[found["family"] == name], ""
+    mine = found[found["family"] == name]
     if mine.empty:
         return []
-    if name in (TO_TRD, TO_BASE):
-        text = f"Temperature {mine['temperature'].iloc[0]:g}, [interval for new models]. "
-        shown = _grid(mine, lambda row: _new(row, row["value"]), "ours").to_markdown()
-    else:
-        text = itself(run, found) if name == ITSELF else text
-        shown = side_by_side(mine).to_markdown(index=False)
-    if name == SUBSETS:
-        text = "A subset has fewer rows, so fewer steps: one that does worse may only be smaller. "
-    return [f"## {name}", text + rule(mine), shown]
+    at = f"Temperature {mine['temperature'].iloc[0]:g}, [interval for new models]. "
+    fewer = "A subset has fewer rows, so fewer steps: one that does worse may only be smaller. "
+    said = {TO_TRD: at, TO_BASE: at, SUBSETS: fewer, ITSELF: itself(run, found)}.get(name, "")
+    wide = said != at
+    shown = side_by_side(mine).set_index("difference") if wide else _grid(mine, _new, "ours")
+    return [f"## {name}", said + rule(mine), shown.to_markdown()]
 
 
 def _how(run: Run, table: pd.DataFrame) -> str:
@@ -348,7 +342,7 @@ def headline(run: Run) -> str:
     shown = table["method"].isin(HEADLINE) & (table["temperature"] == primary)
     grid, seeds = accuracies(table[shown]), {}
     for (against, t), here in decisive.groupby(["against", "temperature"], sort=False):
-        gain = _grid(here, lambda row: _new(row, row["value"]), "against").loc[against]
+        gain = _grid(here, _new, "against").loc[against]
         grid.loc[f"**trd minus {against}**, T = {t:g}"] = gain
         by_seed = _grid(here, _by_seed, "against").loc[against]
         seeds |= {} if t != primary else {f"... {against}, by base seed": by_seed}
