@@ -17,13 +17,14 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+import jinja2
 import pandas as pd
 import torch
 
 from trdlib import distill, generate, jobs, models, prompts, store
 from trdlib.analysis.signals import hidden_at, token_signals
 from trdlib.divergence import logits_in_chunks
-from trdlib.refine import Pair, pairs
+from trdlib.refine import Pair, pairs, references
 from trdlib.rollout import grade
 from trdlib.run import Run
 from trdlib.settings import Sampling, SettingsError
@@ -106,8 +107,7 @@ def matches(a: list[int], b: list[int], breaks: set[int] = frozenset()) -> list[
     lines first (a token of `breaks` ends one), then tokens: all at once would take minutes."""
 
     def lines(ids):
-        ends = [i + 1 for i, token in enumerate(ids) if token in breaks and i + 1 < len(ids)]
-        edges = [0, *ends, len(ids)]
+        edges = [0, *(i + 1 for i, token in enumerate(ids[:-1]) if token in breaks), len(ids)]
         return [tuple(ids[s:e]) for s, e in itertools.pairwise(edges)], edges
 
     (in_a, at_a), (in_b, at_b) = lines(a), lines(b)
@@ -117,8 +117,7 @@ def matches(a: list[int], b: list[int], breaks: set[int] = frozenset()) -> list[
         within = difflib.SequenceMatcher(None, a[s_a:e_a], b[s_b:e_b], autojunk=False)
         runs = [(0, 0, e_a - s_a)] if tag == "equal" else within.get_matching_blocks()
         for i, j, n in runs:
-            last_a, last_b, length = found[-1]
-            if (s_a + i, s_b + j) == (last_a + length, last_b + length):
+            if [s_a + i, s_b + j] == [start + found[-1][2] for start in found[-1][:2]]:
                 found[-1][2] += n
             else:
                 found.append([s_a + i, s_b + j, n])
@@ -145,9 +144,9 @@ def view(
     if not found:
         raise ValueError(f"there is no sample {sample} of {row['id']} for seed {loaded.seed}")
     if row["solution"]:  # as a target of training: a cut one has no end
-        ids = tokenizer.encode(row["solution"], add_special_tokens=False)
-        ids, limit = [*ids, tokenizer.eos_token_id], run.settings.lengths.reference
-        found["y_star"] = {"token_ids": ids[:limit], "correct": True, "finished": len(ids) <= limit}
+        student, limit = run.model_path("student", loaded.seed), run.settings.lengths.reference
+        y_star = references(pd.DataFrame([row]), {loaded.seed: student}, limit).iloc[0].to_dict()
+        found["y_star"] = y_star | {"finished": y_star["token_ids"][-1] == tokenizer.eos_token_id}
     if "y_r" in found and "y_o" in found and recipe.context == "refine":
         found["y_r"]["attempt"] = found["y_o"]["text"]
     shown = [_shown(loaded, task, row, name, one, trained) for name, one in found.items()]
@@ -203,42 +202,34 @@ def live(loaded: Loaded, task, row: dict, *, trained: bool = False, draw: int = 
     """
     run, seed = loaded.run, loaded.seed
 
-    def write(model, prompt: prompts.Prompt, sampling: Sampling) -> pd.DataFrame:
-        stop = models.stop_ids(model.generation_config, loaded.tokenizer)
+    def write(role: str, prompt: prompts.Prompt, sampling: Sampling) -> pd.DataFrame:
         how = sampling.model_dump(include={"max_new_tokens", "temperature", "top_p", "top_k"})
-        with jobs.model_compute():
+        with _model(loaded, role, trained) as model, jobs.model_compute():
+            stop = models.stop_ids(model.generation_config, loaded.tokenizer)
             (done,) = generate.decode(model, [prompt.ids], stop_ids=stop, seed=draw, **how)
         text = loaded.tokenizer.decode(done.token_ids, skip_special_tokens=True)
         about = {"id": row["id"], "sample": 0, "seed": seed, "text": text}
         said = pd.DataFrame([about | done._asdict()])
         return said.assign(correct=grade(task, said, [row]) if row["answer"] else None)
 
-    with _model(loaded, "student", trained) as student:
-        y_o = write(student, prompts.student_prompts(run, seed, [row])[0], run.settings.rollout)
-    with _model(loaded, "teacher") as teacher:
-        asked = prompts.teacher_prompts(run, seed, [row], y_o["text"].tolist())[0]
-        y_r = write(teacher, asked, run.settings.refinement)
+    y_o = write("student", prompts.student_prompts(run, seed, [row])[0], run.settings.rollout)
+    asked = prompts.teacher_prompts(run, seed, [row], y_o["text"].tolist())[0]
+    y_r = write("teacher", asked, run.settings.refinement)
     return view(loaded, task, {"y_o": y_o, "y_r": y_r}, row, trained=trained)
 
 
 def page(view: dict) -> str:
     """One view as a page of its own, HTML that needs no network. Model output stands in it as data
     only: as JSON without "<", and as text. A policy lets no script but the page's own run."""
-    template = Path(__file__).with_name("explore.html").read_text(encoding="utf-8")
-    script = re.search(r'<script type="module">(.*?)</script>', template, re.DOTALL)[1]
+    source = Path(__file__).with_name("explore.html").read_text(encoding="utf-8")
+    script = re.search(r'<script type="module">(.*?)</script>', source, re.DOTALL)[1]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    about, spell, plain = view["run"], view["vocabulary"], [view["problem"]["problem"]]
-    plain += [f"{t['label']}\n{''.join(spell[str(i)] for i in t['ids'])}" for t in view["texts"]]
-    title = f"{view['problem']['id']} · {about['scale']} {about['mode']} {about['method']}"
-    value = json.dumps(view, allow_nan=False, separators=(",", ":"))
-    parts = {
-        "{{title}}": html.escape(title),
-        "{{policy}}": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-        f"script-src 'sha256-{digest}'",
-        "{{view}}": value.replace("<", "\\u003c"),
-        "{{plain}}": html.escape("\n\n".join(plain)),
-    }
-    return re.sub("|".join(map(re.escape, parts)), lambda m: parts[m.group()], template)
+    spell, texts = view["vocabulary"], view["texts"]
+    plain = [f"{t['label']}\n{''.join(spell[str(i)] for i in t['ids'])}" for t in texts]
+    template = jinja2.Environment(autoescape=True, keep_trailing_newline=True).from_string(source)
+    value = json.dumps(view, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    plain = "\n\n".join([view["problem"]["problem"], *plain])
+    return template.render(**view, digest=digest, plain=plain, view=value)
 
 
 def frame(view: dict):
