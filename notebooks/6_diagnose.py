@@ -42,7 +42,7 @@ from IPython.display import Markdown, display
 
 from trdlib import jobs, store, tasks
 from trdlib.analysis import show
-from trdlib.analysis.diagnose import diagnose
+from trdlib.analysis.diagnose import counted, diagnose, transitions
 from trdlib.analysis.show import color, interval
 from trdlib.ops import notebooks
 from trdlib.refine import refine
@@ -158,21 +158,6 @@ def dot(axis, y, cell, color, filled=True):
 
 
 # %%
-def transitions(responses):
-    """Counts of attempts by the verdicts on y_o (rows, by source) and on its y_r (columns)."""
-    y_r, names = responses[responses["trajectory"] == "y_r"], ["failed", "passed"]
-    after = pd.Categorical(y_r["correct"].map({True: "passed", False: "failed"}), names)
-    before = pd.Categorical(y_r["verdict"], names)
-    counts = pd.crosstab([y_r["source"], before], after, dropna=False)
-    return counts.rename_axis(index=["source", "y_o"], columns="y_r")
-
-
-def counted(counts):
-    """`transitions` as text: "12 of 60", "none of 60"."""
-    whole = counts.groupby("source").transform("sum").sum(axis=1).map(" of {:d}".format)
-    return counts.apply(lambda c: c.map("{:d}".format).replace("0", "none") + whole)
-
-
 for one in found:
     counts = transitions(one.responses)
     texts = counted(counts)

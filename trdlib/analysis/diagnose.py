@@ -19,10 +19,11 @@ import torch
 from scipy.special import stdtrit
 
 from trdlib import distill, jobs, models, refine, rollout, stats
-from trdlib.analysis.signals import hidden_at, token_signals
+from trdlib.analysis.signals import hidden_at, mistakes, token_signals, up_to
 from trdlib.run import Run
 from trdlib.settings import Method
 
+VERDICT = {True: "passed", False: "failed"}
 BINS, BEFORE, AFTER = 10, 8, 20  # of the relative position; tokens around the first mistake
 _CURVES = ["forward_kl", "reverse_kl", "teacher_entropy", "onset_mass", "own_mass", "pivot_mass"]
 
@@ -61,15 +62,9 @@ def responses(run: Run, task, problems: pd.DataFrame, y_o, y_r) -> pd.DataFrame:
     y_r = y_r.drop(columns="y_o_correct").assign(attempt=y_o["text"])
     y_r["kept"] = [kept(*pair) for pair in zip(y_o["token_ids"], y_r["token_ids"], strict=True)]
     both = pd.concat([y_o, y_r], keys=["y_o", "y_r"], names=["trajectory", "row"]).reset_index()
-    both["verdict"] = both["row"].map(y_o["correct"]).map({True: "passed", False: "failed"})
-    asked, found = refine.rows_of(problems, both), [None] * len(both)
-    both["source"] = [row["source"] for row in asked]
-    tokenizer = models.load_tokenizer(run.model_path("student", run.settings.seeds[0]))
-    if task.first_wrong:
-        spelled = [tokenizer.convert_ids_to_tokens(list(map(int, t))) for t in both["token_ids"]]
-        found = [task.first_wrong(r["problem"], t) for r, t in zip(asked, spelled, strict=True)]
-    both["wrong"] = [np.nan if f is None else f.index for f in found]
-    both["right"] = [-1 if f is None else tokenizer.convert_tokens_to_ids(f.right) for f in found]
+    both["verdict"] = both["row"].map(y_o["correct"]).map(VERDICT)
+    both["source"] = [row["source"] for row in refine.rows_of(problems, both)]
+    both = both.join(mistakes(run, task, problems, both))
     both["start"] = both["row"].map(both.loc[both["trajectory"] == "y_o", "wrong"])
     return both
 
@@ -78,6 +73,20 @@ def kept(attempt, rewrite) -> float:
     """Share of the attempt's tokens that stand in the rewrite, in order (difflib's matching)."""
     match = difflib.SequenceMatcher(None, list(attempt), list(rewrite), autojunk=False)
     return sum(block.size for block in match.get_matching_blocks()) / len(attempt)
+
+
+def transitions(responses: pd.DataFrame) -> pd.DataFrame:
+    """Counts of attempts by the verdicts on y_o (rows, by source) and on its y_r (columns)."""
+    y_r, names = responses[responses["trajectory"] == "y_r"], ["failed", "passed"]
+    after, before = y_r["correct"].map(VERDICT), pd.Categorical(y_r["verdict"], names)
+    counts = pd.crosstab([y_r["source"], before], pd.Categorical(after, names), dropna=False)
+    return counts.rename_axis(index=["source", "y_o"], columns="y_r")
+
+
+def counted(counts: pd.DataFrame) -> pd.DataFrame:
+    """`transitions` as text: "12 of 60", "none of 60"."""
+    whole = counts.groupby("source").transform("sum").sum(axis=1).map(" of {:d}".format)
+    return counts.apply(lambda c: c.map("{:d}".format).replace("0", "none") + whole)
 
 
 def _batches(run: Run, seed: int, problems, table: pd.DataFrame, device):
@@ -266,8 +275,7 @@ def _cosines(run: Run, seed: int, problems, responses: pd.DataFrame) -> list[tup
         tables = {("y_o", name): y_o for name in ("forward_kl", "reverse_kl")}
         tables["y_r", "forward_kl"] = y_r
         if y_o["start"].notna().any():
-            ends = [None if np.isnan(start) else int(start) + 1 for start in y_o["start"]]
-            cut = [ids[:end] for ids, end in zip(y_o["token_ids"], ends, strict=True)]
+            cut = up_to(y_o["token_ids"], y_o["start"])
             tables["y_o", "forward_kl_cut"] = y_o.assign(token_ids=cut)
         for (trajectory, name), table in tables.items():
             cosine = torch.cosine_similarity(gradient(table, name.removesuffix("_cut")), target, 0)
