@@ -6,30 +6,30 @@ with other settings, as resumable as any), in which one thing differs from the c
 rests; some turn several. One learning rate serves all. Notebook 6_map shows and writes it.
 """
 
-import sys
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 import pandas as pd
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from trdlib import generate, jobs, models, stats, store, tasks
 from trdlib.analysis import signals
+from trdlib.analysis.show import interval
 from trdlib.distill import distill
 from trdlib.evaluate import correct_counts, evaluate
 from trdlib.refine import refine, solve
 from trdlib.rollout import pool, rollout
 from trdlib.run import Run
-from trdlib.settings import Section, SettingsError, root
+from trdlib.settings import Scale, Section, SettingsError, known, root
 
 BENCHMARK, MODE = "trail", "opd"
 # role -> the knob that changes its weights, and the value at which it does not
 CHANGED = {"student": ("student_strength", 0), "teacher": ("teacher_temperature", 1)}
-COMPARED = {  # name of a gap -> (its label, minuend, subtrahend; None: the best y_o method)
-    "to_best": ("trd - best y_o method", "trd", None),
-    "to_off_policy": ("trd - off_policy", "trd", "off_policy"),
-    "to_sft_refined": ("trd - sft_refined", "trd", "sft_refined"),
+COMPARED = {  # name of a gap -> (minuend, subtrahend; None: the best y_o method)
+    "to_best": ("trd", None),
+    "to_off_policy": ("trd", "off_policy"),
+    "to_sft_refined": ("trd", "sft_refined"),
 }
 Knob = Literal[
     "locality",  # share of problems on which a wrong turn does not spoil what follows
@@ -53,20 +53,46 @@ class Map(Section):
     test_problems: PositiveInt
     learning_rate: PositiveFloat
 
-    @model_validator(mode="after")
-    def _is_complete(self):
-        if missing := [knob for knob in get_args(Knob) if not self.knobs.get(knob)]:
-            raise ValueError(f"{', '.join(missing)}: each knob needs at least its usual value")
-        if not {"trd", "off_policy", "sft_refined"} <= set(self.methods):
-            raise ValueError("the map compares trd, off_policy and sft_refined: add those methods")
-        return self
+    def faults(self) -> dict:
+        missing = [knob for knob in get_args(Knob) if not self.knobs.get(knob)]
+        without = {"trd", "off_policy", "sft_refined"} - set(self.methods)
+        return {
+            f"{', '.join(missing)}: each knob needs at least its usual value": missing,
+            "the map compares trd, off_policy and sft_refined: add those methods": without,
+        }
+
+
+def check(name: str, scale: Scale) -> Map | None:
+    """The section `map` of a scale, None where it has none; SettingsError if it is wrong."""
+    where = f"scales.{name}.map"
+    if (plan := tasks.sets.section(Map, scale.map, where)) is None:
+        return None
+    if scale.task != "modular":
+        raise SettingsError(f"{where}: the map is of the task modular, not of {scale.task}")
+    try:
+        for method in plan.methods + plan.oracles:
+            known("method", method, scale.methods)
+        for oracle in plan.oracles:
+            _plain(scale, plan, oracle)
+    except ValueError as error:
+        raise SettingsError(f"{where}: {error}") from None
+    return plan
+
+
+def _plain(scale: Scale, plan: Map, oracle: str) -> str:
+    """The method that an oracle is without its knowledge."""
+    usual = scale.methods[oracle].model_copy(update={"trajectory": "y_o", "skip_onsets": False})
+    for method in plan.methods:
+        if scale.methods[method] == usual:
+            return method
+    raise ValueError(f"the oracle {oracle} is compared with the same on all of y_o: add that")
 
 
 def section(run: Run) -> Map:
     """What the run's scale says of its map; SettingsError if it has none, or a wrong one."""
-    if run.settings.map is None or run.settings.task != "modular":
-        raise SettingsError(f"{run.scale} has no map: it needs the task modular and a section map")
-    return tasks.sets.section(Map, run.settings.map, f"scales.{run.scale}.map")
+    if plan := check(run.scale, run.settings):
+        return plan
+    raise SettingsError(f"{run.scale} has no map: give it a section map, as the scale tiny has")
 
 
 class Cell(NamedTuple):
@@ -125,7 +151,7 @@ def _make(run: Run, seed: int, role: str, value: float) -> None:
     """Make the student or teacher that a knob asks for, if it is missing."""
     sources = {r: run.model_path(r, seed) for r in ("student", "teacher")}
     mark = root() / _model(run, role, value).format(seed=seed) / "made_of.json"
-    code = store.code_hash(sys.modules[__name__])
+    code = store.code_hash(_make)
     stamp = store.content_hash([models.identity(s) for s in sources.values()], role, value, code)
     if mark.is_file() and store.read_json(mark)["fingerprint"] == stamp:
         return
@@ -177,13 +203,14 @@ def _measure(cell: Cell) -> list[dict]:
 
 def gaps(run: Run) -> dict[str, tuple]:
     """COMPARED, and each oracle minus the method that it is without its knowledge."""
-    recipes, plan = run.settings.methods, section(run)
-    found = dict(COMPARED)
-    for oracle in plan.oracles:
-        usual = recipes[oracle].model_copy(update={"trajectory": "y_o", "skip_onsets": False})
-        plain = next(m for m in plan.methods if recipes[m] == usual)
-        found[oracle] = (f"{oracle} - {plain}", oracle, plain)
-    return found
+    plan = section(run)
+    return COMPARED | {name: (name, _plain(run.settings, plan, name)) for name in plan.oracles}
+
+
+def label(gap: str) -> str:
+    """What one of COMPARED is."""
+    ours, theirs = COMPARED[gap]
+    return f"{ours} - {theirs or 'best y_o method'}"
 
 
 def survey(run: Run) -> pd.DataFrame:
@@ -201,7 +228,7 @@ def survey(run: Run) -> pd.DataFrame:
                 _make(run, seed, role, value)
     found = pool(run, _measure, [(cell,) for cell in places], "cells", training=True)
     rows = [row for of_cell in found for row in of_cell]
-    for gap, (_, ours, theirs) in gaps(run).items():
+    for gap, (ours, theirs) in gaps(run).items():
         for temperature in run.settings.evaluation.temperatures:
             here = [r for r in rows if r["temperature"] == temperature and ours in r["right"]]
             pairs = [(r["right"][ours], r["right"][theirs or r["best"]]) for r in here]
@@ -209,3 +236,37 @@ def survey(run: Run) -> pd.DataFrame:
             for row, one in zip(here, found, strict=True):
                 row |= {f"{gap}_{key}": value for key, value in one.items()}
     return pd.DataFrame(rows).drop(columns="right")
+
+
+def gap_of(row, gap: str) -> str:
+    """A difference in points, with the intervals for these and for new models."""
+    these, new = ([row[f"{gap}_{end}{side}"] for side in ("low", "high")] for end in ("", "new_"))
+    text = interval(row[f"{gap}_value"], *these, signed=True)
+    return f"{text} {interval(None, *new, signed=True, star=row[f'{gap}_marked'], ends=True)}"
+
+
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """The map at one temperature for people: percent and points, stars where marked."""
+    shares = {f"{name} right": f"{name}_accuracy" for name in ("y_o", "y_r", "y_t")}
+    shares |= {name: f"avg_{name}" for name in ("base", "trd", "off_policy", "sft_refined")}
+    shown = []
+    for row in table.to_dict("records"):
+        value = "" if pd.isna(row["value"]) else f"{row['value']:g}"
+        one = {"knob": row["knob"], "value": value}
+        one |= {name: f"{100 * row[column]:.1f}" for name, column in shares.items()}
+        one["best y_o method"] = f"{row['best']} {100 * row['avg_' + row['best']]:.1f}"
+        shown.append(one | {label(gap): gap_of(row, gap) for gap in COMPARED})
+    return pd.DataFrame(shown)
+
+
+def oracles(run: Run, table: pd.DataFrame) -> pd.DataFrame:
+    """What an oracle adds to its plain method, at one temperature, where it was run."""
+    rest, rows = section(run).knobs["locality"][0], []
+    here = table[table["knob"].isin(["rest", "locality"])].fillna({"value": rest})
+    for gap, (oracle, plain) in list(gaps(run).items())[len(COMPARED) :]:
+        for row in here.to_dict("records"):
+            ends = ([row[f"avg_{m}{e}"] for e in ("", "_low", "_high")] for m in (plain, oracle))
+            cells = (interval(*of) for of in ends)
+            rows.append((f"{row['value']:g}", oracle, *cells, gap_of(row, gap)))
+    columns = ["locality", "oracle", "without it", "with it", "difference"]
+    return pd.DataFrame(rows, columns=columns)
