@@ -35,7 +35,7 @@ import pandas as pd
 from IPython.display import Markdown
 
 from trdlib import jobs, stats, store
-from trdlib.analysis.map import label, oracles, readable, section, survey
+from trdlib.analysis.map import COMPARED, oracles, readable, section, survey
 from trdlib.analysis.show import look, save
 from trdlib.ops import notebooks
 from trdlib.run import get_run
@@ -84,7 +84,10 @@ for axis, (knob, here) in zip(axes.flat, panels.items(), strict=False):
         value, low, high, new_low, new_high = (
             100 * here[f"{gap}_{end}"].to_numpy() for end in ends
         )
-        style, color = {"ls": line, "label": label(gap), **look(like)}, look(like)["color"]
+        style, color = (
+            {"ls": line, "label": " - ".join(COMPARED[gap]), **look(like)},
+            look(like)["color"],
+        )
         if knob == "point":  # these cells are no curve
             style["ls"] = ""
             axis.vlines(place, low, high, color=color, lw=5, alpha=0.3)

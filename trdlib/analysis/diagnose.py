@@ -1,16 +1,16 @@
 """Prefix-failure signals: what the teacher says along y_o and along y_r, before any training.
 
-Paper section 1: after a wrong step the teacher is a mixture of going on and turning back, and
-since the frozen prefix never turns back, it proposes the same correction over and over; the mass
-on epistemic onset tokens is the signature. Section 4: trajectory analysis. Everything is measured
-at step 0, on the tokens and contexts that training would see (y_o: the teacher's vanilla context,
-y_r: its refine context), in nats, at temperature 1. Ours: the list of onset words (params.yaml,
-`onsets`); curves aligned at the first mistake where the task knows it (y_r at the same token of its
-y_o), elsewhere along the relative position; intervals from resampling problems, whose tokens,
-samples and base seeds go together. Notebook 6_diagnose draws and writes it.
+Paper section 1: after a wrong step the teacher is a mixture of going on and turning back; since the
+frozen prefix never turns back, it proposes the same correction over and over, and the mass on
+epistemic onset tokens is the signature. All is measured at step 0, on the tokens and contexts that
+training would see, in nats, at temperature 1. Ours: the list of onset words (params.yaml); curves
+aligned at the first mistake where the task knows it (y_r at the same token of its y_o), elsewhere
+along the relative position; intervals from resampling problems, whose tokens, samples and base
+seeds go together. Notebook 6_diagnose draws and writes it.
 """
 
 import difflib
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -32,7 +32,7 @@ class Diagnosis(NamedTuple):
     """What was found of one mode (the method of its run does not matter)."""
 
     run: Run
-    responses: pd.DataFrame  # of `responses`, with their mean log-likelihoods
+    responses: pd.DataFrame  # with their mean log-likelihoods
     curves: pd.DataFrame
     numbers: pd.DataFrame  # of `summary`, and `reference_cosines` where it takes seconds
 
@@ -42,11 +42,9 @@ def diagnose(run: Run, task, problems: pd.DataFrame, y_o, y_r) -> Diagnosis:
     found = responses(run, task, problems, y_o, y_r)
     tokens = scores(run, problems, found)
     found = with_likelihoods(found, tokens)
-    numbers = summary(run, found, tokens)
-    if run.settings.pretraining:
-        cosines = reference_cosines(run, problems, found)
-        numbers = pd.concat([numbers, cosines], ignore_index=True)
-    return Diagnosis(run, found, curves(run, tokens), numbers)
+    numbers = [summary(run, found, tokens)]
+    numbers += [reference_cosines(run, problems, found)] * bool(run.settings.pretraining)
+    return Diagnosis(run, found, curves(run, tokens), pd.concat(numbers, ignore_index=True))
 
 
 def responses(run: Run, task, problems: pd.DataFrame, y_o, y_r) -> pd.DataFrame:
@@ -146,9 +144,9 @@ def with_likelihoods(responses: pd.DataFrame, tokens: pd.DataFrame) -> pd.DataFr
     """The responses with student_nll and teacher_nll (mean of a token, nats), and their difference
     ppl_gap, the log of the ratio of the perplexities."""
     nll = tokens.groupby(["trajectory", "row"])[["student_logp", "teacher_logp"]].mean().mul(-1)
-    nll = nll.set_axis(["student_nll", "teacher_nll"], axis=1).reset_index()
+    nll.columns = ["student_nll", "teacher_nll"]
     nll["ppl_gap"] = nll["student_nll"] - nll["teacher_nll"]
-    return responses.merge(nll, on=["trajectory", "row"])
+    return responses.join(nll, on=["trajectory", "row"])
 
 
 def estimates(run: Run, table, quantities: list[str], by: list[str], over="") -> pd.DataFrame:
@@ -158,7 +156,7 @@ def estimates(run: Run, table, quantities: list[str], by: list[str], over="") ->
     table: a row per token or response, with id and source; NaN is left out. over: a column to
     divide by, instead of the number of rows. One resampling of a source serves all its cells.
     """
-    how, found = run.settings.evaluation, []
+    how, found, keys = run.settings.evaluation, [], ["value", "low", "high", "problems"]
     tail = (1 - how.confidence) / 2
     for source, mine in table.groupby("source", sort=True):
         ids = np.sort(mine["id"].unique())
@@ -173,15 +171,19 @@ def estimates(run: Run, table, quantities: list[str], by: list[str], over="") ->
             with np.errstate(invalid="ignore", divide="ignore"):
                 means = (sums.to_numpy(float) @ drawn) / (counts.to_numpy(float) @ drawn)
                 value = sums.sum(axis=1) / counts.sum(axis=1)
-            low, high = np.nanquantile(means, [tail, 1 - tail], axis=1)
-            one = {"value": value, "low": low, "high": high, "problems": (counts > 0).sum(axis=1)}
-            one = pd.DataFrame(one).reset_index().assign(source=source, quantity=quantity)
+            values = (
+                value,
+                *np.nanquantile(means, [tail, 1 - tail], axis=1),
+                (counts > 0).sum(axis=1),
+            )
+            one = pd.DataFrame(dict(zip(keys, values, strict=True))).reset_index()
+            one = one.assign(source=source, quantity=quantity)
             if not over and mine[quantity].dropna().isin([0, 1]).all():  # yes or no
                 reach = one["problems"].map(lambda n: stats.exact_reach(n, how.confidence))
                 one["low"] = one["low"].where(one["value"] < 1, 1 - reach)
                 one["high"] = one["high"].where(one["value"] > 0, reach)
             found.append(one)
-    order = ["source", *by, "quantity", "value", "low", "high", "problems"]
+    order = ["source", *by, "quantity", *keys]
     return pd.concat(found, ignore_index=True)[order] if found else pd.DataFrame(columns=order)
 
 
@@ -270,15 +272,15 @@ def _cosines(run: Run, seed: int, problems, responses: pd.DataFrame) -> list[tup
         few = mine["id"].unique()[: run.settings.diagnosis.gradient_problems]
         mine = mine[mine["id"].isin(few)]
         y_o, y_r = (mine[mine["trajectory"] == name] for name in ("y_o", "y_r"))
-        references = y_o.assign(token_ids=solutions[y_o["id"]].tolist())
-        target = gradient(references, "cross_entropy")
-        tables = {("y_o", name): y_o for name in ("forward_kl", "reverse_kl")}
-        tables["y_r", "forward_kl"] = y_r
+        cut = y_o.assign(token_ids=up_to(y_o["token_ids"], y_o["start"]))
+        todo = [(y_o, "forward_kl"), (y_o, "reverse_kl"), (y_r, "forward_kl")]
         if y_o["start"].notna().any():
-            cut = up_to(y_o["token_ids"], y_o["start"])
-            tables["y_o", "forward_kl_cut"] = y_o.assign(token_ids=cut)
-        for (trajectory, name), table in tables.items():
+            todo.append((cut, "forward_kl_cut"))
+        right = y_o.assign(token_ids=solutions[y_o["id"]].tolist())
+        target = gradient(right, "cross_entropy")
+        for table, name in todo:
             cosine = torch.cosine_similarity(gradient(table, name.removesuffix("_cut")), target, 0)
+            trajectory = table["trajectory"].iloc[0]
             found.append((source, trajectory, f"gradient_{name}", float(cosine)))
     return found
 
@@ -293,7 +295,7 @@ def reference_cosines(run: Run, problems: pd.DataFrame, responses: pd.DataFrame)
     todo = [(run, int(seed), problems, mine) for seed, mine in responses.groupby("seed")]
     found = rollout.pool(run, _cosines, todo, "gradients", training=True)
     by = ["source", "trajectory", "quantity"]
-    table = pd.DataFrame([row for rows in found for row in rows], columns=[*by, "cosine"])
+    table = pd.DataFrame(itertools.chain.from_iterable(found), columns=[*by, "cosine"])
     table = table.groupby(by)["cosine"].agg(value="mean", error="sem").reset_index()
     t = -stdtrit(len(todo) - 1, (1 - run.settings.evaluation.confidence) / 2)
     half, counts = t * table.pop("error"), responses.groupby("source")["id"].nunique()

@@ -21,13 +21,13 @@ from trdlib.evaluate import correct_counts, evaluate
 from trdlib.refine import refine, solve
 from trdlib.rollout import pool, rollout
 from trdlib.run import Run
-from trdlib.settings import Scale, Section, SettingsError, known, root
+from trdlib.settings import Method, Scale, Section, SettingsError, known, root
 
 BENCHMARK, MODE = "trail", "opd"
 # role -> the knob that changes its weights, and the value at which it does not
 CHANGED = {"student": ("student_strength", 0), "teacher": ("teacher_temperature", 1)}
-COMPARED = {  # name of a gap -> (minuend, subtrahend; None: the best y_o method)
-    "to_best": ("trd", None),
+COMPARED = {  # name of a gap -> (minuend, subtrahend)
+    "to_best": ("trd", "best y_o method"),
     "to_off_policy": ("trd", "off_policy"),
     "to_sft_refined": ("trd", "sft_refined"),
 }
@@ -72,20 +72,23 @@ def check(name: str, scale: Scale) -> Map | None:
     try:
         for method in plan.methods + plan.oracles:
             known("method", method, scale.methods)
-        for oracle in plan.oracles:
-            _plain(scale, plan, oracle)
+        gaps(plan, scale.methods)
     except ValueError as error:
         raise SettingsError(f"{where}: {error}") from None
     return plan
 
 
-def _plain(scale: Scale, plan: Map, oracle: str) -> str:
-    """The method that an oracle is without its knowledge."""
-    usual = scale.methods[oracle].model_copy(update={"trajectory": "y_o", "skip_onsets": False})
-    for method in plan.methods:
-        if scale.methods[method] == usual:
-            return method
-    raise ValueError(f"the oracle {oracle} is compared with the same on all of y_o: add that")
+def gaps(plan: Map, recipes: dict[str, Method]) -> dict[str, tuple[str, str]]:
+    """COMPARED, and each oracle and the method that it is without its knowledge; ValueError if the
+    map has no such method."""
+    found = dict(COMPARED)
+    for oracle in plan.oracles:
+        usual = recipes[oracle].model_copy(update={"trajectory": "y_o", "skip_onsets": False})
+        plain = [method for method in plan.methods if recipes[method] == usual]
+        if not plain:
+            raise ValueError(f"{oracle} is compared with the same on all of y_o: add that method")
+        found[oracle] = (oracle, plain[0])
+    return found
 
 
 def section(run: Run) -> Map:
@@ -186,8 +189,9 @@ def _measure(cell: Cell) -> list[dict]:
     trained = distill(runs, task, problems, {MODE: {**texts, "y_o_cut": cut}})
     adapters = [None, *(one.adapters for one in trained)]
     samples = evaluate([run.with_("none", "base"), *runs], task, problems, adapters)
-    plan, how, found = section(run), run.settings.evaluation.interval, []
-    on_attempts = [m for m in plan.methods if run.settings.methods[m].trajectory == "y_o"]
+    how, found, recipes = run.settings.evaluation.interval, [], run.settings.methods
+    on_attempts = [m for m in cell.methods if recipes[m].trajectory == "y_o"]
+    on_attempts = [m for m in on_attempts if not recipes[m].skip_onsets]  # an oracle
     for temperature in run.settings.evaluation.temperatures:
         counts = [correct_counts(at[temperature][BENCHMARK]) for at in samples]
         right = {m: c / k for m, (c, k) in zip(("base", *cell.methods), counts, strict=True)}
@@ -199,18 +203,6 @@ def _measure(cell: Cell) -> list[dict]:
         record["best"] = max(on_attempts, key=lambda method: record[f"avg_{method}"])
         found.append(record | {"right": right})
     return found
-
-
-def gaps(run: Run) -> dict[str, tuple]:
-    """COMPARED, and each oracle minus the method that it is without its knowledge."""
-    plan = section(run)
-    return COMPARED | {name: (name, _plain(run.settings, plan, name)) for name in plan.oracles}
-
-
-def label(gap: str) -> str:
-    """What one of COMPARED is."""
-    ours, theirs = COMPARED[gap]
-    return f"{ours} - {theirs or 'best y_o method'}"
 
 
 def survey(run: Run) -> pd.DataFrame:
@@ -228,10 +220,12 @@ def survey(run: Run) -> pd.DataFrame:
                 _make(run, seed, role, value)
     found = pool(run, _measure, [(cell,) for cell in places], "cells", training=True)
     rows = [row for of_cell in found for row in of_cell]
-    for gap, (ours, theirs) in gaps(run).items():
+    for gap, (ours, theirs) in gaps(section(run), run.settings.methods).items():
         for temperature in run.settings.evaluation.temperatures:
             here = [r for r in rows if r["temperature"] == temperature and ours in r["right"]]
-            pairs = [(r["right"][ours], r["right"][theirs or r["best"]]) for r in here]
+            pairs = [
+                (r["right"][ours], r["right"].get(theirs, r["right"][r["best"]])) for r in here
+            ]
             found = stats.family(pairs, **run.settings.evaluation.interval)
             for row, one in zip(here, found, strict=True):
                 row |= {f"{gap}_{key}": value for key, value in one.items()}
@@ -255,15 +249,16 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
         one = {"knob": row["knob"], "value": value}
         one |= {name: f"{100 * row[column]:.1f}" for name, column in shares.items()}
         one["best y_o method"] = f"{row['best']} {100 * row['avg_' + row['best']]:.1f}"
-        shown.append(one | {label(gap): gap_of(row, gap) for gap in COMPARED})
+        shown.append(one | {" - ".join(of): gap_of(row, gap) for gap, of in COMPARED.items()})
     return pd.DataFrame(shown)
 
 
 def oracles(run: Run, table: pd.DataFrame) -> pd.DataFrame:
     """What an oracle adds to its plain method, at one temperature, where it was run."""
-    rest, rows = section(run).knobs["locality"][0], []
+    plan, rows = section(run), []
+    rest, found = plan.knobs["locality"][0], gaps(plan, run.settings.methods)
     here = table[table["knob"].isin(["rest", "locality"])].fillna({"value": rest})
-    for gap, (oracle, plain) in list(gaps(run).items())[len(COMPARED) :]:
+    for gap, (oracle, plain) in list(found.items())[len(COMPARED) :]:
         for row in here.to_dict("records"):
             ends = ([row[f"avg_{m}{e}"] for e in ("", "_low", "_high")] for m in (plain, oracle))
             cells = (interval(*of) for of in ends)
