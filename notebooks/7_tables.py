@@ -17,7 +17,7 @@
 # %% [markdown]
 # # 7 · Tables: what the pipeline found
 #
-# From the metrics files of one scale: for each mode the table (Markdown, CSV, LaTeX), the figure
+# From the metrics files of one scale: for each mode the table (Markdown, CSV), the figure
 # and the cost. Every cell has an interval. Differences are paired by problem and have two: *these
 # models* (problems resampled) and *new models* (base models and trainings random too); a star
 # needs the second. The base stands twice, and the last family of a table compares methods with
@@ -40,11 +40,63 @@ from trdlib.run import get_runs
 from trdlib.settings import root
 
 runs = get_runs(scale, mode, "trd")  # one for each mode
+
+
+def family(run, name, found):
+    """A family under its title; nothing if none of it was run."""
+    mine = found[found["family"] == name]
+    if mine.empty:
+        return []
+    said, shown = "", tables.side_by_side(mine).set_index("difference")
+    if name in (tables.TO_TRD, tables.TO_BASE):
+        said = f"Temperature {mine['temperature'].iloc[0]:g}, [interval for new models]. "
+        shown = tables.by_benchmark(mine, tables.gain, "ours")
+    elif name == tables.SUBSETS:
+        said = "A subset has fewer rows, so fewer steps: one that does worse may only be smaller. "
+    elif name == tables.ITSELF:
+        said = tables.itself(run, found)
+    return [f"## {name}", said + tables.rule(mine), shown.to_markdown()]
+
+
+def grids(run, table, what, rows=""):
+    """The accuracies of each temperature under their title."""
+    parts = []
+    for temperature, here in table.groupby("temperature", sort=False):
+        k = run.settings.evaluation.at(temperature).samples
+        parts += [f"## {what}@{k} at temperature {temperature:g}{rows}"]
+        parts += [tables.accuracies(here, what).to_markdown()]
+    return parts
+
+
+def markdown(run, table, found):
+    """The whole page of one mode and scale, as Markdown."""
+    first = table["method"].isin(tables.HEADLINE)
+    lowest = table.groupby(["temperature", "benchmark"])["pass_value"].transform("min")
+    others = (tables.ROUNDS, tables.TO_TRD, tables.TO_BASE, tables.SUBSETS, tables.ITSELF)
+    parts = [
+        f"# {run.mode.upper()}, scale {run.scale}",
+        tables.how(run, table),
+        *grids(run, table[first], "avg"),
+        *family(run, tables.DECISIVE, found),
+        *grids(run, table[~first], "avg", ", other rows"),
+        *(part for name in others for part in family(run, name, found)),
+        *grids(run, table[lowest < 1], "pass"),  # where not everything is at 100 %
+        "## Training, and what the samples look like",
+        "The learning rate is chosen per method on the validation set (at edge: 1 if it is the "
+        "lowest or highest that was tried). Rows: mean of base seeds. Trajectory: the text that "
+        "the method trained on, its accuracy, and the share of it that is the reference word for "
+        "word. Tokens and unfinished: means over the benchmarks.",
+        tables.training(run, table),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
 written, found, gaps = [], {}, {}
 for run in runs:
     found[run.mode], gaps[run.mode] = tables.collect(run), tables.differences(run)
-    written += tables.write(run, found[run.mode], gaps[run.mode])
-    display(Markdown(tables.paths(run)["md"].read_text(encoding="utf-8")))
+    page = markdown(run, found[run.mode], gaps[run.mode])
+    written += tables.write(run, found[run.mode], gaps[run.mode], page)
+    display(Markdown(page))
 
 # %% [markdown]
 # ## All methods at a glance

@@ -1,8 +1,8 @@
-"""From metrics files to tables: Markdown, CSV, and the README's headline.
+"""From metrics files to tables, and the README's headline.
 
 Differences are paired by problem. Each has two intervals (these models, new models) and belongs to
 a named family, the table in which it stands; a star is `stats.marked` within that. What has not
-been run is shown as missing. Notebook 7 draws the figures.
+been run is shown as missing. Notebook 7 writes the page and draws the figures.
 """
 
 import itertools
@@ -163,13 +163,13 @@ def cell(row, what: str) -> str:
     return interval(*(row[f"{what}_{end}"] for end in _ENDS[:3]))
 
 
-def _new(row, *, ends: bool = False) -> str:
+def gain(row, *, ends: bool = False) -> str:
     """A difference with its interval for new models, or that alone (ends), and its star."""
     how = {"signed": True, "star": row["marked"], "ends": ends}
     return interval(row["value"], row["new_low"], row["new_high"], **how)
 
 
-def _grid(rows: pd.DataFrame, text, index: str) -> pd.DataFrame:
+def by_benchmark(rows: pd.DataFrame, text, index: str) -> pd.DataFrame:
     """text(row) of each row, by benchmarks, in the order of the table."""
     cells = pd.Series([text(row) for row in rows.to_dict("records")], dtype=object)
     cells.index = pd.MultiIndex.from_frame(rows[[index, "benchmark"]])
@@ -178,7 +178,7 @@ def _grid(rows: pd.DataFrame, text, index: str) -> pd.DataFrame:
 
 def accuracies(table: pd.DataFrame, what: str = "avg") -> pd.DataFrame:
     """Methods by benchmarks, of one temperature, as text."""
-    return _grid(table, lambda row: cell(row, what), "method")
+    return by_benchmark(table, lambda row: cell(row, what), "method")
 
 
 def side_by_side(found: pd.DataFrame) -> pd.DataFrame:
@@ -189,7 +189,7 @@ def side_by_side(found: pd.DataFrame) -> pd.DataFrame:
         who = "" if row["theirs"] == row["against"] else f"{row['theirs']}: "
         at = f"T = {row['temperature']:g}: "
         mine[f"{at}these models"] = interval(*(row[end] for end in _ENDS[:3]), signed=True)
-        mine[f"{at}new models"] = _new(row, ends=True)
+        mine[f"{at}new models"] = gain(row, ends=True)
         mine[f"{at}by base seed"] = who + _by_seed(row)
     names = pd.DataFrame(list(rows), columns=["difference", "benchmark"])
     return names.join(pd.DataFrame(list(rows.values()))).fillna(DASH)
@@ -231,29 +231,27 @@ def itself(run: Run, found: pd.DataFrame) -> str:
     )
 
 
-def _family(run: Run, name: str, found: pd.DataFrame) -> list[str]:
-    """A family under its title; nothing if none of it was run."""
-    mine = found[found["family"] == name]
-    if mine.empty:
-        return []
-    at = f"Temperature {mine['temperature'].iloc[0]:g}, [interval for new models]. "
-    fewer = "A subset has fewer rows, so fewer steps: one that does worse may only be smaller. "
-    said = {TO_TRD: at, TO_BASE: at, SUBSETS: fewer, ITSELF: itself(run, found)}.get(name, "")
-    wide = said != at
-    shown = side_by_side(mine).set_index("difference") if wide else _grid(mine, _new, "ours")
-    return [f"## {name}", said + rule(mine), shown.to_markdown()]
+def training(run: Run, table: pd.DataFrame) -> str:
+    """What each method trained on, and what its samples look like: means, a Markdown table."""
+    forms = {"learning_rate": "g", "at_edge": "g", "rows": ".0f", "trajectory_accuracy": ".1%"}
+    forms |= {"trajectory_like_reference": ".1%", "mean_tokens": ".1f", "unfinished": ".2%"}
+    primary = table[table["temperature"] == run.settings.evaluation.temperatures[0]]
+    means = primary.astype(dict.fromkeys(forms, float)).groupby("method", sort=False)[[*forms]]
+    shown = means.mean().astype(object).rename(columns=lambda name: name.replace("_", " "))
+    shown = shown.where(shown.notna(), None)
+    return shown.to_markdown(floatfmt=("", *forms.values()), missingval=DASH)
 
 
-def _how(run: Run, table: pd.DataFrame) -> str:
+def how(run: Run, table: pd.DataFrame) -> str:
     """How numbers are made, and what to know of the rewrites before rows are compared."""
-    done, how = table[table["run"]], run.settings.evaluation
+    done, asked = table[table["run"]], run.settings.evaluation
     if done.empty:
         return "Nothing has been run yet."
     problems = " or ".join(map(str, sorted(done["n"].astype(int).unique())))
-    samples = " and ".join(f"{how.at(t).samples} at {t:g}" for t in how.temperatures)
+    samples = " and ".join(f"{asked.at(t).samples} at {t:g}" for t in asked.temperatures)
     text = (
         f"Percent, mean of {len(run.settings.seeds)} base seeds, {problems} problems, samples of "
-        f"each by temperature: {samples}. Accuracies: [{how.confidence:.0%} interval for *these "
+        f"each by temperature: {samples}. Accuracies: [{asked.confidence:.0%} interval for *these "
         "models*: problems resampled, exact at 0 and 100%]. Differences, paired by problem, have "
         "one for *new models* too: base models and trainings are random. The best y_o method is "
         "picked per benchmark and temperature by its test score, which favours it."
@@ -263,52 +261,6 @@ def _how(run: Run, table: pd.DataFrame) -> str:
         text += f" {same:.2%} of the rewrites are the reference solution word for word"
         text += ": `sft_refined` is `sft`, one experiment, shown once." if same == 1 else "."
     return text
-
-
-def _training(run: Run, table: pd.DataFrame) -> list[str]:
-    """What each method trained on, and what its samples look like."""
-    forms = {"learning_rate": "g", "at_edge": "g", "rows": ".0f", "trajectory_accuracy": ".1%"}
-    forms |= {"trajectory_like_reference": ".1%", "mean_tokens": ".1f", "unfinished": ".2%"}
-    primary = table[table["temperature"] == run.settings.evaluation.temperatures[0]]
-    means = primary.astype(dict.fromkeys(forms, float)).groupby("method", sort=False)[[*forms]]
-    shown = means.mean().astype(object).rename(columns=lambda name: name.replace("_", " "))
-    how = {"floatfmt": ("", *forms.values()), "missingval": DASH}
-    return [
-        "## Training, and what the samples look like",
-        "The learning rate is chosen per method on the validation set (at edge: 1 if it is the "
-        "lowest or highest that was tried). Rows: mean of base seeds. Trajectory: the text that "
-        "the method trained on, its accuracy, and the share of it that is the reference word for "
-        "word. Tokens and unfinished: means over the benchmarks.",
-        shown.where(shown.notna(), None).to_markdown(**how),
-    ]
-
-
-def _grids(run: Run, table: pd.DataFrame, what: str, rows: str = "") -> list[str]:
-    """`accuracies` of each temperature under its title."""
-    parts = []
-    for temperature, here in table.groupby("temperature", sort=False):
-        k = run.settings.evaluation.at(temperature).samples
-        parts += [f"## {what}@{k} at temperature {temperature:g}{rows}"]
-        parts += [accuracies(here, what).to_markdown()]
-    return parts
-
-
-def markdown(run: Run, table: pd.DataFrame, found: pd.DataFrame) -> str:
-    """The whole report of one mode and scale, as Markdown."""
-    first = table["method"].isin(HEADLINE)
-    lowest = table.groupby(["temperature", "benchmark"])["pass_value"].transform("min")
-    parts = [
-        f"# {run.mode.upper()}, scale {run.scale}",
-        _how(run, table),
-        *_grids(run, table[first], "avg"),
-        *_family(run, DECISIVE, found),
-        *_grids(run, table[~first], "avg", ", other rows"),
-        *(part for name in (ROUNDS, TO_TRD, TO_BASE, SUBSETS, ITSELF)
-          for part in _family(run, name, found)),
-        *_grids(run, table[lowest < 1], "pass"),  # where not everything is at 100 %
-        *_training(run, table),
-    ]  # fmt: skip
-    return "\n\n".join(parts) + "\n"
 
 
 def paths(run: Run) -> dict[str, Path]:
@@ -324,13 +276,12 @@ def paths(run: Run) -> dict[str, Path]:
     return {what: run.results / file.format(run.scale, run.mode) for what, file in files.items()}
 
 
-def write(run: Run, table: pd.DataFrame, found: pd.DataFrame) -> list[Path]:
-    """What `collect` and `differences` found as md and csv; one number a method for DVC."""
+def write(run: Run, table: pd.DataFrame, found: pd.DataFrame, page: str) -> list[Path]:
+    """What `collect` and `differences` found, and the page on it; one number a method for DVC."""
     target, how = paths(run), {"index": False, "lineterminator": "\n"}
     primary = table["temperature"] == run.settings.evaluation.temperatures[0]
     means = table[table["run"] & primary].groupby("method")["avg_value"].mean().mul(100).round(2)
-    texts = {"md": markdown(run, table, found), "csv": table.to_csv(**how)}
-    texts["differences"] = found.to_csv(**how)
+    texts = {"md": page, "csv": table.to_csv(**how), "differences": found.to_csv(**how)}
     written = [store.write_text(target[kind], text) for kind, text in texts.items()]
     return [*written, store.write_json(target["summary"], means.to_dict())]
 
@@ -342,15 +293,16 @@ def headline(run: Run) -> str:
     shown = table["method"].isin(HEADLINE) & (table["temperature"] == primary)
     grid, seeds = accuracies(table[shown]), {}
     for (against, t), here in decisive.groupby(["against", "temperature"], sort=False):
-        gain = _grid(here, _new, "against").loc[against]
-        grid.loc[f"**trd minus {against}**, T = {t:g}"] = gain
-        by_seed = _grid(here, _by_seed, "against").loc[against]
-        seeds |= {} if t != primary else {f"... {against}, by base seed": by_seed}
+        row = by_benchmark(here, gain, "against").loc[against]
+        grid.loc[f"**trd minus {against}**, T = {t:g}"] = row
+        if t == primary:
+            by_seed = by_benchmark(here, _by_seed, "against").loc[against]
+            seeds[f"... {against}, by base seed"] = by_seed
     for name in list(seeds)[:2]:
         grid.loc[name] = seeds[name]
     return (
         f"**{run.mode.upper()}, scale {run.scale}**, temperature {primary:g} where none is named. "
-        f"{_how(run, table)} In rows of differences: [interval for new models]. "
+        f"{how(run, table)} In rows of differences: [interval for new models]. "
         f"{'' if decisive.empty else rule(decisive)} All rows and both intervals: [the whole "
         f"table]({paths(run)['md'].relative_to(root())}).\n\n{grid.to_markdown()}\n"
     )
