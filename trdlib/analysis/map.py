@@ -6,6 +6,7 @@ with other settings, as resumable as any), in which one thing differs from the c
 rests; some turn several. One learning rate serves all. Notebook 6_map shows and writes it.
 """
 
+import itertools
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -21,13 +22,13 @@ from trdlib.evaluate import correct_counts, evaluate
 from trdlib.refine import refine, solve
 from trdlib.rollout import pool, rollout
 from trdlib.run import Run
-from trdlib.settings import Method, Scale, Section, SettingsError, known, root
+from trdlib.settings import Method, Scale, Section, SettingsError, root
 
-BENCHMARK, MODE = "trail", "opd"
+BENCHMARK, MODE, BEST = "trail", "opd", "best y_o method"
 # role -> the knob that changes its weights, and the value at which it does not
 CHANGED = {"student": ("student_strength", 0), "teacher": ("teacher_temperature", 1)}
 COMPARED = {  # name of a gap -> (minuend, subtrahend)
-    "to_best": ("trd", "best y_o method"),
+    "to_best": ("trd", BEST),
     "to_off_policy": ("trd", "off_policy"),
     "to_sft_refined": ("trd", "sft_refined"),
 }
@@ -65,29 +66,25 @@ class Map(Section):
 def check(name: str, scale: Scale) -> Map | None:
     """The section `map` of a scale, None where it has none; SettingsError if it is wrong."""
     where = f"scales.{name}.map"
-    if (plan := tasks.sets.section(Map, scale.map, where)) is None:
+    plan = tasks.sets.section(Map, scale.map, where)
+    if plan is None:
         return None
     if scale.task != "modular":
         raise SettingsError(f"{where}: the map is of the task modular, not of {scale.task}")
-    try:
-        for method in plan.methods + plan.oracles:
-            known("method", method, scale.methods)
-        gaps(plan, scale.methods)
-    except ValueError as error:
-        raise SettingsError(f"{where}: {error}") from None
+    if absent := {*plan.methods, *plan.oracles} - scale.methods.keys():
+        raise SettingsError(f"{where}: there is no method {min(absent)!r}, add it to `methods`")
+    if len(gaps(plan, scale.methods)) < len(COMPARED) + len(plan.oracles):
+        raise SettingsError(f"{where}: each oracle needs the same method on all of y_o beside it")
     return plan
 
 
 def gaps(plan: Map, recipes: dict[str, Method]) -> dict[str, tuple[str, str]]:
-    """COMPARED, and each oracle and the method that it is without its knowledge; ValueError if the
-    map has no such method."""
+    """COMPARED, and each oracle and the method that it is without its knowledge."""
     found = dict(COMPARED)
-    for oracle in plan.oracles:
-        usual = recipes[oracle].model_copy(update={"trajectory": "y_o", "skip_onsets": False})
-        plain = [method for method in plan.methods if recipes[method] == usual]
-        if not plain:
-            raise ValueError(f"{oracle} is compared with the same on all of y_o: add that method")
-        found[oracle] = (oracle, plain[0])
+    for oracle, method in itertools.product(plan.oracles, plan.methods):
+        plain = {"trajectory": "y_o", "skip_onsets": False}
+        if recipes[method] == recipes[oracle].model_copy(update=plain):
+            found[oracle] = (oracle, method)
     return found
 
 
@@ -201,7 +198,7 @@ def _measure(cell: Cell) -> list[dict]:
             names = [f"avg_{method}{end}" for end in ("", "_low", "_high")]
             record |= dict(zip(names, stats.accuracy(each, **how), strict=True))
         record["best"] = max(on_attempts, key=lambda method: record[f"avg_{method}"])
-        found.append(record | {"right": right})
+        found.append(record | {"right": right | {BEST: right[record["best"]]}})
     return found
 
 
@@ -213,22 +210,20 @@ def survey(run: Run) -> pd.DataFrame:
     `stats.Comparison`, adjusted and marked: its cells at one temperature are one family.
     """
     tasks.of(run).make_models(generate.decode, jobs.run_jobs, generate.batches)
-    places = cells(run)
+    places, temperatures = cells(run), run.settings.evaluation.temperatures
     for role, (knob, unchanged) in CHANGED.items():
         for value in {cell.at[knob] for cell in places} - {unchanged}:
             for seed in run.settings.seeds:
                 _make(run, seed, role, value)
     found = pool(run, _measure, [(cell,) for cell in places], "cells", training=True)
     rows = [row for of_cell in found for row in of_cell]
-    for gap, (ours, theirs) in gaps(section(run), run.settings.methods).items():
-        for temperature in run.settings.evaluation.temperatures:
-            here = [r for r in rows if r["temperature"] == temperature and ours in r["right"]]
-            pairs = [
-                (r["right"][ours], r["right"].get(theirs, r["right"][r["best"]])) for r in here
-            ]
-            found = stats.family(pairs, **run.settings.evaluation.interval)
-            for row, one in zip(here, found, strict=True):
-                row |= {f"{gap}_{key}": value for key, value in one.items()}
+    compared = gaps(section(run), run.settings.methods).items()
+    for (gap, (ours, theirs)), temperature in itertools.product(compared, temperatures):
+        here = [r for r in rows if r["temperature"] == temperature and ours in r["right"]]
+        pairs = [(r["right"][ours], r["right"][theirs]) for r in here]
+        found = stats.family(pairs, **run.settings.evaluation.interval)
+        for row, one in zip(here, found, strict=True):
+            row |= {f"{gap}_{key}": value for key, value in one.items()}
     return pd.DataFrame(rows).drop(columns="right")
 
 
@@ -248,7 +243,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
         value = "" if pd.isna(row["value"]) else f"{row['value']:g}"
         one = {"knob": row["knob"], "value": value}
         one |= {name: f"{100 * row[column]:.1f}" for name, column in shares.items()}
-        one["best y_o method"] = f"{row['best']} {100 * row['avg_' + row['best']]:.1f}"
+        one[BEST] = f"{row['best']} {100 * row['avg_' + row['best']]:.1f}"
         shown.append(one | {" - ".join(of): gap_of(row, gap) for gap, of in COMPARED.items()})
     return pd.DataFrame(shown)
 
@@ -256,12 +251,11 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 def oracles(run: Run, table: pd.DataFrame) -> pd.DataFrame:
     """What an oracle adds to its plain method, at one temperature, where it was run."""
     plan, rows = section(run), []
-    rest, found = plan.knobs["locality"][0], gaps(plan, run.settings.methods)
+    plain, rest = gaps(plan, run.settings.methods), plan.knobs["locality"][0]
     here = table[table["knob"].isin(["rest", "locality"])].fillna({"value": rest})
-    for gap, (oracle, plain) in list(found.items())[len(COMPARED) :]:
-        for row in here.to_dict("records"):
-            ends = ([row[f"avg_{m}{e}"] for e in ("", "_low", "_high")] for m in (plain, oracle))
-            cells = (interval(*of) for of in ends)
-            rows.append((f"{row['value']:g}", oracle, *cells, gap_of(row, gap)))
+    for oracle, row in itertools.product(plan.oracles, here.to_dict("records")):
+        ends = ([row[f"avg_{m}{e}"] for e in ("", "_low", "_high")] for m in plain[oracle][::-1])
+        shares = (interval(*of) for of in ends)
+        rows.append((f"{row['value']:g}", oracle, *shares, gap_of(row, oracle)))
     columns = ["locality", "oracle", "without it", "with it", "difference"]
     return pd.DataFrame(rows, columns=columns)
