@@ -24,11 +24,9 @@ DECISIVE, ROUNDS, SUBSETS = "TRD and its controls", "Fresh rollouts", "Subsets o
 TO_TRD, TO_BASE = "Every other method minus trd", "Every method minus base"
 ITSELF = "A model against itself"
 _ENDS = ("value", "low", "high", "by_seed")
-_COLUMNS = [
-    *("method", "temperature", "benchmark", "run", "k", "n", "mean_tokens", "unfinished"),
-    *(f"{metric}_{end}" for metric in ("avg", "pass") for end in _ENDS),
-    *("learning_rate", "at_edge", "trajectory_accuracy", "trajectory_like_reference", "rows"),
-]
+_COLUMNS = ["method", "temperature", "benchmark", "run", "k", "n", "mean_tokens", "unfinished"]
+_COLUMNS += [f"{metric}_{end}" for metric in ("avg", "pass") for end in _ENDS]
+_COLUMNS += ["learning_rate", "at_edge", "trajectory_accuracy", "trajectory_like_reference", "rows"]
 _PAIR = ["family", "ours", "against", "theirs", "benchmark", "temperature"]
 _SHARES = ["share_seeds", "share_problems", "share_rest"]
 
@@ -44,9 +42,10 @@ def measured(run: Run) -> dict[str, dict | None]:
 
     If every rewrite is the reference, sft and sft_refined are one experiment: then without sft.
     """
-    runs = {n: run.with_("none" if n in REFERENCES else run.mode, n) for n in row_names(run)}
-    found = {n: store.read_json(one.metrics) if one.metrics.is_file() else None
-             for n, one in runs.items()}  # fmt: skip
+    found = {}
+    for name in row_names(run):
+        path = run.with_("none" if name in REFERENCES else run.mode, name).metrics
+        found[name] = store.read_json(path) if path.is_file() else None
     about = (found.get("sft_refined") or {}).get("training", {})
     if about.get("trajectory_like_reference") == 1:
         found.pop("sft", None)
@@ -158,9 +157,7 @@ def differences(run: Run) -> pd.DataFrame:
 
 def cell(row, what: str) -> str:
     """`avg` or `pass` of a row of `collect`, with its interval, in percent."""
-    if not row["run"]:
-        return MISSING
-    return interval(*(row[f"{what}_{end}"] for end in _ENDS[:3]))
+    return interval(*(row[f"{what}_{end}"] for end in _ENDS[:3])) if row["run"] else MISSING
 
 
 def gain(row, *, ends: bool = False) -> str:
