@@ -134,6 +134,22 @@ behind the paper's tables, and their aime24 columns repeat values. *paper*: what
 a dash where that is not known to us."""
 
 
+def beside(table):
+    """{title: ours, the authors' raw run and the printed value under each other, a column a
+    benchmark}, for each task, mode, student and metric."""
+    index, found = ["method", "subset", "run"], {}
+    for (task, mode, student, metric), here in table.groupby(
+        ["task", "mode", "student", "metric"], sort=False
+    ):
+        wide = here.set_index([*index, "benchmark"])[["ours", "authors", "paper"]]
+        wide = wide.rename_axis("source", axis=1).stack().unstack("benchmark", sort=False)
+        wide = wide.reset_index()
+        wide.loc[wide.duplicated(index), index] = ""
+        who = f"{mode.upper()}{'' if task == 'math' else f', {task}'}, {student}"
+        found[f"{who}: {paper.METRICS[metric]}@16"] = wide
+    return found
+
+
 def against(settings):
     """results/against_paper.csv and .md."""
     table, path, parts = (
@@ -141,7 +157,7 @@ def against(settings):
         root() / "results/against_paper.csv",
         [ABOUT],
     )
-    for title, wide in paper.beside(table):
+    for title, wide in beside(table).items():
         parts += [f"## {title}", wide.to_markdown(index=False, disable_numparse=True)]
     store.write_text(path, table.to_csv(index=False, lineterminator="\n"))
     return store.write_text(path.with_suffix(".md"), "\n\n".join(parts) + "\n")

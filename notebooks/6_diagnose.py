@@ -43,7 +43,7 @@ from IPython.display import Markdown, display
 from trdlib import jobs, store, tasks
 from trdlib.analysis import show
 from trdlib.analysis.diagnose import counted, diagnose, transitions
-from trdlib.analysis.show import color, interval
+from trdlib.analysis.show import interval
 from trdlib.ops import notebooks
 from trdlib.refine import refine
 from trdlib.rollout import rollout
@@ -62,7 +62,8 @@ known = found[0].responses["start"].notna().any()  # do we know where the first 
 # What the figures share: a row or column of axes for each kind of problem, and the four groups.
 
 # %%
-COLOR = {"y_o": color("reverse_kl"), "y_r": color("trd")}  # as the methods that train on them
+# as the methods that train on them
+COLOR = {"y_o": show.look("reverse_kl")["color"], "y_r": show.look("trd")["color"]}
 GROUPS = {
     ("y_o", "failed"): "y_o, failed",
     ("y_o", "passed"): "y_o, passed",

@@ -42,6 +42,21 @@ from trdlib.settings import root
 runs = get_runs(scale, mode, "trd")  # one for each mode
 
 
+def itself(run, found):
+    """How often the rules see a difference where none is: the family of twins."""
+    mine = found[(found["family"] == tables.ITSELF) & found["p"].notna()]
+    ends = (("new_low", "new_high"), ("low", "high"))
+    new, these = (((mine[low] > 0) | (mine[high] < 0)).sum() for low, high in ends)
+    expected = (1 - run.settings.evaluation.confidence) * len(mine)
+    return (
+        "The same method, trained and sampled once more with other random numbers (`base_again`: "
+        f"only sampled): between the methods no difference is real. Of {len(mine)} comparisons "
+        f"{mine['marked'].sum()} are marked, and {new} intervals for new models exclude zero (by "
+        f"chance: {expected:.1f}). Of those for these models {these} do: two trainings of one "
+        "method are two models. "
+    )
+
+
 def family(run, name, found):
     """A family under its title; nothing if none of it was run."""
     mine = found[found["family"] == name]
@@ -54,7 +69,7 @@ def family(run, name, found):
     elif name == tables.SUBSETS:
         said = "A subset has fewer rows, so fewer steps: one that does worse may only be smaller. "
     elif name == tables.ITSELF:
-        said = tables.itself(run, found)
+        said = itself(run, found)
     return [f"## {name}", said + tables.rule(mine), shown.to_markdown()]
 
 
@@ -66,6 +81,17 @@ def grids(run, table, what, rows=""):
         parts += [f"## {what}@{k} at temperature {temperature:g}{rows}"]
         parts += [tables.accuracies(here, what).to_markdown()]
     return parts
+
+
+def training(run, table):
+    """What each method trained on, and what its samples look like: means, a Markdown table."""
+    forms = {"learning_rate": "g", "at_edge": "g", "rows": ".0f", "trajectory_accuracy": ".1%"}
+    forms |= {"trajectory_like_reference": ".1%", "mean_tokens": ".1f", "unfinished": ".2%"}
+    primary = table[table["temperature"] == run.settings.evaluation.temperatures[0]]
+    means = primary.astype(dict.fromkeys(forms, float)).groupby("method", sort=False)[[*forms]]
+    shown = means.mean().astype(object).rename(columns=lambda name: name.replace("_", " "))
+    shown = shown.where(shown.notna(), None)
+    return shown.to_markdown(floatfmt=("", *forms.values()), missingval=show.DASH)
 
 
 def markdown(run, table, found):
@@ -86,7 +112,7 @@ def markdown(run, table, found):
         "lowest or highest that was tried). Rows: mean of base seeds. Trajectory: the text that "
         "the method trained on, its accuracy, and the share of it that is the reference word for "
         "word. Tokens and unfinished: means over the benchmarks.",
-        tables.training(run, table),
+        training(run, table),
     ]
     return "\n\n".join(parts) + "\n"
 

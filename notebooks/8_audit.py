@@ -354,7 +354,7 @@ show(
     "Percent and points, interval for new samples of the same problems. Not in the family above.",
 )
 by_student = other.groupby("student", sort=False, as_index=False).agg(
-    difference=("difference", "mean"), se=("se", audit.error_of_mean)
+    difference=("difference", "mean"), se=("se", lambda se: np.hypot.reduce(se) / len(se))
 )
 by_student = audit.with_test(by_student, confidence)
 text = readable(by_student, ["student", "difference", "interval"]).agg(" ".join, axis=1)

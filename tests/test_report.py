@@ -113,7 +113,7 @@ def test_ours_stands_beside_the_authors_where_the_scale_has_run(published):
     )
     failed = mine[(mine["method"] == "trd") & (mine["subset"] == "fail")]
     assert set(failed["ours"]) == {show.MISSING}
-    pages = dict(paper.beside(found))
+    pages = defined("10_report").beside(found)
     assert "OPD, code, Qwen3-1.7B: avg@16" in pages
     ours = pages["OPSD, Qwen3-8B: pass@16"].query("method == 'trd' and subset == 'all'")
     assert (

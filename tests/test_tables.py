@@ -189,7 +189,7 @@ def test_a_model_against_itself_counts_what_differs(filled):
     found.loc[rows, "marked"] = False
     found.loc[rows[:3], "low"] = 0.01
     found.loc[rows[3], ["new_high", "marked"]] = [-0.01, True]
-    said = tables.itself(filled, found)
+    said = page.itself(filled, found)
     assert f"Of {len(rows)} comparisons 1 are marked, and 1 intervals for new models" in said
     assert "Of those for these models 3 do" in said
     assert f"(by chance: {0.05 * len(rows):.1f})" in said
@@ -293,7 +293,9 @@ def test_metrics_of_other_temperatures_are_refused(filled):
     metrics = store.read_json(filled.metrics)
     del metrics["benchmarks"]["1"]
     store.write_json(filled.metrics, metrics)
-    with pytest.raises(ValueError, match=r"trd have no chain at temperature 1: .* 5_evaluate"):
+    with pytest.raises(
+        ValueError, match=r"trd: no metrics of chain at temperature 1: .* 5_evaluate"
+    ):
         tables.collect(filled)
 
 

@@ -1,11 +1,10 @@
 """What the authors' published result files say, and how noisy that is. Notebook 8_audit asks.
 
-They hold avg@k and pass@k of each run, no counts by problem. The accuracies p_i of the problems are
-taken to follow the Beta distribution with mean avg@k under which all k samples of a problem fail
-with probability 1 - pass@k. Its intraclass correlation rho = Var(p_i) / (p (1 - p)) gives two
-errors. `same`: the same problems are sampled again, all that chance does between two rows of a
-benchmark. `new`: the problems are drawn as well. Values are fractions. The variation between
-training runs is in nothing here: the files hold one each.
+They hold avg@k and pass@k of each run, no counts by problem, and one training run each: how those
+vary is in nothing here. The accuracies p_i of the problems are taken to follow the Beta with mean
+avg@k under which all k samples of a problem fail with probability 1 - pass@k. Its intraclass
+correlation rho = Var(p_i) / (p (1 - p)) gives two errors. `same`: the same problems are sampled
+again. `new`: the problems are drawn as well. Values are fractions.
 """
 
 import functools
@@ -60,13 +59,12 @@ def correlation(avg: float, passed: float, samples: int) -> float:
     return optimize.brentq(lambda rho: all_wrong(avg, rho, samples) - (1 - passed), 0, 1)
 
 
-# How many independent trials an evaluation is worth: error(value, trials).
 Trials = namedtuple("Trials", "avg_same avg_new passed_same passed_new rho")
 
 
 @functools.cache
 def trials(avg: float, passed: float, problems: float, samples: int) -> Trials:
-    """Trials behind avg@k and pass@k; where rho is unknown, the fewest that any rho allows."""
+    """How many independent trials avg@k and pass@k are worth; the fewest, if rho is unknown."""
     rho = correlation(avg, passed, samples)
     low, high = (0.0, 1.0) if np.isnan(rho) else (rho, rho)
     # pass@k of a problem is pi_i = 1 - (1 - p_i)^k, so E[pi_i (1 - pi_i)] = P(k fail) - P(2k fail)
@@ -121,10 +119,8 @@ def measurements(table: pd.DataFrame) -> pd.DataFrame:
 def noise_range(avg: float, passed: float, samples: int, metric: str = "avg") -> tuple:
     """(least, most) noise of one problem, whatever the distribution of the p_i behind both values:
     E[p_i (1 - p_i)], of one sample; for metric "passed" the variance of pass@k. NaN without pass@k.
-
     1, p, (1-p)^k and the noise are a Chebyshev system, so both ends lie where some problems are
-    never (or always) solved and the rest equally hard.
-    """
+    never (or always) solved and the rest equally hard."""
     if np.isnan(passed) or not 0 < avg < 1:
         return (np.nan, np.nan) if np.isnan(passed) else (0.0, 0.0)
     wrong = np.clip(1 - passed, (1 - avg) ** samples, 1 - avg)
@@ -154,15 +150,12 @@ def chance_equal(sd: float, among: int) -> float:
 
 
 def repeats(table: pd.DataFrame) -> pd.DataFrame:
-    """How often runs of a (student, benchmark) share avg@k to the last digit, were all one model.
-
-    Math only: code is rounded. distinct: values. largest: runs that share the commonest. pairs: of
-    runs that agree, and expected under Beta. chance: at most the probability that any `largest`
-    runs agree, with the least noise that the values allow.
-    """
-    records = []
-    groups = table[table["task"] == "math"].groupby(["student", "benchmark"], sort=False)
-    for (student, benchmark), group in groups:
+    """How often runs of a (student, benchmark) share avg@k to the last digit, math only (code is
+    rounded). distinct: values. largest: runs that share the commonest. pairs: of runs that agree,
+    and expected by Beta, were all one model. chance: at most the probability that any `largest`
+    runs agree, with the least noise that the values allow."""
+    records, maths = [], table[table["task"] == "math"]
+    for (student, benchmark), group in maths.groupby(["student", "benchmark"], sort=False):
         m, sizes = len(group), group["avg"].value_counts().to_numpy()
         avg, passed, problems, samples = group[["avg", "passed", "problems", "samples"]].mean()
         count, samples = problems * samples, int(samples)
@@ -179,13 +172,10 @@ def repeats(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def scatter(table: pd.DataFrame) -> pd.DataFrame:
-    """Do the runs of a (student, benchmark) differ at all, the base included? Math only, without
-    columns that repeat; first a row for each metric, over all of them.
-
-    ratio: variance between runs over that by the Beta model's noise. p_more and p_less: of a larger
-    and a smaller one by that noise alone (chi-squared; rough, the noise is an estimate). The ratio
-    if samples were `independent`, and with the most and the least noise that the values allow.
-    """
+    """Do the runs of a (student, benchmark), base included, differ? Math only, without columns that
+    repeat; first a row for each metric, over all of them. ratio: variance between runs over that by
+    the Beta model's noise; p_more, p_less: of a larger and a smaller one by that alone
+    (chi-squared; rough); independent, most, least: the ratio with other noise."""
     rows = measurements(table[table["task"] == "math"])
     rows = rows.merge(repeats(table).query("not repeated")[["student", "benchmark"]])
     cells, noises = rows.groupby(CELL, sort=False), ["variance", "independent", "most", "least"]
@@ -203,18 +193,18 @@ def scatter(table: pd.DataFrame) -> pd.DataFrame:
 
 def with_test(found: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     """A table with difference and se, and low, high and a two-sided p."""
-    half, z = norm.ppf(0.5 + confidence / 2) * found["se"], found["difference"] / found["se"]
+    half = norm.ppf(0.5 + confidence / 2) * found["se"]
     ends = {"low": found["difference"] - half, "high": found["difference"] + half}
-    return found.assign(**ends, p=2 * norm.sf(abs(z)))
+    return found.assign(**ends, p=2 * norm.sf(abs(found["difference"] / found["se"])))
 
 
 def differences(table: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     """trd minus base, the best and the mean token-level baseline: per benchmark and metric, and
-    averaged over the benchmarks of a student (benchmark "mean").
+    averaged over the benchmarks of a student (benchmark "mean"). A checkpoint evaluated twice
+    counts with its mean. The best baseline is picked by the value tested, which favours it.
 
-    A checkpoint evaluated twice counts with its mean. The best baseline is picked by the value
-    tested, which favours it. p by `same`: NaN without a size, where nothing varies, and where
-    values are `repeated`, which no mean contains. p_holm: all tests of the table are one family.
+    p by `same`: NaN without a size, where nothing varies, and where values are `repeated`, which no
+    mean contains. p_holm: all tests of the table are one family.
     """
     keys, of_mean = [*CELL, "mode"], {"value": ("value", "mean")}
     of_mean["variance"] = ("variance", lambda v: v.sum(skipna=False) / len(v) ** 2)
@@ -235,18 +225,14 @@ def differences(table: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     found["se"] = np.sqrt(found["variance_trd"] + found["variance"])
     usable = found[~found["repeated"] & found["se"].notna()]
     means = usable.groupby(["task", "mode", "student", "metric", "against"], sort=False).agg(
-        benchmarks=("se", "size"), difference=("difference", "mean"), se=("se", error_of_mean),
+        benchmarks=("se", "size"), difference=("difference", "mean"),
+        se=("se", lambda se: np.hypot.reduce(se) / len(se)),
     ).reset_index().assign(benchmark="mean", repeated=False)  # fmt: skip
     found = with_test(pd.concat([found.assign(benchmarks=1), means], ignore_index=True), confidence)
     found.loc[found["repeated"], "p"] = np.nan
     found["p_holm"] = holm(found["p"])
     columns = ["trd", "against", "other", "value", "difference", "se", "low", "high", "p", "p_holm"]
     return found[[*keys, "benchmarks", *columns, "repeated"]]
-
-
-def error_of_mean(errors) -> float:
-    """Standard error of the mean of independent values with these errors."""
-    return np.sqrt((errors**2).sum()) / len(errors)
 
 
 def claimed(table: pd.DataFrame) -> pd.DataFrame:

@@ -2,11 +2,10 @@
 
 Paper section 1: after a wrong step the teacher is a mixture of going on and turning back; since the
 frozen prefix never turns back, it proposes the same correction over and over, and the mass on
-epistemic onset tokens is the signature. All is measured at step 0, on the tokens and contexts that
-training would see, in nats, at temperature 1. Ours: the list of onset words (params.yaml); curves
-aligned at the first mistake where the task knows it (y_r at the same token of its y_o), elsewhere
-along the relative position; intervals from resampling problems, whose tokens, samples and base
-seeds go together. Notebook 6_diagnose draws and writes it.
+epistemic onset tokens is the signature. All is measured at step 0, on the tokens and contexts of
+training, in nats, at temperature 1. Ours: the list of onset words (params.yaml); curves aligned at
+the first mistake where the task knows it, else along the relative position; intervals from
+resampling problems, whose tokens, samples and base seeds go together.
 """
 
 import difflib
@@ -51,9 +50,8 @@ def responses(run: Run, task, problems: pd.DataFrame, y_o, y_r) -> pd.DataFrame:
     """y_o and y_r of the first diagnosis.problems problems, one row per response.
 
     trajectory and row (the same for an attempt and its rewrite) name a response. Besides the
-    columns of a generation file: source, verdict (of the *attempt*: "passed" or "failed"); of y_r
-    prompt_truncated, attempt (the y_o) and `kept`; where the task knows it, wrong (index of the
-    first wrong token), right (id of the right token there, else -1), start (`wrong` of its y_o).
+    columns of a generation file: source, verdict (of the *attempt*: "passed" or "failed"), those of
+    `mistakes`, start (`wrong` of its y_o); of y_r prompt_truncated, attempt (the y_o) and `kept`.
     """
     wanted = y_o["id"].isin(problems["id"][: run.settings.diagnosis.problems])
     y_o, y_r = y_o[wanted].reset_index(drop=True), y_r[wanted].reset_index(drop=True)
@@ -124,11 +122,8 @@ def _score(run: Run, seed: int, problems: pd.DataFrame, table: pd.DataFrame) -> 
 
 def scores(run: Run, problems: pd.DataFrame, responses: pd.DataFrame) -> pd.DataFrame:
     """One row per response token: its response's columns, position, and `token_signals` (right_mass
-    only at the first wrong token).
-
-    x: tokens after the first mistake of the attempt. own_mass: the teacher's probability of the
-    token that is there. pivot_mass: right_mass at the first wrong token, onset_mass elsewhere.
-    """
+    only at the first wrong token). x: tokens after the first mistake of the attempt. own_mass: the
+    teacher's probability of the token that is there. pivot_mass: right_mass, else onset_mass."""
     groups = responses.groupby(["trajectory", "seed"], sort=True)
     todo = [(run, int(seed), problems, table) for (_, seed), table in groups]
     parts = rollout.pool(run, _score, todo, "score")
@@ -150,14 +145,12 @@ def with_likelihoods(responses: pd.DataFrame, tokens: pd.DataFrame) -> pd.DataFr
 
 
 def estimates(run: Run, table, quantities: list[str], by: list[str], over="") -> pd.DataFrame:
-    """Mean of each quantity in each cell (source and `by`), with an interval over problems: source,
-    *by, quantity, value, low, high, problems.
+    """Mean of each quantity in each cell (source and `by`), with an interval over problems.
 
     table: a row per token or response, with id and source; NaN is left out. over: a column to
-    divide by, instead of the number of rows. One resampling of a source serves all its cells.
+    divide by, instead of the number of rows. -> source, *by, quantity, value, low, high, problems.
     """
-    how, found, keys = run.settings.evaluation, [], ["value", "low", "high", "problems"]
-    tail = (1 - how.confidence) / 2
+    how, found, tail = run.settings.evaluation, [], (1 - run.settings.evaluation.confidence) / 2
     for source, mine in table.groupby("source", sort=True):
         ids = np.sort(mine["id"].unique())
         # How often each problem is drawn, in whole numbers: sums of counts stay exact.
@@ -171,32 +164,24 @@ def estimates(run: Run, table, quantities: list[str], by: list[str], over="") ->
             with np.errstate(invalid="ignore", divide="ignore"):
                 means = (sums.to_numpy(float) @ drawn) / (counts.to_numpy(float) @ drawn)
                 value = sums.sum(axis=1) / counts.sum(axis=1)
-            values = (
-                value,
-                *np.nanquantile(means, [tail, 1 - tail], axis=1),
-                (counts > 0).sum(axis=1),
-            )
-            one = pd.DataFrame(dict(zip(keys, values, strict=True))).reset_index()
-            one = one.assign(source=source, quantity=quantity)
+            low, high = np.nanquantile(means, [tail, 1 - tail], axis=1)
+            one = {"value": value, "low": low, "high": high, "problems": (counts > 0).sum(axis=1)}
+            one = pd.DataFrame(one).reset_index().assign(source=source, quantity=quantity)
             if not over and mine[quantity].dropna().isin([0, 1]).all():  # yes or no
                 reach = one["problems"].map(lambda n: stats.exact_reach(n, how.confidence))
                 one["low"] = one["low"].where(one["value"] < 1, 1 - reach)
                 one["high"] = one["high"].where(one["value"] > 0, reach)
             found.append(one)
-    order = ["source", *by, "quantity", *keys]
+    order = ["source", *by, "quantity", "value", "low", "high", "problems"]
     return pd.concat(found, ignore_index=True)[order] if found else pd.DataFrame(columns=order)
 
 
 def curves(run: Run, tokens: pd.DataFrame) -> pd.DataFrame:
-    """The signals along the response: axis "relative" (0 to 1), and "after" the first mistake.
-
-    Cells with less than a tenth of the problems of their curve are left out.
-    -> axis, source, trajectory, verdict, x, quantity, value, low, high, problems.
-    """
+    """The signals along the response: axis "relative" (0 to 1), and "after" the first mistake; as
+    `estimates`. Cells with less than a tenth of the problems of their curve are left out."""
     bins = np.floor((tokens["position"] + 0.5) / tokens["n_tokens"] * BINS)
-    axes = {"relative": tokens.assign(x=(bins + 0.5) / BINS)}
-    axes["after"] = tokens[tokens["x"].between(-BEFORE, AFTER)]
-    by = ["trajectory", "verdict", "x"]
+    after, by = tokens[tokens["x"].between(-BEFORE, AFTER)], ["trajectory", "verdict", "x"]
+    axes = {"relative": tokens.assign(x=(bins + 0.5) / BINS), "after": after}
     found = [estimates(run, part, _CURVES, by).assign(axis=axis) for axis, part in axes.items()]
     found = pd.concat([part for part in found if len(part)], ignore_index=True)
     curve = found.groupby(["axis", "source", "trajectory", "verdict", "quantity"])
@@ -205,7 +190,6 @@ def curves(run: Run, tokens: pd.DataFrame) -> pd.DataFrame:
 
 def summary(run: Run, responses: pd.DataFrame, tokens: pd.DataFrame) -> pd.DataFrame:
     """The numbers: one row per (source, trajectory, verdict, quantity), with their intervals.
-
     verdict: of the attempt, or "all". Quantities, per response: correct, fail_to_pass and
     pass_to_fail (shares of all attempts), unfinished, n_tokens, kept, prompt_truncated, departed
     (it has a wrong token), and those of `with_likelihoods`. Per token: forward_kl, reverse_kl,
@@ -250,11 +234,7 @@ def summary(run: Run, responses: pd.DataFrame, tokens: pd.DataFrame) -> pd.DataF
 
 def _cosines(run: Run, seed: int, problems, responses: pd.DataFrame) -> list[tuple]:
     """(source, trajectory, quantity, cosine with the reference's gradient) of one base seed."""
-    distiller, found = distill.build(run, seed), []
-    distiller.train(run.settings.training.gradient_checkpointing)  # which needs it
-    for module in distiller.modules():
-        if isinstance(module, torch.nn.Dropout):  # a gradient at step 0 has no noise
-            module.eval()
+    distiller, found = distill.build(run, seed).eval(), []  # a gradient at step 0 has no noise
 
     def gradient(table: pd.DataFrame, kind: str) -> torch.Tensor:
         """Of the summed loss, by the fresh adapter (of which B alone has a gradient)."""
@@ -272,12 +252,12 @@ def _cosines(run: Run, seed: int, problems, responses: pd.DataFrame) -> list[tup
         few = mine["id"].unique()[: run.settings.diagnosis.gradient_problems]
         mine = mine[mine["id"].isin(few)]
         y_o, y_r = (mine[mine["trajectory"] == name] for name in ("y_o", "y_r"))
-        cut = y_o.assign(token_ids=up_to(y_o["token_ids"], y_o["start"]))
-        todo = [(y_o, "forward_kl"), (y_o, "reverse_kl"), (y_r, "forward_kl")]
-        if y_o["start"].notna().any():
-            todo.append((cut, "forward_kl_cut"))
         right = y_o.assign(token_ids=solutions[y_o["id"]].tolist())
         target = gradient(right, "cross_entropy")
+        todo = [(y_o, "forward_kl"), (y_o, "reverse_kl"), (y_r, "forward_kl")]
+        if y_o["start"].notna().any():
+            cut = up_to(y_o["token_ids"], y_o["start"])
+            todo.append((y_o.assign(token_ids=cut), "forward_kl_cut"))
         for table, name in todo:
             cosine = torch.cosine_similarity(gradient(table, name.removesuffix("_cut")), target, 0)
             trajectory = table["trajectory"].iloc[0]
@@ -286,12 +266,10 @@ def _cosines(run: Run, seed: int, problems, responses: pd.DataFrame) -> list[tup
 
 
 def reference_cosines(run: Run, problems: pd.DataFrame, responses: pd.DataFrame) -> pd.DataFrame:
-    """Does a method's first step point where the reference solutions point? (Ours.)
-
-    Cosine of its summed gradient, by the LoRA weights at step 0, with that of cross-entropy on the
-    references of the first diagnosis.gradient_problems of each source: mean, and t interval over
-    base seeds (new models), as in `summary`. cut: on y_o up to its first wrong token (an oracle).
-    """
+    """Does a method's first step point where the reference solutions point? (Ours.) Cosine of its
+    summed gradient, by the LoRA weights at step 0, with that of cross-entropy on the references of
+    the first diagnosis.gradient_problems of each source: mean, and t interval over base seeds (new
+    models), as in `summary`. cut: on y_o up to its first wrong token (an oracle)."""
     todo = [(run, int(seed), problems, mine) for seed, mine in responses.groupby("seed")]
     found = rollout.pool(run, _cosines, todo, "gradients", training=True)
     by = ["source", "trajectory", "quantity"]

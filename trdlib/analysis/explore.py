@@ -1,9 +1,8 @@
 """Look inside trajectories: one problem at a time, token by token, under student and teacher.
 
 What training sees (paper sections 1 and 4): the sampled token ids, in the contexts that are trained
-on. `view` and `live` return a view, plain JSON (nats); `export` writes it as a page, explore.html,
-which `frame` shows in a notebook. The method's divergence is the loss of `distill.Distiller`, at
-the training temperature; all other numbers are at temperature 1.
+on. `view` and `live` return a view, plain JSON (nats); `page` makes HTML of it. The divergence is
+the loss of `distill.Distiller`, at the training temperature; all else is at temperature 1.
 """
 
 import base64
@@ -22,7 +21,7 @@ import pandas as pd
 import torch
 
 from trdlib import distill, generate, jobs, models, prompts, store
-from trdlib.analysis.signals import hidden_at, token_signals
+from trdlib.analysis.signals import hidden_at, mistakes, token_signals
 from trdlib.divergence import logits_in_chunks
 from trdlib.refine import Pair, pairs, references
 from trdlib.rollout import grade
@@ -83,10 +82,9 @@ def _digits(values: torch.Tensor) -> list[float]:
 def score(loaded: Loaded, pair: Pair, *, trained: bool = False) -> dict:
     """The n response tokens of the pair under student and teacher: values, {name of SHOWN: [n]},
     and top, {"student", "teacher": {"ids": n lists, "p": n lists}}, the most probable tokens."""
-    device, size = loaded.distiller.device, len(loaded.tokenizer)
+    said, top, device, size = [], {}, loaded.distiller.device, len(loaded.tokenizer)
     batch = {name: tensor.to(device) for name, tensor in distill.collate([pair]).items()}
     targets = torch.tensor(pair.response_ids, device=device)
-    said, top = [], {}
     sides = {"student": ("input_ids", "labels"), "teacher": ("teacher_ids", "teacher_labels")}
     for role, (ids, labels) in sides.items():
         with _model(loaded, role, trained) as model:
@@ -129,17 +127,16 @@ def view(
 ) -> dict:
     """One problem with all its texts and its reference solution, scored: what the page shows.
 
-    tables: {"y_o": ..., "y_r": ..., "y_t": ...}, or what was answered in evaluation, {"base": ...,
-    method: ...}; row: of the problem set. trained: under the student after training (an answer of
-    the method always is, one of base never). Raises ValueError if no table has this sample of the
-    problem, SettingsError if there is nothing to teach it with.
+    tables: {"y_o": ..., "y_r": ..., "y_t": ...}, or answers, {"base": ..., method: ...}; row: of
+    the problem set. trained: under the student after training (answers of the method always are,
+    of base never). ValueError if no table has the sample, SettingsError if nothing teaches it.
     """
     run, recipe, tokenizer = loaded.run, loaded.run.recipe, loaded.tokenizer
     if run.mode == "opsd" and not row["solution"]:
-        raise SettingsError(f"{row['id']} has no reference solution, and in mode opsd nothing else "
-                            "teaches: look at it in mode opd")  # fmt: skip
-    key, index = (row["id"], sample, loaded.seed), ["id", "sample", "seed"]
-    found = {name: table.set_index(index) for name, table in tables.items()}
+        why = "has no reference solution, and in mode opsd nothing else teaches"
+        raise SettingsError(f"{row['id']} {why}: look at it in mode opd")
+    key = (row["id"], sample, loaded.seed)
+    found = {name: table.set_index(["id", "sample", "seed"]) for name, table in tables.items()}
     found = {name: t.loc[key].to_dict() for name, t in found.items() if key in t.index}
     if not found:
         raise ValueError(f"there is no sample {sample} of {row['id']} for seed {loaded.seed}")
@@ -150,7 +147,7 @@ def view(
     if "y_r" in found and "y_o" in found and recipe.context == "refine":
         found["y_r"]["attempt"] = found["y_o"]["text"]
     shown = [_shown(loaded, task, row, name, one, trained) for name, one in found.items()]
-    used = {i for t in shown for i in t["ids"]} | {t["right"] for t in shown if "right" in t}
+    used = {i for t in shown for i in (*t["ids"], t.get("right", tokenizer.eos_token_id))}
     used |= {i for t in shown for top in t["top"].values() for ids in top["ids"] for i in ids}
     spelled = {i: tokenizer.decode([i]) for i in sorted(used)}
     pieces = [i for i, text in spelled.items() if "\ufffd" in text]  # bytes, by their name
@@ -158,16 +155,17 @@ def view(
     breaks = {i for i, text in spelled.items() if "\n" in text}
     about = {"scale": run.scale, "mode": run.mode, "method": run.method, "seed": loaded.seed}
     about |= recipe.model_dump(include={"divergence", "trajectory", "clip", "top_k"})
+    each = {t["name"]: t["ids"] for t in shown}
+    same = {
+        f"{a}/{b}": matches(each[a], each[b], breaks) for a, b in itertools.combinations(each, 2)
+    }
     return {
         "run": about,
         "problem": {k: row[k] or "" for k in ("id", "source", "problem", "answer", "solution")},
         "vocabulary": {str(i): text for i, text in spelled.items()},
         "end": tokenizer.eos_token_id,
         "texts": shown,
-        "matches": {
-            f"{a['name']}/{b['name']}": matches(a["ids"], b["ids"], breaks)
-            for a, b in itertools.combinations(shown, 2)
-        },
+        "matches": same,
     }
 
 
@@ -185,21 +183,16 @@ def _shown(loaded: Loaded, task, row: dict, name: str, response: dict, trained: 
         "student": "after training" if trained else "at step 0",
         "student_sees": tokenizer.decode(pair.student_ids),
         "teacher_sees": tokenizer.decode(pair.teacher_ids),
-        "wrong": None,
         **score(loaded, pair, trained=trained),
     }
-    spelled = tokenizer.convert_ids_to_tokens(pair.response_ids)
-    if task.first_wrong and (wrong := task.first_wrong(row["problem"], spelled)):
-        about |= {"wrong": wrong.index, "right": tokenizer.convert_tokens_to_ids(wrong.right)}
-    return about
+    wrong, right = mistakes(loaded.run, task, pd.DataFrame([row]), table).iloc[0]
+    return about | ({"wrong": int(wrong), "right": int(right)} if right >= 0 else {"wrong": None})
 
 
 def live(loaded: Loaded, task, row: dict, *, trained: bool = False, draw: int = 0) -> dict:
-    """The view of a problem that is attempted, rewritten and scored now, with these models.
-
-    row: of a problem set, or one's own, `task.problem(text)`; without an answer nothing is graded.
-    trained: the attempt is by the student after training. draw: other random numbers.
-    """
+    """The view of a problem (of a set, or `task.problem(text)`) that is attempted, rewritten and
+    scored now; not graded without an answer. trained: the student attempts it as it is after
+    training. draw: other random numbers."""
     run, seed = loaded.run, loaded.seed
 
     def write(role: str, prompt: prompts.Prompt, sampling: Sampling) -> pd.DataFrame:
@@ -224,12 +217,11 @@ def page(view: dict) -> str:
     source = Path(__file__).with_name("explore.html").read_text(encoding="utf-8")
     script = re.search(r'<script type="module">(.*?)</script>', source, re.DOTALL)[1]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    spell, texts = view["vocabulary"], view["texts"]
-    plain = [f"{t['label']}\n{''.join(spell[str(i)] for i in t['ids'])}" for t in texts]
+    spell, plain = view["vocabulary"], [view["problem"]["problem"]]
+    plain += [f"{t['label']}\n{''.join(spell[str(i)] for i in t['ids'])}" for t in view["texts"]]
     template = jinja2.Environment(autoescape=True, keep_trailing_newline=True).from_string(source)
     value = json.dumps(view, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    plain = "\n\n".join([view["problem"]["problem"], *plain])
-    return template.render(**view, digest=digest, plain=plain, view=value)
+    return template.render(**view, digest=digest, plain="\n\n".join(plain), view=value)
 
 
 def frame(view: dict):

@@ -126,8 +126,8 @@ def _run(run: Run, name: str, at: dict[str, float]) -> Run:
     train, test = ({**part, "problems": int(n)} for n in (at["prompts"], plan.test_problems))
     turned = {key: {"temperature": at[f"{key}_temperature"]} for key in ("rollout", "refinement")}
     turned["models"] = {role: _model(run, role, at[its]) for role, (its, _) in CHANGED.items()}
-    rates = (plan.learning_rate,)
-    turned["training"] = {"learning_rates": rates, "variant_learning_rates": rates}
+    rates = ("learning_rates", "variant_learning_rates")
+    turned["training"] = dict.fromkeys(rates, (plan.learning_rate,))
     changes = {key: getattr(usual, key).model_copy(update=new) for key, new in turned.items()}
     changes["data"] = usual.data | {"train": [train], "benchmarks": {BENCHMARK: test}}
     changes["workers"] = 1  # a job is a whole cell
@@ -174,8 +174,9 @@ def _make(run: Run, seed: int, role: str, value: float) -> None:
 
 
 def _measure(cell: Cell) -> list[dict]:
-    """The experiment of a cell: its row of the map for each temperature, with `right`, the accuracy
-    of each method on each problem, (seeds, problems)."""
+    """The experiment of a cell, a record for each temperature: knob, value, temperature;
+    {y_o,y_r,y_t}_accuracy; avg_<method> (also base) with _low and _high (these models); best (y_o
+    method by test score); right, the accuracy on each problem by method, (seeds, problems)."""
     run, runs = cell.run, [cell.run.with_(method=method) for method in cell.methods]
     task = tasks.of(run)
     problems = task.sets()
@@ -205,9 +206,8 @@ def _measure(cell: Cell) -> list[dict]:
 def survey(run: Run) -> pd.DataFrame:
     """Run every cell that is not there yet; the map, a row per cell and temperature. Fractions.
 
-    Columns: knob, value, temperature; {y_o,y_r,y_t}_accuracy; avg_<method> (also base) with _low
-    and _high (these models); best (y_o method by test score); each of `gaps` with the fields of
-    `stats.Comparison`, adjusted and marked: its cells at one temperature are one family.
+    Columns: those of `_measure`, and each of `gaps` with the fields of `stats.Comparison`, adjusted
+    and marked: its cells at one temperature are one family.
     """
     tasks.of(run).make_models(generate.decode, jobs.run_jobs, generate.batches)
     places, temperatures = cells(run), run.settings.evaluation.temperatures
@@ -215,8 +215,7 @@ def survey(run: Run) -> pd.DataFrame:
         for value in {cell.at[knob] for cell in places} - {unchanged}:
             for seed in run.settings.seeds:
                 _make(run, seed, role, value)
-    found = pool(run, _measure, [(cell,) for cell in places], "cells", training=True)
-    rows = [row for of_cell in found for row in of_cell]
+    rows = [*itertools.chain(*pool(run, _measure, [(c,) for c in places], "cells", training=True))]
     compared = gaps(section(run), run.settings.methods).items()
     for (gap, (ours, theirs)), temperature in itertools.product(compared, temperatures):
         here = [r for r in rows if r["temperature"] == temperature and ours in r["right"]]
@@ -236,9 +235,8 @@ def gap_of(row, gap: str) -> str:
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
     """The map at one temperature for people: percent and points, stars where marked."""
-    shares = {f"{name} right": f"{name}_accuracy" for name in ("y_o", "y_r", "y_t")}
+    shown, shares = [], {f"{name} right": f"{name}_accuracy" for name in ("y_o", "y_r", "y_t")}
     shares |= {name: f"avg_{name}" for name in ("base", "trd", "off_policy", "sft_refined")}
-    shown = []
     for row in table.to_dict("records"):
         value = "" if pd.isna(row["value"]) else f"{row['value']:g}"
         one = {"knob": row["knob"], "value": value}

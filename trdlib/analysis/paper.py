@@ -1,7 +1,5 @@
 """Ours beside the paper: our tables, the authors' raw files, and what the paper prints."""
 
-from collections.abc import Iterator
-
 import pandas as pd
 
 from trdlib.analysis import audit, tables
@@ -51,20 +49,6 @@ def _ours(settings: Settings, scale: str, mode: str) -> dict[tuple[str, str, str
         return {}
     run = get_run(scale, mode, settings=settings)
     path, first = tables.paths(run)["csv"], run.settings.evaluation.temperatures[0]  # the paper's
-    rows = pd.read_csv(path) if path.is_file() else pd.DataFrame({"temperature": []})
-    rows = rows[rows["temperature"] == first]
-    return {(r["method"], r["benchmark"], metric): tables.cell(r, what)
-            for r in rows.to_dict("records") for metric, what in METRICS.items()}  # fmt: skip
-
-
-def beside(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """(title, ours, the authors' raw run and the printed value under each other, a column a
-    benchmark), for each task, mode, student and metric."""
-    index = ["method", "subset", "run"]
-    for (task, mode, student, metric), here in table.groupby([*_ROW[:3], "metric"], sort=False):
-        wide = here.set_index([*index, "benchmark"])[["ours", "authors", "paper"]]
-        wide = wide.rename_axis("source", axis=1).stack().unstack("benchmark", sort=False)
-        wide = wide.reset_index()
-        wide.loc[wide.duplicated(index), index] = ""
-        who = f"{mode.upper()}{'' if task == 'math' else f', {task}'}, {student}"
-        yield f"{who}: {'avg' if metric == 'avg' else 'pass'}@16", wide
+    rows = pd.read_csv(path).to_dict("records") if path.is_file() else []
+    return {(r["method"], r["benchmark"], metric): tables.cell(r, what) for r in rows
+            if r["temperature"] == first for metric, what in METRICS.items()}  # fmt: skip

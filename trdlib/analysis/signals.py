@@ -22,10 +22,10 @@ def token_signals(
 ) -> dict[str, torch.Tensor]:
     """The signals at N positions, each (N,); KL, entropy and log-probability in nats.
 
-    Hidden states (N, H): at the positions that predict the tokens targets (N,). onsets: token ids;
-    rights (N,): the right token, or -1 where none is known. student_logp, teacher_logp: of the
-    target. onset_mass, right_mass (NaN where unknown): the teacher's probability. onset_kl: what
-    the onset words add to the forward KL; own_kl: what the target adds to the reverse KL.
+    Hidden states (N, H): where the tokens targets (N,) are predicted. onsets: token ids; rights
+    (N,): the right token, or -1. *_logp: of the target. onset_mass, right_mass (NaN where unknown):
+    the teacher's probability. onset_kl: what the onset words add to the forward KL; own_kl: what
+    the target adds to the reverse KL.
     """
     parts = []
     students = logits_in_chunks(student_hidden, student_head)
@@ -34,7 +34,7 @@ def token_signals(
         log_s, log_t = student.log_softmax(-1), teacher.log_softmax(-1)
         s, t, target, right = log_s.exp(), log_t.exp(), targets[rows, None], rights[rows, None]
         forward, reverse = t * (log_t - log_s), s * (log_s - log_t)
-        found = {
+        parts.append({
             "forward_kl": forward.sum(-1),
             "reverse_kl": reverse.sum(-1),
             "student_entropy": -(s * log_s).sum(-1),
@@ -45,9 +45,8 @@ def token_signals(
             "onset_kl": forward[:, onsets].sum(-1),
             "own_kl": reverse.gather(-1, target)[:, 0],
             "right_mass": t.gather(-1, right.clamp(min=0)).where(right >= 0, torch.nan)[:, 0],
-        }
-        parts.append(found)
-    return {name: torch.cat([part[name] for part in parts]) for name in found}
+        })  # fmt: skip
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def mistakes(run: Run, task, problems: pd.DataFrame, responses: pd.DataFrame) -> pd.DataFrame:

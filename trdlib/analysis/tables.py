@@ -1,8 +1,8 @@
-"""From metrics files to tables, and the README's headline.
+"""From metrics files to tables, and the README's headline. Notebook 7 writes the page.
 
 Differences are paired by problem. Each has two intervals (these models, new models) and belongs to
 a named family, the table in which it stands; a star is `stats.marked` within that. What has not
-been run is shown as missing. Notebook 7 writes the page and draws the figures.
+been run is shown as missing.
 """
 
 import itertools
@@ -37,49 +37,38 @@ def row_names(run: Run) -> list[str]:
     return [m for m in HEADLINE if m in names] + [m for m in names if m not in HEADLINE]
 
 
-def measured(run: Run) -> dict[str, dict | None]:
-    """The metrics file of each row, None where it was not run.
-
-    If every rewrite is the reference, sft and sft_refined are one experiment: then without sft.
-    """
-    found = {}
-    for name in row_names(run):
-        path = run.with_("none" if name in REFERENCES else run.mode, name).metrics
-        found[name] = store.read_json(path) if path.is_file() else None
-    about = (found.get("sft_refined") or {}).get("training", {})
-    if about.get("trajectory_like_reference") == 1:
-        found.pop("sft", None)
-    return found
-
-
-def _at(found: dict, name: str, benchmark: str, temperature: float) -> dict:
-    try:
-        return found[name]["benchmarks"][f"{temperature:g}"][benchmark]
-    except KeyError:
-        raise ValueError(
-            f"the metrics of {name} have no {benchmark} at temperature {temperature:g}: they are "
-            "of other settings, run notebook 5_evaluate again"
-        ) from None
-
-
 def _places(run: Run) -> list[tuple[str, float]]:
     """(benchmark, temperature), the primary temperature first."""
     return [(b, t) for t in run.settings.evaluation.temperatures for b in tasks.of(run).benchmarks]
 
 
-def collect(run: Run) -> pd.DataFrame:
-    """Accuracies: a row per (method, temperature, benchmark); columns: docs/results.md.
+def measured(run: Run) -> dict[str, dict]:
+    """The metrics file of each row, with its cells by (benchmark, temperature); {} where not run.
+    If every rewrite is the reference, sft and sft_refined are one experiment: then without sft."""
+    found = {}
+    for name in row_names(run):
+        path = run.with_("none" if name in REFERENCES else run.mode, name).metrics
+        mine = found[name] = store.read_json(path, {})
+        for benchmark, t in _places(run) if mine else ():
+            if benchmark not in mine["benchmarks"].get(f"{t:g}", {}):
+                old = "they are of other settings, run notebook 5_evaluate again"
+                raise ValueError(f"{name}: no metrics of {benchmark} at temperature {t:g}: {old}")
+            mine[benchmark, t] = mine["benchmarks"][f"{t:g}"][benchmark]
+    if found.get("sft_refined", {}).get("training", {}).get("trajectory_like_reference") == 1:
+        found.pop("sft", None)
+    return found
 
-    rows: mean of base seeds. Fractions, NaN or None where there is nothing.
-    """
-    records, found = [], measured(run)
-    for name, (benchmark, temperature) in itertools.product(found, _places(run)):
-        record = {"method": name, "temperature": temperature, "benchmark": benchmark}
-        record["run"] = found[name] is not None
-        if found[name]:
-            about = found[name].get("training", {})
+
+def collect(run: Run) -> pd.DataFrame:
+    """Accuracies: a row per (method, temperature, benchmark), rows being the mean of base seeds;
+    columns: docs/results.md. Fractions, NaN or None where there is nothing."""
+    records = []
+    for (name, mine), place in itertools.product(measured(run).items(), _places(run)):
+        record = {"method": name, "temperature": place[1], "benchmark": place[0], "run": bool(mine)}
+        if mine:
+            about = mine.get("training", {})
             grid, rate = about.get("grid", []), about.get("chosen")
-            record |= about | _at(found, name, benchmark, temperature) | {"learning_rate": rate}
+            record |= about | mine[place] | {"learning_rate": rate}
             record["at_edge"] = rate in (min(grid), max(grid)) if len(grid) > 1 else None
             record["rows"] = np.mean(about.get("rows_by_seed", np.nan))
         records.append(record)
@@ -87,28 +76,24 @@ def collect(run: Run) -> pd.DataFrame:
     return table.rename(columns=lambda c: c.replace("_at_k_", "_")).reindex(columns=_COLUMNS)
 
 
-def _parent(run: Run, name: str) -> str | None:
-    """What this is a variant of: the method on all rows, in one round, the first time."""
-    if name == "base_again":
-        return "base"
-    recipes = run.settings.methods
-    plain = recipes[name].model_copy(update={"subset": "all", "rounds": 1, "again": 0})
-    return next((m for m in run.methods if m != name and recipes[m] == plain), None)
-
-
 def families(run: Run) -> dict[str, list[tuple[str, str]]]:
     """{family: [(ours, against what)]}, of the rows that this mode has."""
-    recipes, variants = run.settings.methods, [m for m in run.methods if _parent(run, m)]
-    main, controls = [m for m in run.methods if m not in variants], ("sft_refined", "off_policy")
-    itself = ["base_again", *(m for m in variants if recipes[m].again)]
+    recipes, parents = run.settings.methods, {}  # of a variant: on all rows, in one round, once
+    for name in run.methods:
+        plain = recipes[name].model_copy(update={"subset": "all", "rounds": 1, "again": 0})
+        alike = [m for m in run.methods if m != name and recipes[m] == plain]
+        if alike:
+            parents[name] = alike[0]
+    main, controls = [m for m in run.methods if m not in parents], ("sft_refined", "off_policy")
+    variants = parents.items()
     found = {
         DECISIVE: [("trd", other) for other in (BEST, *controls)],
         ROUNDS: [("trd_rounds", BEST_ROUNDS), ("trd_rounds", "sft_refined_rounds"),
-                 *((m, _parent(run, m)) for m in variants if recipes[m].rounds > 1)],
+                 *(pair for pair in variants if recipes[pair[0]].rounds > 1)],
         TO_TRD: [(m, "trd") for m in main if m not in ("trd", *controls)],
         TO_BASE: [(m, "base") for m in main],
-        SUBSETS: [(m, _parent(run, m)) for m in variants if recipes[m].subset != "all"],
-        ITSELF: [(m, _parent(run, m)) for m in itself],
+        SUBSETS: [pair for pair in variants if recipes[pair[0]].subset != "all"],
+        ITSELF: [("base_again", "base"), *(p for p in variants if recipes[p[0]].again)],
     }  # fmt: skip
     known = {*row_names(run), BEST, BEST_ROUNDS}
     return {name: [p for p in pairs if known.issuperset(p)] for name, pairs in found.items()}
@@ -116,12 +101,12 @@ def families(run: Run) -> dict[str, list[tuple[str, str]]]:
 
 def _best(run: Run, found: dict, place: tuple[str, float], *, in_rounds: bool) -> str | None:
     """The method on all of y_o with the highest test score, which favours it, of those run."""
-    recipes, score = run.settings.methods, {}
+    score = {}
     for name in run.methods:
-        whole = recipes[name].trajectory == "y_o" and recipes[name].subset == "all"
-        alike = not recipes[name].again and (recipes[name].rounds > 1) == in_rounds
-        if whole and alike and found[name]:
-            score[name] = _at(found, name, *place)["avg_at_k"]["value"]
+        recipe = run.settings.methods[name]
+        whole = recipe.trajectory == "y_o" and recipe.subset == "all" and not recipe.again
+        if whole and (recipe.rounds > 1) == in_rounds and found[name]:
+            score[name] = found[name][place]["avg_at_k"]["value"]
     return max(score, key=score.get, default=None)
 
 
@@ -133,23 +118,21 @@ def _paired(ours: dict, theirs: dict) -> list[np.ndarray]:
 
 def differences(run: Run) -> pd.DataFrame:
     """Paired differences: a row per (family, ours, against, benchmark, temperature), of what was
-    run; columns: docs/results.md. theirs: the method behind `against`. Fractions.
-
-    Each family is one for Holm; those of every method are of the primary temperature alone.
-    """
+    run, in fractions; columns: docs/results.md. theirs: the method behind `against`. Each family is
+    one for Holm; those of every method are of the primary temperature alone."""
     found, places, records = measured(run), _places(run), []
     best = {(kind, place): _best(run, found, place, in_rounds=kind == BEST_ROUNDS)
             for kind in (BEST, BEST_ROUNDS) for place in places}  # fmt: skip
     for name, pairs in families(run).items():
-        keys, values = [], []
+        pairs_of = {}
         for (ours, against), place in itertools.product(pairs, places):
             theirs = best.get((against, place), against)
             extra = name in (TO_TRD, TO_BASE) and place[1] != places[0][1]
             if found.get(ours) and found.get(theirs) and not extra:
-                keys.append((name, ours, against, theirs, *place))
-                values.append(_paired(*(_at(found, who, *place) for who in (ours, theirs))))
-        compared = stats.family(values, **run.settings.evaluation.interval)
-        for key, one in zip(keys, compared, strict=True):
+                key = (name, ours, against, theirs, *place)
+                pairs_of[key] = _paired(found[ours][place], found[theirs][place])
+        compared = stats.family(list(pairs_of.values()), **run.settings.evaluation.interval)
+        for key, one in zip(pairs_of, compared, strict=True):
             shares = dict(zip(_SHARES, one.pop("shares"), strict=True))
             records.append(dict(zip(_PAIR, key, strict=True)) | one | shares)
     return pd.DataFrame(records, columns=None if records else _PAIR)
@@ -166,7 +149,7 @@ def gain(row, *, ends: bool = False) -> str:
     return interval(row["value"], row["new_low"], row["new_high"], **how)
 
 
-def by_benchmark(rows: pd.DataFrame, text, index: str) -> pd.DataFrame:
+def by_benchmark(rows: pd.DataFrame, text, index: str = "against") -> pd.DataFrame:
     """text(row) of each row, by benchmarks, in the order of the table."""
     cells = pd.Series([text(row) for row in rows.to_dict("records")], dtype=object)
     cells.index = pd.MultiIndex.from_frame(rows[[index, "benchmark"]])
@@ -213,32 +196,6 @@ def rule(found: pd.DataFrame) -> str:
     )
 
 
-def itself(run: Run, found: pd.DataFrame) -> str:
-    """How often the rules see a difference where none is: the family of twins."""
-    mine = found[(found["family"] == ITSELF) & found["p"].notna()]
-    ends = (("new_low", "new_high"), ("low", "high"))
-    new, these = (((mine[low] > 0) | (mine[high] < 0)).sum() for low, high in ends)
-    expected = (1 - run.settings.evaluation.confidence) * len(mine)
-    return (
-        "The same method, trained and sampled once more with other random numbers (`base_again`: "
-        f"only sampled): between the methods no difference is real. Of {len(mine)} comparisons "
-        f"{mine['marked'].sum()} are marked, and {new} intervals for new models exclude zero (by "
-        f"chance: {expected:.1f}). Of those for these models {these} do: two trainings of one "
-        "method are two models. "
-    )
-
-
-def training(run: Run, table: pd.DataFrame) -> str:
-    """What each method trained on, and what its samples look like: means, a Markdown table."""
-    forms = {"learning_rate": "g", "at_edge": "g", "rows": ".0f", "trajectory_accuracy": ".1%"}
-    forms |= {"trajectory_like_reference": ".1%", "mean_tokens": ".1f", "unfinished": ".2%"}
-    primary = table[table["temperature"] == run.settings.evaluation.temperatures[0]]
-    means = primary.astype(dict.fromkeys(forms, float)).groupby("method", sort=False)[[*forms]]
-    shown = means.mean().astype(object).rename(columns=lambda name: name.replace("_", " "))
-    shown = shown.where(shown.notna(), None)
-    return shown.to_markdown(floatfmt=("", *forms.values()), missingval=DASH)
-
-
 def how(run: Run, table: pd.DataFrame) -> str:
     """How numbers are made, and what to know of the rewrites before rows are compared."""
     done, asked = table[table["run"]], run.settings.evaluation
@@ -262,15 +219,14 @@ def how(run: Run, table: pd.DataFrame) -> str:
 
 def paths(run: Run) -> dict[str, Path]:
     """Where the tables and the figures of this scale and mode go, by what they are."""
+    place = f"{run.scale}/{run.mode}"
     files = {
-        "md": "tables/{}/{}.md",
-        "csv": "tables/{}/{}.csv",
-        "differences": "tables/{}/{}_differences.csv",
-        "summary": "summary/{}/{}.json",  # avg@k in percent, for `dvc exp show`
-        "cost_csv": "cost/{}/{}.csv",
-        "png": "figures/{}/{}.png",
+        **{kind: f"tables/{place}.{kind}" for kind in ("md", "csv")},
+        "differences": f"tables/{place}_differences.csv",
+        "summary": f"summary/{place}.json",  # avg@k in percent, for `dvc exp show`
+        **{"cost_csv": f"cost/{place}.csv", "png": f"figures/{place}.png"},
     }
-    return {what: run.results / file.format(run.scale, run.mode) for what, file in files.items()}
+    return {what: run.results / file for what, file in files.items()}
 
 
 def write(run: Run, table: pd.DataFrame, found: pd.DataFrame, page: str) -> list[Path]:
@@ -290,11 +246,9 @@ def headline(run: Run) -> str:
     shown = table["method"].isin(HEADLINE) & (table["temperature"] == primary)
     grid, seeds = accuracies(table[shown]), {}
     for (against, t), here in decisive.groupby(["against", "temperature"], sort=False):
-        row = by_benchmark(here, gain, "against").loc[against]
-        grid.loc[f"**trd minus {against}**, T = {t:g}"] = row
+        grid.loc[f"**trd minus {against}**, T = {t:g}"] = by_benchmark(here, gain).loc[against]
         if t == primary:
-            by_seed = by_benchmark(here, _by_seed, "against").loc[against]
-            seeds[f"... {against}, by base seed"] = by_seed
+            seeds[f"... {against}, by base seed"] = by_benchmark(here, _by_seed).loc[against]
     for name in list(seeds)[:2]:
         grid.loc[name] = seeds[name]
     return (
