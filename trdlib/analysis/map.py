@@ -255,5 +255,4 @@ def oracles(run: Run, table: pd.DataFrame) -> pd.DataFrame:
         ends = ([row[f"avg_{m}{e}"] for e in ("", "_low", "_high")] for m in plain[oracle][::-1])
         shares = (interval(*of) for of in ends)
         rows.append((f"{row['value']:g}", oracle, *shares, gap_of(row, oracle)))
-    columns = ["locality", "oracle", "without it", "with it", "difference"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=["locality", "oracle", "without it", "with it", "difference"])

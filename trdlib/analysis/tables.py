@@ -79,11 +79,10 @@ def collect(run: Run) -> pd.DataFrame:
 def families(run: Run) -> dict[str, list[tuple[str, str]]]:
     """{family: [(ours, against what)]}, of the rows that this mode has."""
     recipes, parents = run.settings.methods, {}  # of a variant: on all rows, in one round, once
-    for name in run.methods:
-        plain = recipes[name].model_copy(update={"subset": "all", "rounds": 1, "again": 0})
-        alike = [m for m in run.methods if m != name and recipes[m] == plain]
-        if alike:
-            parents[name] = alike[0]
+    plain = {"subset": "all", "rounds": 1, "again": 0}
+    for name, other in itertools.permutations(run.methods, 2):
+        if recipes[other] == recipes[name].model_copy(update=plain):
+            parents.setdefault(name, other)
     main, controls = [m for m in run.methods if m not in parents], ("sft_refined", "off_policy")
     variants = parents.items()
     found = {
