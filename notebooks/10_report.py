@@ -34,7 +34,7 @@ import re
 import pandas as pd
 from IPython.display import HTML, Image, Markdown, display
 
-from trdlib import jobs
+from trdlib import jobs, store
 from trdlib.analysis import paper, show, tables
 from trdlib.run import get_run
 from trdlib.settings import load, root
@@ -74,19 +74,65 @@ def link(anchor, title, inside=""):
     return f'<li><a href="#{anchor}">{title}</a>{inside and f"<ul>{inside}</ul>"}</li>'
 
 
-contents = ""
+contents = link("findings", "In short")
 for scale in scales:
     modes = [run.mode for run in shown if run.scale == scale]
     inside = "".join(link(f"{scale}-{mode}", mode.upper()) for mode in modes)
     contents += link(scale, f"Scale {scale}", inside)
+contents += link("quantities", "Quantities of the diagnosis")
 contents += link("paper", "Against the paper") + link("audit", "Audit of the authors' raw runs")
 display(HTML(f"<nav><ul>{contents}</ul></nav>"))
+
+
+# %%
+def findings(found):
+    """A table of differences in short: for each of the decisive ones a sentence."""
+    said = []
+    decisive = found[found["family"] == tables.DECISIVE]
+    for against, mine in decisive.groupby("against", sort=False):
+        points, stars = 100 * mine["value"], mine["marked"].astype(bool)
+        up, down = (stars & (points > 0)).sum(), (stars & (points < 0)).sum()
+        said.append(
+            f"*trd minus {against}*: {points.min():+.1f} to {points.max():+.1f} points, "
+            f"{(points > 0).sum()} of {len(mine)} above zero; marked for new models: "
+            f"{up} above, {down} below"
+        )
+    return said
+
+
+heading(2, "In short", "findings")
+display(Markdown(
+    "Each difference that decides, over all benchmarks and temperatures of a scale: the range of "
+    "the differences, and how many are *marked*, that is, would be expected of other base models "
+    "and trainings too. What is not marked may be chance. Small numbers of marks are no proof of "
+    "no effect: the tables say what difference they could have seen."
+))  # fmt: skip
+for run in shown:
+    path = tables.paths(run)["differences"]
+    lines = findings(pd.read_csv(path)) if path.is_file() else []
+    name = f"[{run.mode.upper()}, scale {run.scale}](#{run.scale}-{run.mode})"
+    if lines:
+        display(Markdown(f"**{name}**\n\n" + "\n".join(f"- {line}." for line in lines)))
 
 absent = [f"{run.scale} ({run.mode})" for run in runs if run not in shown]
 display(Markdown(f"> {show.MISSING.capitalize()}: {', '.join(absent)}."))
 
-
 # %%
+TASKS = {  # of a scale's task: what its benchmarks ask
+    "modular": "**chain**, as `5o-1p+6`: start at 5, o = 5 - 1, p = o + 6, all modulo 7, a line "
+    "each. After a wrong line the next one is still a valid lesson: the mistake is *local*. "
+    "**trail**, as `Route#AIqyG`: a hidden table gives each letter one of four turns, and a sum "
+    "modulo 10 follows them. After a wrong turn the walker is lost, and the rest of the attempt "
+    "teaches nothing: *prefix failure*. **trail_local**: the same, but the table holds on after a "
+    "wrong turn. **_hard**: more steps; in trail_hard also more letters that the student does not "
+    "know.",
+    "tinycode": "**code**: a specification, `f(x): a add 3; b reverse; c keep odd`, to a Python "
+    "function with a statement for each clause, graded by running it. A mistake is local: the "
+    "next clause still says what to do. **code_hard**: more clauses.",
+    "story": "Word problems: somebody has things, then twice gets or loses some, all below 20.",
+}
+
+
 def cost(path):
     """What each method costs, from the file that notebook 7 wrote."""
     heading(4, "Cost", f"{path.parent.name}-{path.stem}-cost")
@@ -109,6 +155,7 @@ def cost(path):
 
 for scale in scales:
     heading(2, f"Scale {scale}", scale)
+    display(Markdown(TASKS.get(settings.scales[scale].task, "")))
     for run in (run for run in shown if run.scale == scale):
         paths, mode = tables.paths(run), run.mode.upper()
         heading(3, f"{mode}, scale {scale}", f"{scale}-{run.mode}")
@@ -116,6 +163,7 @@ for scale in scales:
         text(paths["md"], below=3)
         cost(paths["cost_csv"])
         heading(4, "Diagnosis", f"{scale}-{run.mode}-diagnosis")
+        display(Markdown("[What the quantities are](#quantities)."))
         diagnosis = results / "diagnosis" / scale
         picture(diagnosis / f"{run.mode}.png", f"Prefix-failure signals, {mode}, scale {scale}")
         text(diagnosis / f"{run.mode}.md", below=4)
@@ -125,9 +173,70 @@ for scale in scales:
         text(results / "tables" / f"map_{scale}.md", below=3, how=f"Run `make map SCALE={scale}`.")
 
 # %%
+heading(2, "Quantities of the diagnosis", "quantities")
+display(
+    Markdown("""
+Of an attempt y_o or its rewrite y_r, by the verdict on the attempt, before any training.
+
+- Shares of responses: *correct*; *fail_to_pass* and *pass_to_fail* (of all attempts: the rewrite
+  has the other verdict); *unfinished*; *prompt_truncated*; *departed* (it has a wrong token).
+- *n_tokens*: its length. *kept*: share of the attempt's tokens that stand in the rewrite, in order.
+- *student_nll*, *teacher_nll*: mean negative log-likelihood of a token, in nats; *ppl_gap*: the
+  first minus the second. Above 0 the teacher finds the text more likely than the student does.
+- Means of a token, in nats: *forward_kl* (teacher to student), *reverse_kl* (student to teacher),
+  *teacher_entropy*. *onset_mass*: the teacher's probability of words that open a correction.
+- *onset_share*: of the forward KL, due to onset words. *own_share*: of the reverse KL, due to the
+  token that is there.
+- Where the first mistake is known: *kl_before*, *kl_at*, *kl_after* (shares of the forward KL) and
+  *tokens_before* ... (shares of tokens) before, at and after the first wrong token, y_r cut at the
+  same token; *own_at*, *right_at*: the teacher's probability of the wrong and of the right token
+  there; *own_after*, *onset_after*: after it, of the token that is there and of onset words.
+- *gradient_...*: cosine of a method's first summed gradient with that of cross-entropy on the
+  reference solutions; *cut*: along y_o up to its first wrong token.
+""")
+)
+
+# %%
+ABOUT = """# Against the paper
+
+Percent. *ours*: this repository, [95% interval from resampling problems]. *authors*: the authors' \
+published raw files, [95% interval for new problems, by the Beta model of `8_audit`; none for \
+LiveCodeBench, of which they do not say how many problems they used]; they may not be the files \
+behind the paper's tables, and their aime24 columns repeat values. *paper*: what the paper prints; \
+a dash where that is not known to us."""
+
+
+def beside(table):
+    """{title: ours, the authors' raw run and the printed value under each other, a column a
+    benchmark}, for each task, mode, student and metric."""
+    index, found = ["method", "subset", "run"], {}
+    for (task, mode, student, metric), here in table.groupby(
+        ["task", "mode", "student", "metric"], sort=False
+    ):
+        wide = here.set_index([*index, "benchmark"])[["ours", "authors", "paper"]]
+        wide = wide.rename_axis("source", axis=1).stack().unstack("benchmark", sort=False)
+        wide = wide.reset_index()
+        wide.loc[wide.duplicated(index), index] = ""
+        who = f"{mode.upper()}{'' if task == 'math' else f', {task}'}, {student}"
+        found[f"{who}: {paper.METRICS[metric]}@16"] = wide
+    return found
+
+
+def against(settings):
+    """results/against_paper.csv and .md."""
+    table, path, parts = (
+        paper.against_paper(settings),
+        root() / "results/against_paper.csv",
+        [ABOUT],
+    )
+    for title, wide in beside(table).items():
+        parts += [f"## {title}", wide.to_markdown(index=False, disable_numparse=True)]
+    store.write_text(path, table.to_csv(index=False, lineterminator="\n"))
+    return store.write_text(path.with_suffix(".md"), "\n\n".join(parts) + "\n")
+
+
 heading(2, "Against the paper", "paper")
-written = paper.write(settings)
-text(written[-1], below=2)
+text(against(settings), below=2)
 
 # %%
 heading(2, "Audit of the authors' raw runs", "audit")

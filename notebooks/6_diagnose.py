@@ -42,8 +42,8 @@ from IPython.display import Markdown, display
 
 from trdlib import jobs, store, tasks
 from trdlib.analysis import show
-from trdlib.analysis.diagnose import diagnose
-from trdlib.analysis.show import color, interval
+from trdlib.analysis.diagnose import counted, diagnose, transitions
+from trdlib.analysis.show import interval
 from trdlib.ops import notebooks
 from trdlib.refine import refine
 from trdlib.rollout import rollout
@@ -62,7 +62,8 @@ known = found[0].responses["start"].notna().any()  # do we know where the first 
 # What the figures share: a row or column of axes for each kind of problem, and the four groups.
 
 # %%
-COLOR = {"y_o": color("reverse_kl"), "y_r": color("trd")}  # as the methods that train on them
+# as the methods that train on them
+COLOR = {"y_o": show.look("reverse_kl")["color"], "y_r": show.look("trd")["color"]}
 GROUPS = {
     ("y_o", "failed"): "y_o, failed",
     ("y_o", "passed"): "y_o, passed",
@@ -158,21 +159,6 @@ def dot(axis, y, cell, color, filled=True):
 
 
 # %%
-def transitions(responses):
-    """Counts of attempts by the verdicts on y_o (rows, by source) and on its y_r (columns)."""
-    y_r, names = responses[responses["trajectory"] == "y_r"], ["failed", "passed"]
-    after = pd.Categorical(y_r["correct"].map({True: "passed", False: "failed"}), names)
-    before = pd.Categorical(y_r["verdict"], names)
-    counts = pd.crosstab([y_r["source"], before], after, dropna=False)
-    return counts.rename_axis(index=["source", "y_o"], columns="y_r")
-
-
-def counted(counts):
-    """`transitions` as text: "12 of 60", "none of 60"."""
-    whole = counts.groupby("source").transform("sum").sum(axis=1).map(" of {:d}".format)
-    return counts.apply(lambda c: c.map("{:d}".format).replace("0", "none") + whole)
-
-
 for one in found:
     counts = transitions(one.responses)
     texts = counted(counts)

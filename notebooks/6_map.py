@@ -35,8 +35,8 @@ import pandas as pd
 from IPython.display import Markdown
 
 from trdlib import jobs, stats, store
-from trdlib.analysis.map import COMPARED, gaps, section, survey
-from trdlib.analysis.show import interval, look, save
+from trdlib.analysis.map import COMPARED, oracles, readable, section, survey
+from trdlib.analysis.show import look, save
 from trdlib.ops import notebooks
 from trdlib.run import get_run
 from trdlib.settings import root
@@ -84,7 +84,10 @@ for axis, (knob, here) in zip(axes.flat, panels.items(), strict=False):
         value, low, high, new_low, new_high = (
             100 * here[f"{gap}_{end}"].to_numpy() for end in ends
         )
-        style, color = {"ls": line, "label": COMPARED[gap][0], **look(like)}, look(like)["color"]
+        style, color = (
+            {"ls": line, "label": " - ".join(COMPARED[gap]), **look(like)},
+            look(like)["color"],
+        )
         if knob == "point":  # these cells are no curve
             style["ls"] = ""
             axis.vlines(place, low, high, color=color, lw=5, alpha=0.3)
@@ -121,30 +124,7 @@ plt.show()
 # At the first temperature; the others are in `results/tables/map_<scale>.md`. `*`: marked for new
 # models, after Holm's correction for all cells of the column.
 
-
 # %%
-def gap_of(row, gap):
-    """A difference in points, with the intervals for these and for new models."""
-    these, new = (row[[f"{gap}_{end}low", f"{gap}_{end}high"]] for end in ("", "new_"))
-    text = interval(row[f"{gap}_value"], *these, signed=True)
-    return f"{text} {interval(None, *new, signed=True, star=row[f'{gap}_marked'], ends=True)}"
-
-
-def readable(table):
-    """The map at one temperature for people: percent and points, stars where marked."""
-    values = table["value"].map("{:g}".format, na_action="ignore").fillna("")
-    shown = pd.DataFrame({"knob": table["knob"], "value": values})
-    shares = {f"{name} right": f"{name}_accuracy" for name in ("y_o", "y_r", "y_t")}
-    shares |= {name: f"avg_{name}" for name in ("base", "trd", "off_policy", "sft_refined")}
-    for label, column in shares.items():
-        shown[label] = table[column].mul(100).map("{:.1f}".format)
-    best = [f"{row.best} {100 * row[f'avg_{row.best}']:.1f}" for _, row in table.iterrows()]
-    shown["best y_o method"] = best
-    for gap, (label, *_) in COMPARED.items():
-        shown[label] = [gap_of(row, gap) for _, row in table.iterrows()]
-    return shown
-
-
 Markdown(readable(table).to_markdown(index=False, disable_numparse=True))
 
 # %% [markdown]
@@ -155,20 +135,7 @@ Markdown(readable(table).to_markdown(index=False, disable_numparse=True))
 # both distributions, so the teacher cannot ask for a correction over and over. What an oracle adds
 # to its method is what the thing that it removes had cost, with both intervals, as above.
 
-
 # %%
-def oracles(run, table):
-    """What an oracle adds to its plain method, at one temperature, where it was run."""
-    rest, rows = section(run).knobs["locality"][0], []
-    for gap, (_, oracle, plain) in list(gaps(run).items())[len(COMPARED) :]:
-        for _, row in table[table["knob"].isin(["rest", "locality"])].iterrows():
-            ends = ([row[f"avg_{m}{e}"] for e in ("", "_low", "_high")] for m in (plain, oracle))
-            where = f"{rest if pd.isna(row['value']) else row['value']:g}"
-            rows.append((where, oracle, *(interval(*of) for of in ends), gap_of(row, gap)))
-    columns = ["locality", "oracle", "without it", "with it", "difference"]
-    return pd.DataFrame(rows, columns=columns)
-
-
 oracles(run, table)
 
 # %% [markdown]

@@ -17,7 +17,7 @@
 # %% [markdown]
 # # 7 · Tables: what the pipeline found
 #
-# From the metrics files of one scale: for each mode the table (Markdown, CSV, LaTeX), the figure
+# From the metrics files of one scale: for each mode the table (Markdown, CSV), the figure
 # and the cost. Every cell has an interval. Differences are paired by problem and have two: *these
 # models* (problems resampled) and *new models* (base models and trainings random too); a star
 # needs the second. The base stands twice, and the last family of a table compares methods with
@@ -40,11 +40,89 @@ from trdlib.run import get_runs
 from trdlib.settings import root
 
 runs = get_runs(scale, mode, "trd")  # one for each mode
+
+
+def itself(run, found):
+    """How often the rules see a difference where none is: the family of twins."""
+    mine = found[(found["family"] == tables.ITSELF) & found["p"].notna()]
+    ends = (("new_low", "new_high"), ("low", "high"))
+    new, these = (((mine[low] > 0) | (mine[high] < 0)).sum() for low, high in ends)
+    expected = (1 - run.settings.evaluation.confidence) * len(mine)
+    return (
+        "The same method, trained and sampled once more with other random numbers (`base_again`: "
+        f"only sampled): between the methods no difference is real. Of {len(mine)} comparisons "
+        f"{mine['marked'].sum()} are marked, and {new} intervals for new models exclude zero (by "
+        f"chance: {expected:.1f}). Of those for these models {these} do: two trainings of one "
+        "method are two models. "
+    )
+
+
+def family(run, name, found):
+    """A family under its title; nothing if none of it was run."""
+    mine = found[found["family"] == name]
+    if mine.empty:
+        return []
+    said, shown = "", tables.side_by_side(mine).set_index("difference")
+    if name in (tables.TO_TRD, tables.TO_BASE):
+        said = f"Temperature {mine['temperature'].iloc[0]:g}, [interval for new models]. "
+        shown = tables.by_benchmark(mine, tables.gain, "ours")
+    elif name == tables.SUBSETS:
+        said = "A subset has fewer rows, so fewer steps: one that does worse may only be smaller. "
+    elif name == tables.ITSELF:
+        said = itself(run, found)
+    return [f"## {name}", said + tables.rule(mine), shown.to_markdown()]
+
+
+def grids(run, table, what, rows=""):
+    """The accuracies of each temperature under their title."""
+    parts = []
+    for temperature, here in table.groupby("temperature", sort=False):
+        k = run.settings.evaluation.at(temperature).samples
+        parts += [f"## {what}@{k} at temperature {temperature:g}{rows}"]
+        parts += [tables.accuracies(here, what).to_markdown()]
+    return parts
+
+
+def training(run, table):
+    """What each method trained on, and what its samples look like: means, a Markdown table."""
+    forms = {"learning_rate": "g", "at_edge": "g", "rows": ".0f", "trajectory_accuracy": ".1%"}
+    forms |= {"trajectory_like_reference": ".1%", "mean_tokens": ".1f", "unfinished": ".2%"}
+    primary = table[table["temperature"] == run.settings.evaluation.temperatures[0]]
+    means = primary.astype(dict.fromkeys(forms, float)).groupby("method", sort=False)[[*forms]]
+    shown = means.mean().astype(object).rename(columns=lambda name: name.replace("_", " "))
+    shown = shown.where(shown.notna(), None)
+    return shown.to_markdown(floatfmt=("", *forms.values()), missingval=show.DASH)
+
+
+def markdown(run, table, found):
+    """The whole page of one mode and scale, as Markdown."""
+    first = table["method"].isin(tables.HEADLINE)
+    lowest = table.groupby(["temperature", "benchmark"])["pass_value"].transform("min")
+    others = (tables.ROUNDS, tables.TO_TRD, tables.TO_BASE, tables.SUBSETS, tables.ITSELF)
+    parts = [
+        f"# {run.mode.upper()}, scale {run.scale}",
+        tables.how(run, table),
+        *grids(run, table[first], "avg"),
+        *family(run, tables.DECISIVE, found),
+        *grids(run, table[~first], "avg", ", other rows"),
+        *(part for name in others for part in family(run, name, found)),
+        *grids(run, table[lowest < 1], "pass"),  # where not everything is at 100 %
+        "## Training, and what the samples look like",
+        "The learning rate is chosen per method on the validation set (at edge: 1 if it is the "
+        "lowest or highest that was tried). Rows: mean of base seeds. Trajectory: the text that "
+        "the method trained on, its accuracy, and the share of it that is the reference word for "
+        "word. Tokens and unfinished: means over the benchmarks.",
+        training(run, table),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
 written, found, gaps = [], {}, {}
 for run in runs:
     found[run.mode], gaps[run.mode] = tables.collect(run), tables.differences(run)
-    written += tables.write(run, found[run.mode], gaps[run.mode])
-    display(Markdown(tables.paths(run)["md"].read_text(encoding="utf-8")))
+    page = markdown(run, found[run.mode], gaps[run.mode])
+    written += tables.write(run, found[run.mode], gaps[run.mode], page)
+    display(Markdown(page))
 
 # %% [markdown]
 # ## All methods at a glance

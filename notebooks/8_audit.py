@@ -39,19 +39,16 @@ confidence: float = 0.95  # of every interval
 power: float = 0.8  # wanted probability of seeing a difference that is there
 
 # %%
-import math
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
-from scipy.stats import chi2, norm
 
 from trdlib import jobs, settings, store
 from trdlib.analysis import audit
 from trdlib.analysis.show import DASH, interval, save
 from trdlib.ops import notebooks
-from trdlib.stats import MARK_LEVEL, holm
+from trdlib.stats import MARK_LEVEL
 
 METRICS = {"avg": "avg@16", "passed": "pass@16"}
 runs = audit.runs()
@@ -135,23 +132,11 @@ show(
 # That happened to two: the base Qwen3-1.7B, and trd on Qwen3-4B (OPD). Whatever differs is noise,
 # so this is the first check of the model of the noise: z should scatter like a standard normal.
 
-
 # %%
-def reevaluations(table):
-    """Checkpoints evaluated twice: both values, their difference, its sd by noise, and z."""
-    rows = audit.measurements(table[table["subset"] == "all"])
-    pairs = rows.groupby([*audit.CELL, "mode", "method"], sort=False).agg(
-        evaluations=("value", "size"), first=("value", "first"), second=("value", "last"),
-        sd=("variance", lambda v: np.sqrt(v.sum())),
-    ).query("evaluations == 2").reset_index()  # fmt: skip
-    pairs["difference"] = pairs["second"] - pairs["first"]
-    return pairs.assign(z=pairs["difference"] / pairs["sd"])
-
-
 columns = ["student", "method", "benchmark", "metric", "first", "second", "difference", "sd", "z"]
 show(
     "Evaluated twice",
-    readable(reevaluations(runs), columns),
+    readable(audit.reevaluations(runs), columns),
     "Percent. sd: of the difference, if only the samples changed.",
 )
 
@@ -164,41 +149,8 @@ show(
 # control: there, values should repeat about as often as chance has it. That is the second check of
 # the model of the noise.
 
-
 # %%
-REPEATED = 1e-3  # columns of repeats less likely than this are not taken for measurements
-
-
-def chance_equal(sd, among):
-    """Probability that `among` independent counts of one model, with this sd, are all the same."""
-    edges = np.arange(-np.ceil(8 * sd) - 1, np.ceil(8 * sd) + 2) + 0.5
-    return float((np.diff(norm.cdf(edges, scale=max(sd, 1e-9))) ** among).sum())
-
-
-def repeats(table):
-    """How often runs of a (student, benchmark) share avg@k to the last digit, were all one model.
-
-    Math only: code is rounded. distinct: values. largest: runs that share the commonest. pairs: of
-    runs that agree, and expected under Beta. chance: at most the probability that any `largest`
-    runs agree, with the least noise that the values allow.
-    """
-    columns = ["student", "benchmark", "runs", "distinct", "largest", "pairs", "pairs_expected"]
-    records, table = [], table[table["task"] == "math"]
-    for cell, group in table.groupby(["student", "benchmark"], sort=False):
-        m, sizes = len(group), group["avg"].value_counts().to_numpy()
-        avg, passed, problems, samples = group[["avg", "passed", "problems", "samples"]].mean()
-        count = problems * samples
-        beta = count * audit.error(avg, audit.trials(avg, passed, problems, int(samples)).avg_same)
-        least = np.sqrt(count * audit.noise_range(avg, passed, int(samples))[0])
-        expected = math.comb(m, 2) * chance_equal(beta, 2)
-        alike = min(1.0, math.comb(m, sizes[0]) * chance_equal(least, sizes[0]))
-        pairs = (sizes * (sizes - 1) // 2).sum()
-        records.append((*cell, m, len(sizes), sizes[0], pairs, expected, alike))
-    found = pd.DataFrame(records, columns=[*columns, "chance"])
-    return found.assign(repeated=found["chance"] * len(found) < REPEATED)
-
-
-alike = repeats(runs)
+alike = audit.repeats(runs)
 columns = ["student", "benchmark", "runs", "distinct", "largest", "pairs", "pairs_expected"]
 show(
     "Runs that share avg@16 to the last digit",
@@ -257,33 +209,8 @@ show(
 # whole columns do not repeat. Beside the ratio by the Beta model stand three without it: by the
 # binomial of independent samples, and by the most and the least noise that the values allow.
 
-
 # %%
-def scatter(table):
-    """Do the runs of a (student, benchmark) differ at all, the base included? Math only, without
-    columns that repeat; first a row for each metric, over all of them.
-
-    ratio: variance between runs over that by the Beta model's noise. p_more and p_less: of a larger
-    and a smaller one by that noise alone (chi-squared; rough, the noise is an estimate). The ratio
-    if samples were `independent`, and with the most and the least noise that the values allow.
-    """
-    rows = audit.measurements(table[table["task"] == "math"])
-    rows = rows.merge(repeats(table).query("not repeated")[["student", "benchmark"]])
-    cells = rows.groupby(audit.CELL, sort=False)
-    noises = ["variance", "independent", "most", "least"]
-    found = cells.agg(runs=("value", "size")).assign(freedom=lambda t: t["runs"] - 1)
-    spread = cells["value"].var() * found["freedom"]
-    found = found.join((1 / cells[noises].mean()).mul(spread, axis=0)).reset_index()
-    whole = found.groupby("metric", as_index=False)[["runs", "freedom", *noises]].sum()
-    found = pd.concat([whole.assign(student="all", benchmark="all"), found], ignore_index=True)
-    found["p_more"] = chi2.sf(found["variance"], found["freedom"])
-    found["p_less"] = chi2.cdf(found["variance"], found["freedom"])
-    found[noises] = found[noises].div(found["freedom"], axis=0)
-    found["least"] = found["least"].where(found["least"] < 100)  # where it is next to none
-    return found.rename(columns={"variance": "ratio"})
-
-
-spread = scatter(runs)
+spread = audit.scatter(runs)
 columns = ["student", "benchmark", "metric", "runs", "ratio", "p_more", "p_less"]
 show(
     "Scatter of all runs over the scatter by noise",
@@ -316,57 +243,8 @@ findings += [
 # samples of the same problems. It does not contain the spread between training runs, of which there
 # is one each: a difference here is one between checkpoints, not yet one between methods.
 
-
 # %%
-TOKEN_LEVEL = ("forward_kl", "reverse_kl", "forward_kl_clip", "reverse_kl_topk")
-
-
-def differences(table, confidence=0.95):
-    """trd minus base, the best and the mean token-level baseline: per benchmark and metric, and
-    averaged over the benchmarks of a student (benchmark "mean").
-
-    A checkpoint evaluated twice counts with its mean. The best baseline is picked by the value
-    tested, which favours it. p by `same`: NaN without a size, where nothing varies, and where
-    values are `repeated`, which no mean contains. p_holm: all tests of the table are one family.
-    """
-    keys = [*audit.CELL, "mode"]
-    of_mean = {"value": ("value", "mean")}
-    of_mean["variance"] = ("variance", lambda v: v.sum(skipna=False) / len(v) ** 2)
-    rows = audit.measurements(table[table["subset"] == "all"]).rename(columns={"method": "other"})
-    cells = rows.groupby([*keys, "other"], sort=False).agg(**of_mean).reset_index()
-    token = cells[cells["other"].isin(TOKEN_LEVEL)]
-    mean = token.groupby(keys, sort=False).agg(**of_mean, other=("other", "+".join))
-    mean = mean[mean["other"].str.contains("+", regex=False)]  # of one baseline: it is the best
-    best = token.sort_values("value").groupby(keys, sort=False).tail(1)
-    base = cells[cells["other"] == "base"].drop(columns="mode")  # base has no mode
-    others = {"base": base, "best": best, "mean": mean.reset_index()}
-    trd = cells[cells["other"] == "trd"].drop(columns="other")
-    trd = trd.rename(columns={"value": "trd", "variance": "variance_trd"})
-    found = pd.concat([trd.merge(rows).assign(against=name) for name, rows in others.items()])
-    found = found.merge(repeats(table)[["student", "benchmark", "repeated"]], how="left")
-    found["repeated"] = found["repeated"].eq(True)  # code is not in repeats()
-    found["difference"] = found["trd"] - found["value"]
-    found["se"] = np.sqrt(found["variance_trd"] + found["variance"])
-    usable = found[~found["repeated"] & found["se"].notna()]
-    means = usable.groupby(["task", "mode", "student", "metric", "against"], sort=False).agg(
-        benchmarks=("se", "size"), difference=("difference", "mean"),
-        se=("se", lambda se: np.sqrt((se**2).sum()) / len(se)),
-    ).reset_index().assign(benchmark="mean", repeated=False)  # fmt: skip
-    found = with_test(pd.concat([found.assign(benchmarks=1), means], ignore_index=True), confidence)
-    found.loc[found["repeated"], "p"] = np.nan
-    found["p_holm"] = holm(found["p"])
-    columns = ["trd", "against", "other", "value", "difference", "se", "low", "high", "p", "p_holm"]
-    return found[[*keys, "benchmarks", *columns, "repeated"]]
-
-
-def with_test(found, confidence):
-    """A table with difference and se, and low, high and a two-sided p."""
-    half, z = norm.ppf(0.5 + confidence / 2) * found["se"], found["difference"] / found["se"]
-    ends = {"low": found["difference"] - half, "high": found["difference"] + half}
-    return found.assign(**ends, p=2 * norm.sf(abs(z)))
-
-
-found = differences(runs, confidence)
+found = audit.differences(runs, confidence)
 tested = found.dropna(subset="p")
 marked, below = tested["p_holm"] < MARK_LEVEL, f"p < {MARK_LEVEL:g}"
 counts = pd.DataFrame({
@@ -468,7 +346,7 @@ variances = [
     audit.error(other[c], other["problems"] * other["samples"]) ** 2 for c in ("base", "opsd")
 ]
 other = other.assign(difference=other["opsd"] - other["base"], se=np.sqrt(sum(variances)))
-other = with_test(other, confidence)
+other = audit.with_test(other, confidence)
 columns = ["student", "benchmark", "problems", "samples", "base", "opsd"]
 show(
     "An independent run of OPSD, avg@12",
@@ -478,7 +356,7 @@ show(
 by_student = other.groupby("student", sort=False, as_index=False).agg(
     difference=("difference", "mean"), se=("se", lambda se: np.hypot.reduce(se) / len(se))
 )
-by_student = with_test(by_student, confidence)
+by_student = audit.with_test(by_student, confidence)
 text = readable(by_student, ["student", "difference", "interval"]).agg(" ".join, axis=1)
 findings.append(
     "An independent run of OPSD without rewrites (context, not in the family), opsd minus base, "
@@ -513,33 +391,8 @@ report.append(
 # `p_most` makes no assumption about the difficulties: it takes the most noise that any distribution
 # with these values of avg@16 and pass@16 allows.
 
-
 # %%
-CLAIMS = (  # for the last two it is not said against what
-    ("opsd", "Qwen3-8B", "amobench", 0.205),  # pass@16, 0.410 -> 0.615
-    ("opd", "Qwen3-1.7B", "aime24", 0.046),
-    ("opd", "Qwen3-4B", "amobench", 0.128),
-)
-
-
-def claimed(table):
-    """Each of CLAIMS beside every pair of raw rows that could be behind it: a row for each (claim,
-    metric, trd row, other row). matches: the difference is the stated one to its decimal."""
-    stated = pd.DataFrame(CLAIMS, columns=["mode", "student", "benchmark", "claimed"])
-    rows = audit.measurements(table[table["subset"] == "all"])
-    rows = stated.merge(rows, on=["student", "benchmark"], suffixes=("", "_run"))
-    rows = rows.query("mode_run == mode or mode_run == 'none'")
-    trd, other = rows[rows["method"] == "trd"], rows[rows["method"] != "trd"]
-    pairs = trd.merge(other, on=[*stated.columns, "metric"], suffixes=("", "_other"))
-    pairs["difference"] = pairs["value"] - pairs["value_other"]
-    pairs["matches"] = (100 * pairs["difference"]).round(1) == (100 * pairs["claimed"]).round(1)
-    for p, noise in (("p", "variance"), ("p_most", "most")):
-        sd = np.sqrt(pairs[noise] + pairs[f"{noise}_other"])
-        pairs[p] = 2 * norm.sf(abs(pairs["difference"] / sd))
-    return pairs.rename(columns={"method_other": "other"})
-
-
-claims = claimed(runs)
+claims = audit.claimed(runs)
 columns = ["mode", "student", "benchmark", "claimed", "metric", "run", "value", "other"]
 columns += ["run_other", "value_other", "difference", "matches", "p", "p_most"]
 show(
@@ -555,26 +408,13 @@ show(
 # To see a gain with the wanted power, from two evaluations of 16 samples a problem. *Paired*: both
 # on the same problems, with about the same gain on each. *Separate*: each on its own problems.
 
-
 # %%
-def problems_needed(gain, sd, power=0.8, level=MARK_LEVEL):
-    """Problems to detect a gain between two evaluations, two-sided; arrays broadcast. sd: of one
-    problem's score."""
-    z = norm.ppf(1 - level / 2) + norm.ppf(power)
-    return np.ceil(2 * (z * np.asarray(sd) / gain) ** 2)
-
-
-def sd_of(rows, metric, kind="same"):
-    """Of one problem's score in one evaluation."""
-    return audit.error(rows[metric], rows[f"trials_{metric}_{kind}"] / rows["problems"])
-
-
 stated = claims[["student", "benchmark", "metric", "claimed"]].drop_duplicates()
 needed = stated.rename(columns={"claimed": "gain"}).merge(base, on=["student", "benchmark"])
 for name, kind in (("paired", "same"), ("separate", "new")):
     rows = [row for _, row in needed.iterrows()]
-    sd = pd.Series([sd_of(row, row["metric"], kind) for row in rows], index=needed.index)
-    wanted = problems_needed(needed["gain"], sd, power)
+    sd = pd.Series([audit.sd_of(row, row["metric"], kind) for row in rows], index=needed.index)
+    wanted = audit.problems_needed(needed["gain"], sd, power)
     needed[f"needed, {name}"] = wanted.astype(int)
 columns = ["student", "benchmark", "metric", "gain", "problems"]
 show(
@@ -585,8 +425,8 @@ show(
 
 # %%
 typical = base[base["benchmark"] != "aime24"]
-typical_sd = {metric: np.median(sd_of(typical, metric)) for metric in METRICS}
-for_2_points = {m: problems_needed(0.02, sd, power) for m, sd in typical_sd.items()}
+typical_sd = {metric: np.median(audit.sd_of(typical, metric)) for metric in METRICS}
+for_2_points = {m: audit.problems_needed(0.02, sd, power) for m, sd in typical_sd.items()}
 findings.append(
     f"To see 2 points on the same problems with {power:.0%} power takes {for_2_points['avg']:.0f} "
     f"problems in avg@16 and {for_2_points['passed']:.0f} in pass@16; these benchmarks have 30 to "

@@ -241,7 +241,7 @@ def test_chance_of_equal_counts_is_that_of_a_simulation(among):
     pmf = np.ones(1)
     for accuracy in p:
         pmf = np.convolve(pmf, stats.binom.pmf(np.arange(17), 16, accuracy))
-    found = page.chance_equal(math.sqrt(16 * (p * (1 - p)).sum()), among)
+    found = audit.chance_equal(math.sqrt(16 * (p * (1 - p)).sum()), among)
     assert found == pytest.approx((pmf**among).sum(), rel=0.02)
     counts = rng.binomial(16, p, (60_000, among, 30)).sum(-1)
     simulated = (counts == counts[:, :1]).all(-1).mean()
@@ -249,8 +249,8 @@ def test_chance_of_equal_counts_is_that_of_a_simulation(among):
 
 
 def test_chance_of_equal_counts_without_noise():
-    assert page.chance_equal(0.0, 8) == pytest.approx(1)
-    assert page.chance_equal(5.0, 1) == pytest.approx(1)
+    assert audit.chance_equal(0.0, 8) == pytest.approx(1)
+    assert audit.chance_equal(5.0, 1) == pytest.approx(1)
 
 
 def simulated(rng, runs=8, name="S"):
@@ -263,21 +263,21 @@ def simulated(rng, runs=8, name="S"):
 def test_repeats_do_not_accuse_honest_evaluations_and_do_find_copies():
     rng, chances, pairs, expected = np.random.default_rng(5), [], 0, 0.0
     for _ in range(100):
-        honest = page.repeats(simulated(rng)).iloc[0]
+        honest = audit.repeats(simulated(rng)).iloc[0]
         chances.append(honest["chance"])
         pairs, expected = pairs + honest["pairs"], expected + honest["pairs_expected"]
-    assert not any(c < page.REPEATED for c in chances)
+    assert not any(c < audit.REPEATED for c in chances)
     assert np.mean(np.array(chances) < 0.05) <= 0.05  # an upper bound is never too small
     assert 0.75 < pairs / expected < 1.3
     copied = simulated(rng)
     copied.loc[:, ["avg", "passed"]] = copied.loc[0, ["avg", "passed"]].to_numpy()
-    found = page.repeats(copied).iloc[0]
+    found = audit.repeats(copied).iloc[0]
     assert (found["distinct"], found["largest"], found["pairs"]) == (1, 8, 28)
     assert found["repeated"]
 
 
 def test_repeats_in_the_published_files(table):
-    found = page.repeats(table).set_index(["student", "benchmark"])
+    found = audit.repeats(table).set_index(["student", "benchmark"])
     assert found.loc[("Qwen3-4B", "aime24"), ["runs", "distinct"]].tolist() == [7, 1]
     assert found.loc[("Qwen3-8B", "aime24"), ["runs", "largest"]].tolist() == [15, 11]
     repeated = found[found["repeated"]]
@@ -287,7 +287,7 @@ def test_repeats_in_the_published_files(table):
 
 
 def test_reevaluations_are_the_checkpoints_evaluated_twice(table):
-    found = page.reevaluations(table)
+    found = audit.reevaluations(table)
     assert len(found) == 20
     assert set(zip(found["student"], found["method"], strict=True)) == {
         ("Qwen3-1.7B", "base"), ("Qwen3-4B", "trd")}  # fmt: skip
@@ -301,7 +301,7 @@ def test_reevaluations_are_the_checkpoints_evaluated_twice(table):
 def test_scatter_is_one_for_runs_of_one_model_and_more_for_others():
     rng = np.random.default_rng(6)
     rows = pd.concat([simulated(rng, name=str(i)) for i in range(100)], ignore_index=True)
-    same = page.scatter(rows)
+    same = audit.scatter(rows)
     cells = same[same["student"] != "all"]
     for metric, found in cells.groupby("metric"):
         assert 0.85 < found["ratio"].mean() < 1.15
@@ -318,7 +318,7 @@ def test_scatter_is_one_for_runs_of_one_model_and_more_for_others():
     by_hand = cells.query("metric == 'avg'")["independent"].to_numpy()
     assert by_hand == pytest.approx(avg.var(axis=1, ddof=1) / binomial)
     rows.loc[rows.index % 2 == 0, "avg"] += 0.06  # every other run is a better model
-    apart = page.scatter(rows).query("metric == 'avg' and student != 'all'")
+    apart = audit.scatter(rows).query("metric == 'avg' and student != 'all'")
     assert (apart["p_more"] < 0.05).mean() > 0.7
 
 
@@ -332,8 +332,8 @@ def test_shared_generations_scatter_too_little():
         one = published([("opd", f"m{i}", *share) for i, share in enumerate(shares)])
         rows.append(one.assign(student=str(name)))
     rows = pd.concat(rows, ignore_index=True)
-    assert not page.repeats(rows)["repeated"].any()
-    whole = page.scatter(rows).query("student == 'all' and metric == 'avg'")
+    assert not audit.repeats(rows)["repeated"].any()
+    whole = audit.scatter(rows).query("student == 'all' and metric == 'avg'")
     assert whole["p_less"].item() < 1e-4
 
 
@@ -352,7 +352,7 @@ def test_differences_by_hand():
             ("opsd", "forward_kl", 0.90, 0.95),  # another mode: no baseline of this one
         ]
     )
-    found = page.differences(rows).query("metric == 'avg' and benchmark == 'B'")
+    found = audit.differences(rows).query("metric == 'avg' and benchmark == 'B'")
     found = found.set_index("against")
     assert found["difference"].to_dict() == pytest.approx(
         {"base": 0.11, "best": 0.05, "mean": 0.06}
@@ -376,7 +376,7 @@ def test_differences_by_hand():
 
 def test_all_tests_are_one_family(table):
     """Those of single benchmarks and of their means; a lone baseline is not counted twice."""
-    found = page.differences(table)
+    found = audit.differences(table)
     tested = found.dropna(subset="p").sort_values("p")
     steps = (len(tested) - np.arange(3)) * tested["p"].head(3).to_numpy()  # Holm, by hand
     expected = np.minimum(np.maximum.accumulate(steps), 1)
@@ -391,7 +391,7 @@ def test_all_tests_are_one_family(table):
 
 
 def test_means_are_over_the_benchmarks_without_the_repeated(table):
-    found = page.differences(table)
+    found = audit.differences(table)
     here = "mode == 'opsd' and student == 'Qwen3-8B' and metric == 'passed' and against == 'base'"
     mine = found.query(f"{here} and task == 'math'")
     row = mine.query("benchmark == 'mean'").iloc[0]
@@ -403,13 +403,13 @@ def test_means_are_over_the_benchmarks_without_the_repeated(table):
 
 
 def test_claims_beside_the_raw_rows(table):
-    found = page.claimed(table)
+    found = audit.claimed(table)
     matches = found[found["matches"]].set_index("student")
     assert matches["other"].to_dict() == {"Qwen3-8B": "base", "Qwen3-4B": "forward_kl"}
     assert matches["metric"].eq("passed").all()
     assert "re-evaluated" in matches.loc["Qwen3-4B", "run"]
     assert (found["p"] <= found["p_most"] + 1e-9).all()
-    differences = page.differences(table).query(
+    differences = audit.differences(table).query(
         "mode == 'opsd' and student == 'Qwen3-8B' and benchmark == 'amobench'"
         " and metric == 'passed' and against == 'base'"
     )
@@ -426,7 +426,7 @@ def test_problems_needed_are_the_fewest_that_give_the_power(gain, level):
         shift, z = gain / (0.27 * math.sqrt(2 / n)), stats.norm.ppf(1 - level / 2)
         return stats.norm.cdf(shift - z) + stats.norm.cdf(-shift - z)
 
-    n = page.problems_needed(gain, 0.27, power=0.8, level=level)
+    n = audit.problems_needed(gain, 0.27, power=0.8, level=level)
     assert power(n) >= 0.8 - 1e-6
     assert power(n - 1) < 0.8 + 1e-3  # a wrong sign counts as seen too
 
@@ -435,7 +435,7 @@ def test_power_is_that_of_simulated_comparisons():
     """As many problems as needed, every one a bit easier, before and after: how often seen?"""
     rng, gain = np.random.default_rng(7), 0.015
     sd = 0.11
-    n = int(page.problems_needed(gain, sd, power=0.8, level=0.05))
+    n = int(audit.problems_needed(gain, sd, power=0.8, level=0.05))
     p = rng.beta(3, 4, n)  # away from 0 and 1, so that each can gain
     sd_here = math.sqrt((p * (1 - p)).mean() / 16)
     before = rng.binomial(16, p, (8000, n)).mean(-1) / 16

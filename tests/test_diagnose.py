@@ -237,12 +237,12 @@ def made_up():
 
 def test_transitions_count_every_attempt_once(diagnosed):
     responses, _ = made_up()
-    counts = page.transitions(responses)
+    counts = diagnose.transitions(responses)
     assert counts.loc["a"].to_numpy().tolist() == [[1, 1], [0, 1]]
-    said = page.counted(counts).loc["a"].to_numpy().tolist()
+    said = diagnose.counted(counts).loc["a"].to_numpy().tolist()
     assert said == [["1 of 3", "1 of 3"], ["none of 3", "1 of 3"]]
     for mode, one in diagnosed.items():
-        counts = page.transitions(one.responses)
+        counts = diagnose.transitions(one.responses)
         by_source = one.responses.query("trajectory == 'y_o'").groupby("source")
         assert (counts.groupby("source").sum().sum(axis=1) == by_source.size()).all(), mode
         passed = counts.xs("passed", level="y_o").sum(axis=1)

@@ -74,16 +74,35 @@ def test_changed_models_are_what_their_knob_says(project):
         ({"methods": ["trd"]}, "compares trd, off_policy and sft_refined"),
         ({"knobs": {"prompts": [8]}}, "locality, rollout_temperature, .*: each knob needs"),
         ({"points": {"here": {"luck": 1}}}, "scales.smoke.map.points.here.luck"),
+        ({"oracles": ["dpo"]}, "scales.smoke.map: there is no method 'dpo'"),
+        ({"oracles": ["entropy_gated_cut"]}, "each oracle needs the same method on all of y_o"),
     ],
 )
 def test_a_wrong_map_is_one_sentence(project, change, message):
     loaded = settings.load()
     scale = loaded.scales["smoke"]
     section = None if change is None else scale.map | change
-    scales = loaded.scales | {"smoke": scale.model_copy(update={"map": section})}
+    recipes = scale.methods | {"entropy_gated_cut": settings.Method(
+        trajectory="y_o_cut", divergence="entropy_gated")}  # fmt: skip
+    scale = scale.model_copy(update={"map": section, "methods": recipes})
+    scales = loaded.scales | {"smoke": scale}
     run = get_run("smoke", settings=loaded.model_copy(update={"scales": scales}))
     with pytest.raises(settings.SettingsError, match=message):
         the_map.cells(run)
+    if section:  # `python -m trdlib check` says it too, and nothing of a scale without a map
+        with pytest.raises(settings.SettingsError, match=message):
+            the_map.check("smoke", scale)
+    else:
+        assert the_map.check("smoke", scale) is None
+
+
+def test_the_map_is_of_the_task_modular():
+    scales = settings.load(REPOSITORY / "params.yaml").scales
+    other = scales["tiny-code"].model_copy(update={"map": scales["tiny"].map})
+    with pytest.raises(
+        settings.SettingsError, match=r"scales\.x\.map: the map is of the task modular"
+    ):
+        the_map.check("x", other)
 
 
 def test_survey_measures_every_cell_once(project, monkeypatch):

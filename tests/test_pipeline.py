@@ -80,7 +80,6 @@ def results(folder: Path) -> dict[str, bytes]:
     """Metrics, tables and diagnosis of the scale: what must not depend on the way there."""
     found = [p for kind in ("metrics", "tables", "diagnosis")
              for p in (folder / "results" / kind).rglob("*.*") if p.suffix != ".png"]  # fmt: skip
-    found = [p for p in found if p.suffix != ".tex"]
     return {str(p.relative_to(folder / "results")): p.read_bytes() for p in found}
 
 
@@ -104,11 +103,12 @@ made = sampled([run], task, sets["train"])
 who = [*([None] * len(rows)), trained.adapters]
 samples = evaluate([*rows, run], task, sets, who)
 measure([*rows, run], sets, samples, [*([None] * len(rows)), trained.choice])
-tables.write(run, tables.collect(run), tables.differences(run))
-y_o = made["opd"]["y_o"]
-found = diagnose.diagnose(run, task, sets["train"], y_o, made["opd"]["y_r"])
 sys.path.insert(0, "{REPOSITORY / "tests"}")
 from test_audit import defined
+found = tables.collect(run), tables.differences(run)
+tables.write(run, *found, defined("7_tables").markdown(run, *found))
+y_o = made["opd"]["y_o"]
+found = diagnose.diagnose(run, task, sets["train"], y_o, made["opd"]["y_r"])
 defined("6_diagnose").write(found, plt.figure())
 """
 

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from bs4 import BeautifulSoup
 from conftest import REPOSITORY
+from test_audit import defined
 from test_tables import fake_metrics
 
 from trdlib.analysis import paper, show, tables
@@ -51,7 +52,8 @@ def test_the_page_stands_alone_and_shows_the_tables(published):
     ):  # fmt: skip
         fake_metrics(run.with_(mode, method), rng, skill)
     table = tables.collect(run)
-    tables.write(run, table, tables.differences(run))
+    found = tables.differences(run)
+    tables.write(run, table, found, defined("7_tables").markdown(run, table, found))
     show.save(tables.paths(run)["png"], plt.figure(figsize=(1, 1)))
     found = page()
     # Nothing from elsewhere: no script, no style sheet, no address but in the page itself.
@@ -89,7 +91,7 @@ def test_ours_stands_beside_the_authors_where_the_scale_has_run(published):
     run = get_run("qwen3-8b", "opsd", "trd", settings)
     fake_metrics(run, np.random.default_rng(2), 0.6)
     table = tables.collect(run)
-    tables.write(run, table, tables.differences(run))
+    tables.write(run, table, tables.differences(run), "")
     found = paper.against_paper(settings)
     students = found[["student", "task"]].drop_duplicates().itertuples(index=False)
     assert {paper.scale_of(*student) for student in students} <= set(settings.scales)
@@ -111,6 +113,11 @@ def test_ours_stands_beside_the_authors_where_the_scale_has_run(published):
     )
     failed = mine[(mine["method"] == "trd") & (mine["subset"] == "fail")]
     assert set(failed["ours"]) == {show.MISSING}
-    text = paper.markdown(found)
-    assert "## OPD, code, Qwen3-1.7B: avg@16" in text
-    assert "61.5" in text
+    pages = defined("10_report").beside(found)
+    assert "OPD, code, Qwen3-1.7B: avg@16" in pages
+    ours = pages["OPSD, Qwen3-8B: pass@16"].query("method == 'trd' and subset == 'all'")
+    assert (
+        ours["amobench"]
+        .item()
+        .startswith(show.interval(row["pass_value"], row["pass_low"], row["pass_high"]))
+    )

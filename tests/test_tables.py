@@ -11,6 +11,7 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 from statsmodels.stats.multitest import multipletests
+from test_audit import defined
 
 from trdlib import distill, evaluate, rollout, stats, store, tasks
 from trdlib.analysis import show, tables
@@ -39,6 +40,7 @@ def fake_metrics(run, rng, skill, like=0.25):
     evaluate.measure([run], sets, [samples], [choice])
 
 
+page = defined("7_tables")
 PARAMS = REPOSITORY / "params.yaml"
 MEASURED = (
     ("none", "base", 0.3), ("none", "base_again", 0.3), ("opd", "forward_kl", 0.5),
@@ -158,7 +160,7 @@ def test_differences_are_recomputed_by_hand(filled):
 
 def test_the_text_says_what_the_rows_say(filled):
     table, found = tables.collect(filled), tables.differences(filled)
-    text = tables.markdown(filled, table, found)
+    text = page.markdown(filled, table, found)
     titles = re.findall(r"^## (.*)$", text, re.M)
     assert titles.index(tables.DECISIVE) == 2  # after the accuracies at both temperatures
     assert [t for t in titles if t in tables.families(filled)] == list(tables.families(filled))
@@ -187,7 +189,7 @@ def test_a_model_against_itself_counts_what_differs(filled):
     found.loc[rows, "marked"] = False
     found.loc[rows[:3], "low"] = 0.01
     found.loc[rows[3], ["new_high", "marked"]] = [-0.01, True]
-    said = tables.itself(filled, found)
+    said = page.itself(filled, found)
     assert f"Of {len(rows)} comparisons 1 are marked, and 1 intervals for new models" in said
     assert "Of those for these models 3 do" in said
     assert f"(by chance: {0.05 * len(rows):.1f})" in said
@@ -195,7 +197,7 @@ def test_a_model_against_itself_counts_what_differs(filled):
 
 def test_what_was_not_run_is_said_and_never_a_number(filled):
     table, found = tables.collect(filled), tables.differences(filled)
-    text = tables.markdown(filled, table, found)
+    text = page.markdown(filled, table, found)
     for method in ("teacher", "off_policy"):
         cells = re.findall(rf"^\| {method} .*$", text, re.M)
         assert cells
@@ -206,7 +208,7 @@ def test_what_was_not_run_is_said_and_never_a_number(filled):
     shutil.rmtree("results")
     table, found = tables.collect(filled), tables.differences(filled)
     assert found.empty
-    tables.write(filled, table, found)
+    tables.write(filled, table, found, page.markdown(filled, table, found))
     empty = tables.paths(filled)["md"].read_text()
     assert "Nothing has been run yet" in empty
     assert not re.search(r"\d\.\d \[", empty + tables.headline(filled))
@@ -220,19 +222,19 @@ def test_one_base_seed_gives_no_stars(project):
     found = tables.differences(run)
     assert (abs(found["value"]) == 1).all()
     assert not found["marked"].any()
-    text = tables.markdown(run, tables.collect(run), found)
+    text = page.markdown(run, tables.collect(run), found)
     assert "Of new models nothing is known" in text
     assert "nan" not in text
 
 
 def test_files_are_written_whole_and_twice_the_same(filled):
     def written():
-        table, found = tables.collect(filled), tables.differences(filled)
-        return {path: path.read_bytes() for path in tables.write(filled, table, found)}
+        made = filled, tables.collect(filled), tables.differences(filled)
+        return {p: p.read_bytes() for p in tables.write(*made, page.markdown(*made))}
 
     first, table, paths = written(), tables.collect(filled), tables.paths(filled)
     assert {path.name for path in first} == {
-        "opd.md", "opd.csv", "opd.tex", "opd_differences.csv", "opd.json",
+        "opd.md", "opd.csv", "opd_differences.csv", "opd.json",
     }  # fmt: skip
     assert set(first) <= set(paths.values())
     assert written() == first
@@ -244,27 +246,13 @@ def test_files_are_written_whole_and_twice_the_same(filled):
 
 def test_the_columns_of_the_csv_files_are_explained(filled):
     """docs/results.md has a line for each column of both files, and none for another."""
-    tables.write(filled, tables.collect(filled), tables.differences(filled))
+    tables.write(filled, tables.collect(filled), tables.differences(filled), "")
     docs = (REPOSITORY / "docs" / "results.md").read_text()
     section = docs.split("### Columns of the CSV files")[1].split("\n## ")[0]
     rows = re.findall(r"^\| (`.*?) \|", section, re.M)
     explained = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
     files = (tables.paths(filled)[kind] for kind in ("csv", "differences"))
     assert explained == {name for file in files for name in pd.read_csv(file)}
-
-
-def test_latex_has_the_rows_and_the_differences(filled):
-    table, found = tables.collect(filled), tables.differences(filled)
-    text = tables.latex(filled, table, found)
-    accuracies, differences = text.split("\\bottomrule")[:2]
-    assert text.startswith("% opd")
-    names = table["method"].nunique()
-    assert accuracies.split("\\midrule")[1].count(r"\\") == 2 * names
-    assert re.search(r"\ntrd, T = 1 & \d+\.\d \{\\scriptsize \[.*\]\} ", text)
-    decisive = found[found["family"] == tables.DECISIVE]
-    rows = differences.split("\\midrule")[1]
-    assert rows.count(r"\\") == len(decisive) / 2
-    assert not re.search(r"(?<!\\)[_%]|textbackslash", accuracies.split("\\midrule")[1] + rows)
 
 
 def test_the_readme_shows_the_numbers(filled, tmp_path):
@@ -305,7 +293,9 @@ def test_metrics_of_other_temperatures_are_refused(filled):
     metrics = store.read_json(filled.metrics)
     del metrics["benchmarks"]["1"]
     store.write_json(filled.metrics, metrics)
-    with pytest.raises(ValueError, match=r"trd have no chain at temperature 1: .* 5_evaluate"):
+    with pytest.raises(
+        ValueError, match=r"trd: no metrics of chain at temperature 1: .* 5_evaluate"
+    ):
         tables.collect(filled)
 
 
@@ -320,9 +310,7 @@ def test_sft_on_the_same_rows_is_shown_once(filled, tmp_path):
     fake_metrics(run.with_(method="sft_refined"), rng, 0.8, like=1)
     table, found = tables.collect(run), tables.differences(run)
     assert "sft" not in set(table["method"]) | set(found["ours"]) | set(found["theirs"])
-    assert "`sft_refined` is `sft`, one experiment, shown once" in tables.markdown(
-        run, table, found
-    )
+    assert "`sft_refined` is `sft`, one experiment, shown once" in page.markdown(run, table, found)
 
 
 def test_best_token_level_method_is_no_variant(filled):

@@ -1,25 +1,33 @@
 """What the authors' published result files say, and how noisy that is. Notebook 8_audit asks.
 
-They hold avg@k and pass@k of each run, no counts by problem. The accuracies p_i of the problems are
-taken to follow the Beta distribution with mean avg@k under which all k samples of a problem fail
-with probability 1 - pass@k. Its intraclass correlation rho = Var(p_i) / (p (1 - p)) gives two
-errors. `same`: the same problems are sampled again, all that chance does between two rows of a
-benchmark. `new`: the problems are drawn as well. Values are fractions. The variation between
-training runs is in nothing here: the files hold one each.
+They hold avg@k and pass@k of each run, no counts by problem, and one training run each: how those
+vary is in nothing here. The accuracies p_i of the problems are taken to follow the Beta with mean
+avg@k under which all k samples of a problem fail with probability 1 - pass@k. Its intraclass
+correlation rho = Var(p_i) / (p (1 - p)) gives two errors. `same`: the same problems are sampled
+again. `new`: the problems are drawn as well. Values are fractions.
 """
 
 import functools
+import math
 from collections import namedtuple
 
 import numpy as np
 import pandas as pd
 from scipy import optimize
-from scipy.stats import norm
+from scipy.stats import chi2, norm
 
 from trdlib import settings
+from trdlib.stats import MARK_LEVEL, holm
 
 CODE_SIZES = {"humaneval_plus": 164, "mbpp_plus": 378}  # LiveCodeBench's is not in the files
 CELL = ["task", "student", "benchmark", "metric"]
+TOKEN_LEVEL = ("forward_kl", "reverse_kl", "forward_kl_clip", "reverse_kl_topk")
+REPEATED = 1e-3  # columns of repeats less likely than this are not taken for measurements
+CLAIMS = (  # gains in the paper's text; of the last two it does not say against what
+    ("opsd", "Qwen3-8B", "amobench", 0.205),  # pass@16, 0.410 -> 0.615
+    ("opd", "Qwen3-1.7B", "aime24", 0.046),
+    ("opd", "Qwen3-4B", "amobench", 0.128),
+)
 
 
 def runs() -> pd.DataFrame:
@@ -51,13 +59,12 @@ def correlation(avg: float, passed: float, samples: int) -> float:
     return optimize.brentq(lambda rho: all_wrong(avg, rho, samples) - (1 - passed), 0, 1)
 
 
-# How many independent trials an evaluation is worth: error(value, trials).
 Trials = namedtuple("Trials", "avg_same avg_new passed_same passed_new rho")
 
 
 @functools.cache
 def trials(avg: float, passed: float, problems: float, samples: int) -> Trials:
-    """Trials behind avg@k and pass@k; where rho is unknown, the fewest that any rho allows."""
+    """How many independent trials avg@k and pass@k are worth; the fewest, if rho is unknown."""
     rho = correlation(avg, passed, samples)
     low, high = (0.0, 1.0) if np.isnan(rho) else (rho, rho)
     # pass@k of a problem is pi_i = 1 - (1 - p_i)^k, so E[pi_i (1 - pi_i)] = P(k fail) - P(2k fail)
@@ -112,10 +119,8 @@ def measurements(table: pd.DataFrame) -> pd.DataFrame:
 def noise_range(avg: float, passed: float, samples: int, metric: str = "avg") -> tuple:
     """(least, most) noise of one problem, whatever the distribution of the p_i behind both values:
     E[p_i (1 - p_i)], of one sample; for metric "passed" the variance of pass@k. NaN without pass@k.
-
     1, p, (1-p)^k and the noise are a Chebyshev system, so both ends lie where some problems are
-    never (or always) solved and the rest equally hard.
-    """
+    never (or always) solved and the rest equally hard."""
     if np.isnan(passed) or not 0 < avg < 1:
         return (np.nan, np.nan) if np.isnan(passed) else (0.0, 0.0)
     wrong = np.clip(1 - passed, (1 - avg) ** samples, 1 - avg)
@@ -125,3 +130,135 @@ def noise_range(avg: float, passed: float, samples: int, metric: str = "avg") ->
     p, share = np.array([some, others]), np.array([avg / some, (1 - avg) / (1 - others)])
     right = p if metric == "avg" else (1 - p) ** samples
     return tuple(sorted((share * right * (1 - right)).tolist()))
+
+
+def reevaluations(table: pd.DataFrame) -> pd.DataFrame:
+    """Checkpoints evaluated twice: both values, their difference, its sd by noise, and z."""
+    rows = measurements(table[table["subset"] == "all"])
+    pairs = rows.groupby([*CELL, "mode", "method"], sort=False).agg(
+        evaluations=("value", "size"), first=("value", "first"), second=("value", "last"),
+        sd=("variance", lambda v: np.sqrt(v.sum())),
+    ).query("evaluations == 2").reset_index()  # fmt: skip
+    pairs["difference"] = pairs["second"] - pairs["first"]
+    return pairs.assign(z=pairs["difference"] / pairs["sd"])
+
+
+def chance_equal(sd: float, among: int) -> float:
+    """Probability that `among` independent counts of one model, with this sd, are all the same."""
+    edges = np.arange(-np.ceil(8 * sd) - 1, np.ceil(8 * sd) + 2) + 0.5
+    return float((np.diff(norm.cdf(edges, scale=max(sd, 1e-9))) ** among).sum())
+
+
+def repeats(table: pd.DataFrame) -> pd.DataFrame:
+    """How often runs of a (student, benchmark) share avg@k to the last digit, math only (code is
+    rounded). distinct: values. largest: runs that share the commonest. pairs: of runs that agree,
+    and expected by Beta, were all one model. chance: at most the probability that any `largest`
+    runs agree, with the least noise that the values allow."""
+    records, maths = [], table[table["task"] == "math"]
+    for (student, benchmark), group in maths.groupby(["student", "benchmark"], sort=False):
+        m, sizes = len(group), group["avg"].value_counts().to_numpy()
+        avg, passed, problems, samples = group[["avg", "passed", "problems", "samples"]].mean()
+        count, samples = problems * samples, int(samples)
+        beta = count * error(avg, trials(avg, passed, problems, samples).avg_same)
+        least = np.sqrt(count * noise_range(avg, passed, samples)[0])
+        records.append({
+            "student": student, "benchmark": benchmark, "runs": m, "distinct": len(sizes),
+            "largest": sizes[0], "pairs": (sizes * (sizes - 1) // 2).sum(),
+            "pairs_expected": math.comb(m, 2) * chance_equal(beta, 2),
+            "chance": min(1.0, math.comb(m, sizes[0]) * chance_equal(least, sizes[0])),
+        })  # fmt: skip
+    found = pd.DataFrame(records)
+    return found.assign(repeated=found["chance"] * len(found) < REPEATED)
+
+
+def scatter(table: pd.DataFrame) -> pd.DataFrame:
+    """Do the runs of a (student, benchmark), base included, differ? Math only, without columns that
+    repeat; first a row for each metric, over all of them. ratio: variance between runs over that by
+    the Beta model's noise; p_more, p_less: of a larger and a smaller one by that alone
+    (chi-squared; rough); independent, most, least: the ratio with other noise."""
+    rows = measurements(table[table["task"] == "math"])
+    rows = rows.merge(repeats(table).query("not repeated")[["student", "benchmark"]])
+    cells, noises = rows.groupby(CELL, sort=False), ["variance", "independent", "most", "least"]
+    found = cells.agg(runs=("value", "size")).assign(freedom=lambda t: t["runs"] - 1)
+    spread = cells["value"].var() * found["freedom"]
+    found = found.join((1 / cells[noises].mean()).mul(spread, axis=0)).reset_index()
+    whole = found.groupby("metric", as_index=False)[["runs", "freedom", *noises]].sum()
+    found = pd.concat([whole.assign(student="all", benchmark="all"), found], ignore_index=True)
+    found["p_more"] = chi2.sf(found["variance"], found["freedom"])
+    found["p_less"] = chi2.cdf(found["variance"], found["freedom"])
+    found[noises] = found[noises].div(found["freedom"], axis=0)
+    found["least"] = found["least"].where(found["least"] < 100)  # where it is next to none
+    return found.rename(columns={"variance": "ratio"})
+
+
+def with_test(found: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
+    """A table with difference and se, and low, high and a two-sided p."""
+    half = norm.ppf(0.5 + confidence / 2) * found["se"]
+    ends = {"low": found["difference"] - half, "high": found["difference"] + half}
+    return found.assign(**ends, p=2 * norm.sf(abs(found["difference"] / found["se"])))
+
+
+def differences(table: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
+    """trd minus base, the best and the mean token-level baseline: per benchmark and metric, and
+    averaged over the benchmarks of a student (benchmark "mean"). A checkpoint evaluated twice
+    counts with its mean. The best baseline is picked by the value tested, which favours it.
+
+    p by `same`: NaN without a size, where nothing varies, and where values are `repeated`, which no
+    mean contains. p_holm: all tests of the table are one family.
+    """
+    keys, of_mean = [*CELL, "mode"], {"value": ("value", "mean")}
+    of_mean["variance"] = ("variance", lambda v: v.sum(skipna=False) / len(v) ** 2)
+    rows = measurements(table[table["subset"] == "all"]).rename(columns={"method": "other"})
+    cells = rows.groupby([*keys, "other"], sort=False).agg(**of_mean).reset_index()
+    token = cells[cells["other"].isin(TOKEN_LEVEL)]
+    mean = token.groupby(keys, sort=False).agg(**of_mean, other=("other", "+".join))
+    mean = mean[mean["other"].str.contains("+", regex=False)]  # of one baseline: it is the best
+    best = token.sort_values("value").groupby(keys, sort=False).tail(1)
+    base = cells[cells["other"] == "base"].drop(columns="mode")  # base has no mode
+    others = {"base": base, "best": best, "mean": mean.reset_index()}
+    trd = cells[cells["other"] == "trd"].drop(columns="other")
+    trd = trd.rename(columns={"value": "trd", "variance": "variance_trd"})
+    found = pd.concat([trd.merge(rows).assign(against=name) for name, rows in others.items()])
+    found = found.merge(repeats(table)[["student", "benchmark", "repeated"]], how="left")
+    found["repeated"] = found["repeated"].eq(True)  # code is not in repeats()
+    found["difference"] = found["trd"] - found["value"]
+    found["se"] = np.sqrt(found["variance_trd"] + found["variance"])
+    usable = found[~found["repeated"] & found["se"].notna()]
+    means = usable.groupby(["task", "mode", "student", "metric", "against"], sort=False).agg(
+        benchmarks=("se", "size"), difference=("difference", "mean"),
+        se=("se", lambda se: np.hypot.reduce(se) / len(se)),
+    ).reset_index().assign(benchmark="mean", repeated=False)  # fmt: skip
+    found = with_test(pd.concat([found.assign(benchmarks=1), means], ignore_index=True), confidence)
+    found.loc[found["repeated"], "p"] = np.nan
+    found["p_holm"] = holm(found["p"])
+    columns = ["trd", "against", "other", "value", "difference", "se", "low", "high", "p", "p_holm"]
+    return found[[*keys, "benchmarks", *columns, "repeated"]]
+
+
+def claimed(table: pd.DataFrame) -> pd.DataFrame:
+    """Each of CLAIMS beside every pair of raw rows that could be behind it: a row for each (claim,
+    metric, trd row, other row). matches: the difference is the stated one to its decimal."""
+    stated = pd.DataFrame(CLAIMS, columns=["mode", "student", "benchmark", "claimed"])
+    rows = measurements(table[table["subset"] == "all"])
+    rows = stated.merge(rows, on=["student", "benchmark"], suffixes=("", "_run"))
+    rows = rows.query("mode_run == mode or mode_run == 'none'")
+    trd, other = rows[rows["method"] == "trd"], rows[rows["method"] != "trd"]
+    pairs = trd.merge(other, on=[*stated.columns, "metric"], suffixes=("", "_other"))
+    pairs["difference"] = pairs["value"] - pairs["value_other"]
+    pairs["matches"] = (100 * pairs["difference"]).round(1) == (100 * pairs["claimed"]).round(1)
+    for p, noise in (("p", "variance"), ("p_most", "most")):
+        sd = np.sqrt(pairs[noise] + pairs[f"{noise}_other"])
+        pairs[p] = 2 * norm.sf(abs(pairs["difference"] / sd))
+    return pairs.rename(columns={"method_other": "other"})
+
+
+def sd_of(rows, metric: str, kind: str = "same"):
+    """Of one problem's score in one evaluation; rows: one or more of `intervals`."""
+    return error(rows[metric], rows[f"trials_{metric}_{kind}"] / rows["problems"])
+
+
+def problems_needed(gain, sd, power: float = 0.8, level: float = MARK_LEVEL):
+    """Problems to detect a gain between two evaluations, two-sided; arrays broadcast. sd: of one
+    problem's score."""
+    z = norm.ppf(1 - level / 2) + norm.ppf(power)
+    return np.ceil(2 * (z * np.asarray(sd) / gain) ** 2)

@@ -1,16 +1,15 @@
 """Prefix-failure signals: what the teacher says along y_o and along y_r, before any training.
 
-Paper section 1: after a wrong step the teacher is a mixture of going on and turning back, and
-since the frozen prefix never turns back, it proposes the same correction over and over; the mass
-on epistemic onset tokens is the signature. Section 4: trajectory analysis. Everything is measured
-at step 0, on the tokens and contexts that training would see (y_o: the teacher's vanilla context,
-y_r: its refine context), in nats, at temperature 1. Ours: the list of onset words (params.yaml,
-`onsets`); curves aligned at the first mistake where the task knows it (y_r at the same token of its
-y_o), elsewhere along the relative position; intervals from resampling problems, whose tokens,
-samples and base seeds go together. Notebook 6_diagnose draws and writes it.
+Paper section 1: after a wrong step the teacher is a mixture of going on and turning back; since the
+frozen prefix never turns back, it proposes the same correction over and over, and the mass on
+epistemic onset tokens is the signature. All is measured at step 0, on the tokens and contexts of
+training, in nats, at temperature 1. Ours: the list of onset words (params.yaml); curves aligned at
+the first mistake where the task knows it, else along the relative position; intervals from
+resampling problems, whose tokens, samples and base seeds go together.
 """
 
 import difflib
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -19,10 +18,11 @@ import torch
 from scipy.special import stdtrit
 
 from trdlib import distill, jobs, models, refine, rollout, stats
-from trdlib.analysis.signals import hidden_at, token_signals
+from trdlib.analysis.signals import hidden_at, mistakes, token_signals, up_to
 from trdlib.run import Run
 from trdlib.settings import Method
 
+VERDICT = {True: "passed", False: "failed"}
 BINS, BEFORE, AFTER = 10, 8, 20  # of the relative position; tokens around the first mistake
 _CURVES = ["forward_kl", "reverse_kl", "teacher_entropy", "onset_mass", "own_mass", "pivot_mass"]
 
@@ -31,7 +31,7 @@ class Diagnosis(NamedTuple):
     """What was found of one mode (the method of its run does not matter)."""
 
     run: Run
-    responses: pd.DataFrame  # of `responses`, with their mean log-likelihoods
+    responses: pd.DataFrame  # with their mean log-likelihoods
     curves: pd.DataFrame
     numbers: pd.DataFrame  # of `summary`, and `reference_cosines` where it takes seconds
 
@@ -41,35 +41,26 @@ def diagnose(run: Run, task, problems: pd.DataFrame, y_o, y_r) -> Diagnosis:
     found = responses(run, task, problems, y_o, y_r)
     tokens = scores(run, problems, found)
     found = with_likelihoods(found, tokens)
-    numbers = summary(run, found, tokens)
-    if run.settings.pretraining:
-        cosines = reference_cosines(run, problems, found)
-        numbers = pd.concat([numbers, cosines], ignore_index=True)
-    return Diagnosis(run, found, curves(run, tokens), numbers)
+    numbers = [summary(run, found, tokens)]
+    numbers += [reference_cosines(run, problems, found)] * bool(run.settings.pretraining)
+    return Diagnosis(run, found, curves(run, tokens), pd.concat(numbers, ignore_index=True))
 
 
 def responses(run: Run, task, problems: pd.DataFrame, y_o, y_r) -> pd.DataFrame:
     """y_o and y_r of the first diagnosis.problems problems, one row per response.
 
     trajectory and row (the same for an attempt and its rewrite) name a response. Besides the
-    columns of a generation file: source, verdict (of the *attempt*: "passed" or "failed"); of y_r
-    prompt_truncated, attempt (the y_o) and `kept`; where the task knows it, wrong (index of the
-    first wrong token), right (id of the right token there, else -1), start (`wrong` of its y_o).
+    columns of a generation file: source, verdict (of the *attempt*: "passed" or "failed"), those of
+    `mistakes`, start (`wrong` of its y_o); of y_r prompt_truncated, attempt (the y_o) and `kept`.
     """
     wanted = y_o["id"].isin(problems["id"][: run.settings.diagnosis.problems])
     y_o, y_r = y_o[wanted].reset_index(drop=True), y_r[wanted].reset_index(drop=True)
     y_r = y_r.drop(columns="y_o_correct").assign(attempt=y_o["text"])
     y_r["kept"] = [kept(*pair) for pair in zip(y_o["token_ids"], y_r["token_ids"], strict=True)]
     both = pd.concat([y_o, y_r], keys=["y_o", "y_r"], names=["trajectory", "row"]).reset_index()
-    both["verdict"] = both["row"].map(y_o["correct"]).map({True: "passed", False: "failed"})
-    asked, found = refine.rows_of(problems, both), [None] * len(both)
-    both["source"] = [row["source"] for row in asked]
-    tokenizer = models.load_tokenizer(run.model_path("student", run.settings.seeds[0]))
-    if task.first_wrong:
-        spelled = [tokenizer.convert_ids_to_tokens(list(map(int, t))) for t in both["token_ids"]]
-        found = [task.first_wrong(r["problem"], t) for r, t in zip(asked, spelled, strict=True)]
-    both["wrong"] = [np.nan if f is None else f.index for f in found]
-    both["right"] = [-1 if f is None else tokenizer.convert_tokens_to_ids(f.right) for f in found]
+    both["verdict"] = both["row"].map(y_o["correct"]).map(VERDICT)
+    both["source"] = [row["source"] for row in refine.rows_of(problems, both)]
+    both = both.join(mistakes(run, task, problems, both))
     both["start"] = both["row"].map(both.loc[both["trajectory"] == "y_o", "wrong"])
     return both
 
@@ -78,6 +69,20 @@ def kept(attempt, rewrite) -> float:
     """Share of the attempt's tokens that stand in the rewrite, in order (difflib's matching)."""
     match = difflib.SequenceMatcher(None, list(attempt), list(rewrite), autojunk=False)
     return sum(block.size for block in match.get_matching_blocks()) / len(attempt)
+
+
+def transitions(responses: pd.DataFrame) -> pd.DataFrame:
+    """Counts of attempts by the verdicts on y_o (rows, by source) and on its y_r (columns)."""
+    y_r, names = responses[responses["trajectory"] == "y_r"], ["failed", "passed"]
+    after, before = y_r["correct"].map(VERDICT), pd.Categorical(y_r["verdict"], names)
+    counts = pd.crosstab([y_r["source"], before], pd.Categorical(after, names), dropna=False)
+    return counts.rename_axis(index=["source", "y_o"], columns="y_r")
+
+
+def counted(counts: pd.DataFrame) -> pd.DataFrame:
+    """`transitions` as text: "12 of 60", "none of 60"."""
+    whole = counts.groupby("source").transform("sum").sum(axis=1).map(" of {:d}".format)
+    return counts.apply(lambda c: c.map("{:d}".format).replace("0", "none") + whole)
 
 
 def _batches(run: Run, seed: int, problems, table: pd.DataFrame, device):
@@ -117,11 +122,8 @@ def _score(run: Run, seed: int, problems: pd.DataFrame, table: pd.DataFrame) -> 
 
 def scores(run: Run, problems: pd.DataFrame, responses: pd.DataFrame) -> pd.DataFrame:
     """One row per response token: its response's columns, position, and `token_signals` (right_mass
-    only at the first wrong token).
-
-    x: tokens after the first mistake of the attempt. own_mass: the teacher's probability of the
-    token that is there. pivot_mass: right_mass at the first wrong token, onset_mass elsewhere.
-    """
+    only at the first wrong token). x: tokens after the first mistake of the attempt. own_mass: the
+    teacher's probability of the token that is there. pivot_mass: right_mass, else onset_mass."""
     groups = responses.groupby(["trajectory", "seed"], sort=True)
     todo = [(run, int(seed), problems, table) for (_, seed), table in groups]
     parts = rollout.pool(run, _score, todo, "score")
@@ -137,20 +139,18 @@ def with_likelihoods(responses: pd.DataFrame, tokens: pd.DataFrame) -> pd.DataFr
     """The responses with student_nll and teacher_nll (mean of a token, nats), and their difference
     ppl_gap, the log of the ratio of the perplexities."""
     nll = tokens.groupby(["trajectory", "row"])[["student_logp", "teacher_logp"]].mean().mul(-1)
-    nll = nll.set_axis(["student_nll", "teacher_nll"], axis=1).reset_index()
+    nll.columns = ["student_nll", "teacher_nll"]
     nll["ppl_gap"] = nll["student_nll"] - nll["teacher_nll"]
-    return responses.merge(nll, on=["trajectory", "row"])
+    return responses.join(nll, on=["trajectory", "row"])
 
 
 def estimates(run: Run, table, quantities: list[str], by: list[str], over="") -> pd.DataFrame:
-    """Mean of each quantity in each cell (source and `by`), with an interval over problems: source,
-    *by, quantity, value, low, high, problems.
+    """Mean of each quantity in each cell (source and `by`), with an interval over problems.
 
     table: a row per token or response, with id and source; NaN is left out. over: a column to
-    divide by, instead of the number of rows. One resampling of a source serves all its cells.
+    divide by, instead of the number of rows. -> source, *by, quantity, value, low, high, problems.
     """
-    how, found = run.settings.evaluation, []
-    tail = (1 - how.confidence) / 2
+    how, found, tail = run.settings.evaluation, [], (1 - run.settings.evaluation.confidence) / 2
     for source, mine in table.groupby("source", sort=True):
         ids = np.sort(mine["id"].unique())
         # How often each problem is drawn, in whole numbers: sums of counts stay exact.
@@ -177,15 +177,11 @@ def estimates(run: Run, table, quantities: list[str], by: list[str], over="") ->
 
 
 def curves(run: Run, tokens: pd.DataFrame) -> pd.DataFrame:
-    """The signals along the response: axis "relative" (0 to 1), and "after" the first mistake.
-
-    Cells with less than a tenth of the problems of their curve are left out.
-    -> axis, source, trajectory, verdict, x, quantity, value, low, high, problems.
-    """
+    """The signals along the response: axis "relative" (0 to 1), and "after" the first mistake; as
+    `estimates`. Cells with less than a tenth of the problems of their curve are left out."""
     bins = np.floor((tokens["position"] + 0.5) / tokens["n_tokens"] * BINS)
-    axes = {"relative": tokens.assign(x=(bins + 0.5) / BINS)}
-    axes["after"] = tokens[tokens["x"].between(-BEFORE, AFTER)]
-    by = ["trajectory", "verdict", "x"]
+    after, by = tokens[tokens["x"].between(-BEFORE, AFTER)], ["trajectory", "verdict", "x"]
+    axes = {"relative": tokens.assign(x=(bins + 0.5) / BINS), "after": after}
     found = [estimates(run, part, _CURVES, by).assign(axis=axis) for axis, part in axes.items()]
     found = pd.concat([part for part in found if len(part)], ignore_index=True)
     curve = found.groupby(["axis", "source", "trajectory", "verdict", "quantity"])
@@ -194,7 +190,6 @@ def curves(run: Run, tokens: pd.DataFrame) -> pd.DataFrame:
 
 def summary(run: Run, responses: pd.DataFrame, tokens: pd.DataFrame) -> pd.DataFrame:
     """The numbers: one row per (source, trajectory, verdict, quantity), with their intervals.
-
     verdict: of the attempt, or "all". Quantities, per response: correct, fail_to_pass and
     pass_to_fail (shares of all attempts), unfinished, n_tokens, kept, prompt_truncated, departed
     (it has a wrong token), and those of `with_likelihoods`. Per token: forward_kl, reverse_kl,
@@ -239,11 +234,7 @@ def summary(run: Run, responses: pd.DataFrame, tokens: pd.DataFrame) -> pd.DataF
 
 def _cosines(run: Run, seed: int, problems, responses: pd.DataFrame) -> list[tuple]:
     """(source, trajectory, quantity, cosine with the reference's gradient) of one base seed."""
-    distiller, found = distill.build(run, seed), []
-    distiller.train(run.settings.training.gradient_checkpointing)  # which needs it
-    for module in distiller.modules():
-        if isinstance(module, torch.nn.Dropout):  # a gradient at step 0 has no noise
-            module.eval()
+    distiller, found = distill.build(run, seed).eval(), []  # a gradient at step 0 has no noise
 
     def gradient(table: pd.DataFrame, kind: str) -> torch.Tensor:
         """Of the summed loss, by the fresh adapter (of which B alone has a gradient)."""
@@ -261,31 +252,28 @@ def _cosines(run: Run, seed: int, problems, responses: pd.DataFrame) -> list[tup
         few = mine["id"].unique()[: run.settings.diagnosis.gradient_problems]
         mine = mine[mine["id"].isin(few)]
         y_o, y_r = (mine[mine["trajectory"] == name] for name in ("y_o", "y_r"))
-        references = y_o.assign(token_ids=solutions[y_o["id"]].tolist())
-        target = gradient(references, "cross_entropy")
-        tables = {("y_o", name): y_o for name in ("forward_kl", "reverse_kl")}
-        tables["y_r", "forward_kl"] = y_r
+        right = y_o.assign(token_ids=solutions[y_o["id"]].tolist())
+        target = gradient(right, "cross_entropy")
+        todo = [(y_o, "forward_kl"), (y_o, "reverse_kl"), (y_r, "forward_kl")]
         if y_o["start"].notna().any():
-            ends = [None if np.isnan(start) else int(start) + 1 for start in y_o["start"]]
-            cut = [ids[:end] for ids, end in zip(y_o["token_ids"], ends, strict=True)]
-            tables["y_o", "forward_kl_cut"] = y_o.assign(token_ids=cut)
-        for (trajectory, name), table in tables.items():
+            cut = up_to(y_o["token_ids"], y_o["start"])
+            todo.append((y_o.assign(token_ids=cut), "forward_kl_cut"))
+        for table, name in todo:
             cosine = torch.cosine_similarity(gradient(table, name.removesuffix("_cut")), target, 0)
+            trajectory = table["trajectory"].iloc[0]
             found.append((source, trajectory, f"gradient_{name}", float(cosine)))
     return found
 
 
 def reference_cosines(run: Run, problems: pd.DataFrame, responses: pd.DataFrame) -> pd.DataFrame:
-    """Does a method's first step point where the reference solutions point? (Ours.)
-
-    Cosine of its summed gradient, by the LoRA weights at step 0, with that of cross-entropy on the
-    references of the first diagnosis.gradient_problems of each source: mean, and t interval over
-    base seeds (new models), as in `summary`. cut: on y_o up to its first wrong token (an oracle).
-    """
+    """Does a method's first step point where the reference solutions point? (Ours.) Cosine of its
+    summed gradient, by the LoRA weights at step 0, with that of cross-entropy on the references of
+    the first diagnosis.gradient_problems of each source: mean, and t interval over base seeds (new
+    models), as in `summary`. cut: on y_o up to its first wrong token (an oracle)."""
     todo = [(run, int(seed), problems, mine) for seed, mine in responses.groupby("seed")]
     found = rollout.pool(run, _cosines, todo, "gradients", training=True)
     by = ["source", "trajectory", "quantity"]
-    table = pd.DataFrame([row for rows in found for row in rows], columns=[*by, "cosine"])
+    table = pd.DataFrame(itertools.chain.from_iterable(found), columns=[*by, "cosine"])
     table = table.groupby(by)["cosine"].agg(value="mean", error="sem").reset_index()
     t = -stdtrit(len(todo) - 1, (1 - run.settings.evaluation.confidence) / 2)
     half, counts = t * table.pop("error"), responses.groupby("source")["id"].nunique()

@@ -1,9 +1,8 @@
 """Look inside trajectories: one problem at a time, token by token, under student and teacher.
 
 What training sees (paper sections 1 and 4): the sampled token ids, in the contexts that are trained
-on. `view` and `live` return a view, plain JSON (nats); `export` writes it as a page, explore.html,
-which `frame` shows in a notebook. The method's divergence is the loss of `distill.Distiller`, at
-the training temperature; all other numbers are at temperature 1.
+on. `view` and `live` return a view, plain JSON (nats); `page` makes HTML of it. The divergence is
+the loss of `distill.Distiller`, at the training temperature; all else is at temperature 1.
 """
 
 import base64
@@ -17,13 +16,14 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+import jinja2
 import pandas as pd
 import torch
 
 from trdlib import distill, generate, jobs, models, prompts, store
-from trdlib.analysis.signals import hidden_at, token_signals
+from trdlib.analysis.signals import hidden_at, mistakes, token_signals
 from trdlib.divergence import logits_in_chunks
-from trdlib.refine import Pair, pairs
+from trdlib.refine import Pair, pairs, references
 from trdlib.rollout import grade
 from trdlib.run import Run
 from trdlib.settings import Sampling, SettingsError
@@ -82,10 +82,9 @@ def _digits(values: torch.Tensor) -> list[float]:
 def score(loaded: Loaded, pair: Pair, *, trained: bool = False) -> dict:
     """The n response tokens of the pair under student and teacher: values, {name of SHOWN: [n]},
     and top, {"student", "teacher": {"ids": n lists, "p": n lists}}, the most probable tokens."""
-    device, size = loaded.distiller.device, len(loaded.tokenizer)
+    said, top, device, size = [], {}, loaded.distiller.device, len(loaded.tokenizer)
     batch = {name: tensor.to(device) for name, tensor in distill.collate([pair]).items()}
     targets = torch.tensor(pair.response_ids, device=device)
-    said, top = [], {}
     sides = {"student": ("input_ids", "labels"), "teacher": ("teacher_ids", "teacher_labels")}
     for role, (ids, labels) in sides.items():
         with _model(loaded, role, trained) as model:
@@ -106,8 +105,7 @@ def matches(a: list[int], b: list[int], breaks: set[int] = frozenset()) -> list[
     lines first (a token of `breaks` ends one), then tokens: all at once would take minutes."""
 
     def lines(ids):
-        ends = [i + 1 for i, token in enumerate(ids) if token in breaks and i + 1 < len(ids)]
-        edges = [0, *ends, len(ids)]
+        edges = [0, *(i + 1 for i, token in enumerate(ids[:-1]) if token in breaks), len(ids)]
         return [tuple(ids[s:e]) for s, e in itertools.pairwise(edges)], edges
 
     (in_a, at_a), (in_b, at_b) = lines(a), lines(b)
@@ -117,8 +115,7 @@ def matches(a: list[int], b: list[int], breaks: set[int] = frozenset()) -> list[
         within = difflib.SequenceMatcher(None, a[s_a:e_a], b[s_b:e_b], autojunk=False)
         runs = [(0, 0, e_a - s_a)] if tag == "equal" else within.get_matching_blocks()
         for i, j, n in runs:
-            last_a, last_b, length = found[-1]
-            if (s_a + i, s_b + j) == (last_a + length, last_b + length):
+            if [s_a + i, s_b + j] == [start + found[-1][2] for start in found[-1][:2]]:
                 found[-1][2] += n
             else:
                 found.append([s_a + i, s_b + j, n])
@@ -130,28 +127,27 @@ def view(
 ) -> dict:
     """One problem with all its texts and its reference solution, scored: what the page shows.
 
-    tables: {"y_o": ..., "y_r": ..., "y_t": ...}, or what was answered in evaluation, {"base": ...,
-    method: ...}; row: of the problem set. trained: under the student after training (an answer of
-    the method always is, one of base never). Raises ValueError if no table has this sample of the
-    problem, SettingsError if there is nothing to teach it with.
+    tables: {"y_o": ..., "y_r": ..., "y_t": ...}, or answers, {"base": ..., method: ...}; row: of
+    the problem set. trained: under the student after training (answers of the method always are,
+    of base never). ValueError if no table has the sample, SettingsError if nothing teaches it.
     """
     run, recipe, tokenizer = loaded.run, loaded.run.recipe, loaded.tokenizer
     if run.mode == "opsd" and not row["solution"]:
-        raise SettingsError(f"{row['id']} has no reference solution, and in mode opsd nothing else "
-                            "teaches: look at it in mode opd")  # fmt: skip
-    key, index = (row["id"], sample, loaded.seed), ["id", "sample", "seed"]
-    found = {name: table.set_index(index) for name, table in tables.items()}
+        why = "has no reference solution, and in mode opsd nothing else teaches"
+        raise SettingsError(f"{row['id']} {why}: look at it in mode opd")
+    key = (row["id"], sample, loaded.seed)
+    found = {name: table.set_index(["id", "sample", "seed"]) for name, table in tables.items()}
     found = {name: t.loc[key].to_dict() for name, t in found.items() if key in t.index}
     if not found:
         raise ValueError(f"there is no sample {sample} of {row['id']} for seed {loaded.seed}")
     if row["solution"]:  # as a target of training: a cut one has no end
-        ids = tokenizer.encode(row["solution"], add_special_tokens=False)
-        ids, limit = [*ids, tokenizer.eos_token_id], run.settings.lengths.reference
-        found["y_star"] = {"token_ids": ids[:limit], "correct": True, "finished": len(ids) <= limit}
+        student, limit = run.model_path("student", loaded.seed), run.settings.lengths.reference
+        y_star = references(pd.DataFrame([row]), {loaded.seed: student}, limit).iloc[0].to_dict()
+        found["y_star"] = y_star | {"finished": y_star["token_ids"][-1] == tokenizer.eos_token_id}
     if "y_r" in found and "y_o" in found and recipe.context == "refine":
         found["y_r"]["attempt"] = found["y_o"]["text"]
     shown = [_shown(loaded, task, row, name, one, trained) for name, one in found.items()]
-    used = {i for t in shown for i in t["ids"]} | {t["right"] for t in shown if "right" in t}
+    used = {i for t in shown for i in (*t["ids"], t.get("right", tokenizer.eos_token_id))}
     used |= {i for t in shown for top in t["top"].values() for ids in top["ids"] for i in ids}
     spelled = {i: tokenizer.decode([i]) for i in sorted(used)}
     pieces = [i for i, text in spelled.items() if "\ufffd" in text]  # bytes, by their name
@@ -159,16 +155,17 @@ def view(
     breaks = {i for i, text in spelled.items() if "\n" in text}
     about = {"scale": run.scale, "mode": run.mode, "method": run.method, "seed": loaded.seed}
     about |= recipe.model_dump(include={"divergence", "trajectory", "clip", "top_k"})
+    each = {t["name"]: t["ids"] for t in shown}
+    same = {
+        f"{a}/{b}": matches(each[a], each[b], breaks) for a, b in itertools.combinations(each, 2)
+    }
     return {
         "run": about,
         "problem": {k: row[k] or "" for k in ("id", "source", "problem", "answer", "solution")},
         "vocabulary": {str(i): text for i, text in spelled.items()},
         "end": tokenizer.eos_token_id,
         "texts": shown,
-        "matches": {
-            f"{a['name']}/{b['name']}": matches(a["ids"], b["ids"], breaks)
-            for a, b in itertools.combinations(shown, 2)
-        },
+        "matches": same,
     }
 
 
@@ -186,59 +183,45 @@ def _shown(loaded: Loaded, task, row: dict, name: str, response: dict, trained: 
         "student": "after training" if trained else "at step 0",
         "student_sees": tokenizer.decode(pair.student_ids),
         "teacher_sees": tokenizer.decode(pair.teacher_ids),
-        "wrong": None,
         **score(loaded, pair, trained=trained),
     }
-    spelled = tokenizer.convert_ids_to_tokens(pair.response_ids)
-    if task.first_wrong and (wrong := task.first_wrong(row["problem"], spelled)):
-        about |= {"wrong": wrong.index, "right": tokenizer.convert_tokens_to_ids(wrong.right)}
-    return about
+    wrong, right = mistakes(loaded.run, task, pd.DataFrame([row]), table).iloc[0]
+    return about | ({"wrong": int(wrong), "right": int(right)} if right >= 0 else {"wrong": None})
 
 
 def live(loaded: Loaded, task, row: dict, *, trained: bool = False, draw: int = 0) -> dict:
-    """The view of a problem that is attempted, rewritten and scored now, with these models.
-
-    row: of a problem set, or one's own, `task.problem(text)`; without an answer nothing is graded.
-    trained: the attempt is by the student after training. draw: other random numbers.
-    """
+    """The view of a problem (of a set, or `task.problem(text)`) that is attempted, rewritten and
+    scored now; not graded without an answer. trained: the student attempts it as it is after
+    training. draw: other random numbers."""
     run, seed = loaded.run, loaded.seed
 
-    def write(model, prompt: prompts.Prompt, sampling: Sampling) -> pd.DataFrame:
-        stop = models.stop_ids(model.generation_config, loaded.tokenizer)
+    def write(role: str, prompt: prompts.Prompt, sampling: Sampling) -> pd.DataFrame:
         how = sampling.model_dump(include={"max_new_tokens", "temperature", "top_p", "top_k"})
-        with jobs.model_compute():
+        with _model(loaded, role, trained) as model, jobs.model_compute():
+            stop = models.stop_ids(model.generation_config, loaded.tokenizer)
             (done,) = generate.decode(model, [prompt.ids], stop_ids=stop, seed=draw, **how)
         text = loaded.tokenizer.decode(done.token_ids, skip_special_tokens=True)
         about = {"id": row["id"], "sample": 0, "seed": seed, "text": text}
         said = pd.DataFrame([about | done._asdict()])
         return said.assign(correct=grade(task, said, [row]) if row["answer"] else None)
 
-    with _model(loaded, "student", trained) as student:
-        y_o = write(student, prompts.student_prompts(run, seed, [row])[0], run.settings.rollout)
-    with _model(loaded, "teacher") as teacher:
-        asked = prompts.teacher_prompts(run, seed, [row], y_o["text"].tolist())[0]
-        y_r = write(teacher, asked, run.settings.refinement)
+    y_o = write("student", prompts.student_prompts(run, seed, [row])[0], run.settings.rollout)
+    asked = prompts.teacher_prompts(run, seed, [row], y_o["text"].tolist())[0]
+    y_r = write("teacher", asked, run.settings.refinement)
     return view(loaded, task, {"y_o": y_o, "y_r": y_r}, row, trained=trained)
 
 
 def page(view: dict) -> str:
     """One view as a page of its own, HTML that needs no network. Model output stands in it as data
     only: as JSON without "<", and as text. A policy lets no script but the page's own run."""
-    template = Path(__file__).with_name("explore.html").read_text(encoding="utf-8")
-    script = re.search(r'<script type="module">(.*?)</script>', template, re.DOTALL)[1]
+    source = Path(__file__).with_name("explore.html").read_text(encoding="utf-8")
+    script = re.search(r'<script type="module">(.*?)</script>', source, re.DOTALL)[1]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    about, spell, plain = view["run"], view["vocabulary"], [view["problem"]["problem"]]
+    spell, plain = view["vocabulary"], [view["problem"]["problem"]]
     plain += [f"{t['label']}\n{''.join(spell[str(i)] for i in t['ids'])}" for t in view["texts"]]
-    title = f"{view['problem']['id']} · {about['scale']} {about['mode']} {about['method']}"
-    value = json.dumps(view, allow_nan=False, separators=(",", ":"))
-    parts = {
-        "{{title}}": html.escape(title),
-        "{{policy}}": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-        f"script-src 'sha256-{digest}'",
-        "{{view}}": value.replace("<", "\\u003c"),
-        "{{plain}}": html.escape("\n\n".join(plain)),
-    }
-    return re.sub("|".join(map(re.escape, parts)), lambda m: parts[m.group()], template)
+    template = jinja2.Environment(autoescape=True, keep_trailing_newline=True).from_string(source)
+    value = json.dumps(view, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    return template.render(**view, digest=digest, plain="\n\n".join(plain), view=value)
 
 
 def frame(view: dict):

@@ -6,30 +6,31 @@ with other settings, as resumable as any), in which one thing differs from the c
 rests; some turn several. One learning rate serves all. Notebook 6_map shows and writes it.
 """
 
-import sys
+import itertools
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 import pandas as pd
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from trdlib import generate, jobs, models, stats, store, tasks
 from trdlib.analysis import signals
+from trdlib.analysis.show import interval
 from trdlib.distill import distill
 from trdlib.evaluate import correct_counts, evaluate
 from trdlib.refine import refine, solve
 from trdlib.rollout import pool, rollout
 from trdlib.run import Run
-from trdlib.settings import Section, SettingsError, root
+from trdlib.settings import Method, Scale, Section, SettingsError, root
 
-BENCHMARK, MODE = "trail", "opd"
+BENCHMARK, MODE, BEST = "trail", "opd", "best y_o method"
 # role -> the knob that changes its weights, and the value at which it does not
 CHANGED = {"student": ("student_strength", 0), "teacher": ("teacher_temperature", 1)}
-COMPARED = {  # name of a gap -> (its label, minuend, subtrahend; None: the best y_o method)
-    "to_best": ("trd - best y_o method", "trd", None),
-    "to_off_policy": ("trd - off_policy", "trd", "off_policy"),
-    "to_sft_refined": ("trd - sft_refined", "trd", "sft_refined"),
+COMPARED = {  # name of a gap -> (minuend, subtrahend)
+    "to_best": ("trd", BEST),
+    "to_off_policy": ("trd", "off_policy"),
+    "to_sft_refined": ("trd", "sft_refined"),
 }
 Knob = Literal[
     "locality",  # share of problems on which a wrong turn does not spoil what follows
@@ -53,20 +54,45 @@ class Map(Section):
     test_problems: PositiveInt
     learning_rate: PositiveFloat
 
-    @model_validator(mode="after")
-    def _is_complete(self):
-        if missing := [knob for knob in get_args(Knob) if not self.knobs.get(knob)]:
-            raise ValueError(f"{', '.join(missing)}: each knob needs at least its usual value")
-        if not {"trd", "off_policy", "sft_refined"} <= set(self.methods):
-            raise ValueError("the map compares trd, off_policy and sft_refined: add those methods")
-        return self
+    def faults(self) -> dict:
+        missing = [knob for knob in get_args(Knob) if not self.knobs.get(knob)]
+        without = {"trd", "off_policy", "sft_refined"} - set(self.methods)
+        return {
+            f"{', '.join(missing)}: each knob needs at least its usual value": missing,
+            "the map compares trd, off_policy and sft_refined: add those methods": without,
+        }
+
+
+def check(name: str, scale: Scale) -> Map | None:
+    """The section `map` of a scale, None where it has none; SettingsError if it is wrong."""
+    where = f"scales.{name}.map"
+    plan = tasks.sets.section(Map, scale.map, where)
+    if plan is None:
+        return None
+    if scale.task != "modular":
+        raise SettingsError(f"{where}: the map is of the task modular, not of {scale.task}")
+    if absent := {*plan.methods, *plan.oracles} - scale.methods.keys():
+        raise SettingsError(f"{where}: there is no method {min(absent)!r}, add it to `methods`")
+    if len(gaps(plan, scale.methods)) < len(COMPARED) + len(plan.oracles):
+        raise SettingsError(f"{where}: each oracle needs the same method on all of y_o beside it")
+    return plan
+
+
+def gaps(plan: Map, recipes: dict[str, Method]) -> dict[str, tuple[str, str]]:
+    """COMPARED, and each oracle and the method that it is without its knowledge."""
+    found = dict(COMPARED)
+    for oracle, method in itertools.product(plan.oracles, plan.methods):
+        plain = {"trajectory": "y_o", "skip_onsets": False}
+        if recipes[method] == recipes[oracle].model_copy(update=plain):
+            found[oracle] = (oracle, method)
+    return found
 
 
 def section(run: Run) -> Map:
     """What the run's scale says of its map; SettingsError if it has none, or a wrong one."""
-    if run.settings.map is None or run.settings.task != "modular":
-        raise SettingsError(f"{run.scale} has no map: it needs the task modular and a section map")
-    return tasks.sets.section(Map, run.settings.map, f"scales.{run.scale}.map")
+    if plan := check(run.scale, run.settings):
+        return plan
+    raise SettingsError(f"{run.scale} has no map: give it a section map, as the scale tiny has")
 
 
 class Cell(NamedTuple):
@@ -100,8 +126,8 @@ def _run(run: Run, name: str, at: dict[str, float]) -> Run:
     train, test = ({**part, "problems": int(n)} for n in (at["prompts"], plan.test_problems))
     turned = {key: {"temperature": at[f"{key}_temperature"]} for key in ("rollout", "refinement")}
     turned["models"] = {role: _model(run, role, at[its]) for role, (its, _) in CHANGED.items()}
-    rates = (plan.learning_rate,)
-    turned["training"] = {"learning_rates": rates, "variant_learning_rates": rates}
+    rates = ("learning_rates", "variant_learning_rates")
+    turned["training"] = dict.fromkeys(rates, (plan.learning_rate,))
     changes = {key: getattr(usual, key).model_copy(update=new) for key, new in turned.items()}
     changes["data"] = usual.data | {"train": [train], "benchmarks": {BENCHMARK: test}}
     changes["workers"] = 1  # a job is a whole cell
@@ -125,7 +151,7 @@ def _make(run: Run, seed: int, role: str, value: float) -> None:
     """Make the student or teacher that a knob asks for, if it is missing."""
     sources = {r: run.model_path(r, seed) for r in ("student", "teacher")}
     mark = root() / _model(run, role, value).format(seed=seed) / "made_of.json"
-    code = store.code_hash(sys.modules[__name__])
+    code = store.code_hash(_make)
     stamp = store.content_hash([models.identity(s) for s in sources.values()], role, value, code)
     if mark.is_file() and store.read_json(mark)["fingerprint"] == stamp:
         return
@@ -148,8 +174,9 @@ def _make(run: Run, seed: int, role: str, value: float) -> None:
 
 
 def _measure(cell: Cell) -> list[dict]:
-    """The experiment of a cell: its row of the map for each temperature, with `right`, the accuracy
-    of each method on each problem, (seeds, problems)."""
+    """The experiment of a cell, a record for each temperature: knob, value, temperature;
+    {y_o,y_r,y_t}_accuracy; avg_<method> (also base) with _low and _high (these models); best (y_o
+    method by test score); right, the accuracy on each problem by method, (seeds, problems)."""
     run, runs = cell.run, [cell.run.with_(method=method) for method in cell.methods]
     task = tasks.of(run)
     problems = task.sets()
@@ -160,8 +187,9 @@ def _measure(cell: Cell) -> list[dict]:
     trained = distill(runs, task, problems, {MODE: {**texts, "y_o_cut": cut}})
     adapters = [None, *(one.adapters for one in trained)]
     samples = evaluate([run.with_("none", "base"), *runs], task, problems, adapters)
-    plan, how, found = section(run), run.settings.evaluation.interval, []
-    on_attempts = [m for m in plan.methods if run.settings.methods[m].trajectory == "y_o"]
+    how, found, recipes = run.settings.evaluation.interval, [], run.settings.methods
+    on_attempts = [m for m in cell.methods if recipes[m].trajectory == "y_o"]
+    on_attempts = [m for m in on_attempts if not recipes[m].skip_onsets]  # an oracle
     for temperature in run.settings.evaluation.temperatures:
         counts = [correct_counts(at[temperature][BENCHMARK]) for at in samples]
         right = {m: c / k for m, (c, k) in zip(("base", *cell.methods), counts, strict=True)}
@@ -171,41 +199,60 @@ def _measure(cell: Cell) -> list[dict]:
             names = [f"avg_{method}{end}" for end in ("", "_low", "_high")]
             record |= dict(zip(names, stats.accuracy(each, **how), strict=True))
         record["best"] = max(on_attempts, key=lambda method: record[f"avg_{method}"])
-        found.append(record | {"right": right})
-    return found
-
-
-def gaps(run: Run) -> dict[str, tuple]:
-    """COMPARED, and each oracle minus the method that it is without its knowledge."""
-    recipes, plan = run.settings.methods, section(run)
-    found = dict(COMPARED)
-    for oracle in plan.oracles:
-        usual = recipes[oracle].model_copy(update={"trajectory": "y_o", "skip_onsets": False})
-        plain = next(m for m in plan.methods if recipes[m] == usual)
-        found[oracle] = (f"{oracle} - {plain}", oracle, plain)
+        found.append(record | {"right": right | {BEST: right[record["best"]]}})
     return found
 
 
 def survey(run: Run) -> pd.DataFrame:
     """Run every cell that is not there yet; the map, a row per cell and temperature. Fractions.
 
-    Columns: knob, value, temperature; {y_o,y_r,y_t}_accuracy; avg_<method> (also base) with _low
-    and _high (these models); best (y_o method by test score); each of `gaps` with the fields of
-    `stats.Comparison`, adjusted and marked: its cells at one temperature are one family.
+    Columns: those of `_measure`, and each of `gaps` with the fields of `stats.Comparison`, adjusted
+    and marked: its cells at one temperature are one family.
     """
     tasks.of(run).make_models(generate.decode, jobs.run_jobs, generate.batches)
-    places = cells(run)
+    places, temperatures = cells(run), run.settings.evaluation.temperatures
     for role, (knob, unchanged) in CHANGED.items():
         for value in {cell.at[knob] for cell in places} - {unchanged}:
             for seed in run.settings.seeds:
                 _make(run, seed, role, value)
-    found = pool(run, _measure, [(cell,) for cell in places], "cells", training=True)
-    rows = [row for of_cell in found for row in of_cell]
-    for gap, (_, ours, theirs) in gaps(run).items():
-        for temperature in run.settings.evaluation.temperatures:
-            here = [r for r in rows if r["temperature"] == temperature and ours in r["right"]]
-            pairs = [(r["right"][ours], r["right"][theirs or r["best"]]) for r in here]
-            found = stats.family(pairs, **run.settings.evaluation.interval)
-            for row, one in zip(here, found, strict=True):
-                row |= {f"{gap}_{key}": value for key, value in one.items()}
+    rows = [*itertools.chain(*pool(run, _measure, [(c,) for c in places], "cells", training=True))]
+    compared = gaps(section(run), run.settings.methods).items()
+    for (gap, (ours, theirs)), temperature in itertools.product(compared, temperatures):
+        here = [r for r in rows if r["temperature"] == temperature and ours in r["right"]]
+        pairs = [(r["right"][ours], r["right"][theirs]) for r in here]
+        found = stats.family(pairs, **run.settings.evaluation.interval)
+        for row, one in zip(here, found, strict=True):
+            row |= {f"{gap}_{key}": value for key, value in one.items()}
     return pd.DataFrame(rows).drop(columns="right")
+
+
+def gap_of(row, gap: str) -> str:
+    """A difference in points, with the intervals for these and for new models."""
+    these, new = ([row[f"{gap}_{end}{side}"] for side in ("low", "high")] for end in ("", "new_"))
+    text = interval(row[f"{gap}_value"], *these, signed=True)
+    return f"{text} {interval(None, *new, signed=True, star=row[f'{gap}_marked'], ends=True)}"
+
+
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """The map at one temperature for people: percent and points, stars where marked."""
+    shown, shares = [], {f"{name} right": f"{name}_accuracy" for name in ("y_o", "y_r", "y_t")}
+    shares |= {name: f"avg_{name}" for name in ("base", "trd", "off_policy", "sft_refined")}
+    for row in table.to_dict("records"):
+        value = "" if pd.isna(row["value"]) else f"{row['value']:g}"
+        one = {"knob": row["knob"], "value": value}
+        one |= {name: f"{100 * row[column]:.1f}" for name, column in shares.items()}
+        one[BEST] = f"{row['best']} {100 * row['avg_' + row['best']]:.1f}"
+        shown.append(one | {" - ".join(of): gap_of(row, gap) for gap, of in COMPARED.items()})
+    return pd.DataFrame(shown)
+
+
+def oracles(run: Run, table: pd.DataFrame) -> pd.DataFrame:
+    """What an oracle adds to its plain method, at one temperature, where it was run."""
+    plan, rows = section(run), []
+    plain, rest = gaps(plan, run.settings.methods), plan.knobs["locality"][0]
+    here = table[table["knob"].isin(["rest", "locality"])].fillna({"value": rest})
+    for oracle, row in itertools.product(plan.oracles, here.to_dict("records")):
+        ends = ([row[f"avg_{m}{e}"] for e in ("", "_low", "_high")] for m in plain[oracle][::-1])
+        shares = (interval(*of) for of in ends)
+        rows.append((f"{row['value']:g}", oracle, *shares, gap_of(row, oracle)))
+    return pd.DataFrame(rows, columns=["locality", "oracle", "without it", "with it", "difference"])

@@ -28,26 +28,18 @@ LOOKS = {
 
 
 def look(method: str) -> dict[str, str]:
-    """color, marker and markerfacecolor of a method, for `Axes.plot`: those of LOOKS.
-
-    A variant (trd_rounds, trd_failed) is its method's, hollow; brown is one that has no look.
-    """
+    """color, marker and markerfacecolor of a method, for `Axes.plot`; a variant (trd_rounds) is its
+    method's, hollow; brown is one that has no look."""
     own = max((m for m in LOOKS if f"{method}_".startswith(f"{m}_")), key=len, default="")
     color, marker = LOOKS.get(own, ("#8c564b", "H"))
     return {"color": color, "marker": marker, "mfc": color if own in ("", method) else "white"}
 
 
-def color(method: str) -> str:
-    """The colour of `look`."""
-    return look(method)["color"]
-
-
 def interval(value, low, high, *, scale=100, signed=False, star=False, form=".1f", ends=False):
     """`95.5 [94.1, 96.8]`: a value with its interval, of fractions in percent, as Markdown.
 
-    scale: what all three are multiplied by. signed: for differences, `+1.0 [-0.5, +2.5]`. star: a
-    `*` behind it, where a difference is marked. form: of the numbers, `.3g` for nats. ends: the
-    interval alone. Without a value it is DASH; a value without ends stands alone.
+    scale: what all three are multiplied by. signed: `+1.0 [-0.5, +2.5]`. star: a `*` behind it.
+    form: of the numbers, `.3g` for nats. ends: the interval alone. Without a value: DASH.
     """
     if pd.isna(low if ends else value):
         return DASH

@@ -1,10 +1,12 @@
 """What student and teacher say at each token of a response, and where it goes wrong."""
 
+import numpy as np
 import pandas as pd
 import torch
 
 from trdlib import models
 from trdlib.divergence import logits_in_chunks
+from trdlib.refine import rows_of
 from trdlib.run import Run
 from trdlib.settings import SettingsError
 
@@ -20,10 +22,10 @@ def token_signals(
 ) -> dict[str, torch.Tensor]:
     """The signals at N positions, each (N,); KL, entropy and log-probability in nats.
 
-    Hidden states (N, H): at the positions that predict the tokens targets (N,). onsets: token ids;
-    rights (N,): the right token, or -1 where none is known. student_logp, teacher_logp: of the
-    target. onset_mass, right_mass (NaN where unknown): the teacher's probability. onset_kl: what
-    the onset words add to the forward KL; own_kl: what the target adds to the reverse KL.
+    Hidden states (N, H): where the tokens targets (N,) are predicted. onsets: token ids; rights
+    (N,): the right token, or -1. *_logp: of the target. onset_mass, right_mass (NaN where unknown):
+    the teacher's probability. onset_kl: what the onset words add to the forward KL; own_kl: what
+    the target adds to the reverse KL.
     """
     parts = []
     students = logits_in_chunks(student_hidden, student_head)
@@ -32,7 +34,7 @@ def token_signals(
         log_s, log_t = student.log_softmax(-1), teacher.log_softmax(-1)
         s, t, target, right = log_s.exp(), log_t.exp(), targets[rows, None], rights[rows, None]
         forward, reverse = t * (log_t - log_s), s * (log_s - log_t)
-        found = {
+        parts.append({
             "forward_kl": forward.sum(-1),
             "reverse_kl": reverse.sum(-1),
             "student_entropy": -(s * log_s).sum(-1),
@@ -43,19 +45,31 @@ def token_signals(
             "onset_kl": forward[:, onsets].sum(-1),
             "own_kl": reverse.gather(-1, target)[:, 0],
             "right_mass": t.gather(-1, right.clamp(min=0)).where(right >= 0, torch.nan)[:, 0],
-        }
-        parts.append(found)
-    return {name: torch.cat([part[name] for part in parts]) for name in found}
+        })  # fmt: skip
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def mistakes(run: Run, task, problems: pd.DataFrame, responses: pd.DataFrame) -> pd.DataFrame:
+    """Of each response wrong, the index of its first wrong token, and right, the id of the right
+    token there; NaN and -1 where there is none, or the task does not know it."""
+    tokenizer, found = models.load_tokenizer(run.model_path("student", run.settings.seeds[0])), []
+    for row, ids in zip(rows_of(problems, responses), responses["token_ids"], strict=True):
+        spelled = tokenizer.convert_ids_to_tokens(list(map(int, ids)))
+        one = task.first_wrong and task.first_wrong(row["problem"], spelled)
+        right = one and tokenizer.convert_tokens_to_ids(one.right)
+        found.append((one.index, right) if one else (np.nan, -1))
+    return pd.DataFrame(found, columns=["wrong", "right"], index=responses.index)
+
+
+def up_to(token_ids, wrong) -> list[list]:
+    """Texts up to and with their first wrong token; whole where there is none (NaN)."""
+    ends = [None if np.isnan(index) else int(index) + 1 for index in wrong]
+    return [list(ids)[:end] for ids, end in zip(token_ids, ends, strict=True)]
 
 
 def cut(run: Run, task, problems: pd.DataFrame, y_o: pd.DataFrame) -> pd.DataFrame:
     """An oracle: the attempts up to and with their first wrong token (trajectory y_o_cut)."""
     if task.first_wrong is None:
         raise SettingsError(f"y_o_cut: the task {task.name} knows no first wrong token")
-    asked, cut = problems.set_index("id")["problem"], []
-    for seed, mine in y_o.groupby("seed", sort=False):
-        spell = models.load_tokenizer(run.model_path("student", seed)).convert_ids_to_tokens
-        for name, ids in zip(mine["id"], map(list, mine["token_ids"]), strict=True):
-            wrong = task.first_wrong(asked[name], spell(ids))
-            cut.append(ids if wrong is None else ids[: wrong.index + 1])
-    return y_o.assign(token_ids=cut)
+    wrong = mistakes(run, task, problems, y_o)["wrong"]
+    return y_o.assign(token_ids=up_to(y_o["token_ids"], wrong))

@@ -1,9 +1,8 @@
-"""From metrics files to tables: Markdown, CSV, LaTeX, and the README's headline.
+"""From metrics files to tables, and the README's headline. Notebook 7 writes the page.
 
 Differences are paired by problem. Each has two intervals (these models, new models) and belongs to
 a named family, the table in which it stands; a star is `stats.marked` within that. What has not
-been run is shown as missing. The best y_o method is picked per benchmark and temperature by its
-test score, which favours it. Notebook 7 draws the figures.
+been run is shown as missing.
 """
 
 import itertools
@@ -25,11 +24,9 @@ DECISIVE, ROUNDS, SUBSETS = "TRD and its controls", "Fresh rollouts", "Subsets o
 TO_TRD, TO_BASE = "Every other method minus trd", "Every method minus base"
 ITSELF = "A model against itself"
 _ENDS = ("value", "low", "high", "by_seed")
-_COLUMNS = [
-    *("method", "temperature", "benchmark", "run", "k", "n", "mean_tokens", "unfinished"),
-    *(f"{metric}_{end}" for metric in ("avg", "pass") for end in _ENDS),
-    *("learning_rate", "at_edge", "trajectory_accuracy", "trajectory_like_reference", "rows"),
-]
+_COLUMNS = ["method", "temperature", "benchmark", "run", "k", "n", "mean_tokens", "unfinished"]
+_COLUMNS += [f"{metric}_{end}" for metric in ("avg", "pass") for end in _ENDS]
+_COLUMNS += ["learning_rate", "at_edge", "trajectory_accuracy", "trajectory_like_reference", "rows"]
 _PAIR = ["family", "ours", "against", "theirs", "benchmark", "temperature"]
 _SHARES = ["share_seeds", "share_problems", "share_rest"]
 
@@ -40,48 +37,38 @@ def row_names(run: Run) -> list[str]:
     return [m for m in HEADLINE if m in names] + [m for m in names if m not in HEADLINE]
 
 
-def measured(run: Run) -> dict[str, dict | None]:
-    """The metrics file of each row, None where it was not run.
-
-    If every rewrite is the reference, sft and sft_refined are one experiment: then without sft.
-    """
-    runs = {n: run.with_("none" if n in REFERENCES else run.mode, n) for n in row_names(run)}
-    found = {n: store.read_json(one.metrics) if one.metrics.is_file() else None
-             for n, one in runs.items()}  # fmt: skip
-    about = (found.get("sft_refined") or {}).get("training", {})
-    if about.get("trajectory_like_reference") == 1:
-        found.pop("sft", None)
-    return found
-
-
-def _at(found: dict, name: str, benchmark: str, temperature: float) -> dict:
-    try:
-        return found[name]["benchmarks"][f"{temperature:g}"][benchmark]
-    except KeyError:
-        raise ValueError(
-            f"the metrics of {name} have no {benchmark} at temperature {temperature:g}: they are "
-            "of other settings, run notebook 5_evaluate again"
-        ) from None
-
-
 def _places(run: Run) -> list[tuple[str, float]]:
     """(benchmark, temperature), the primary temperature first."""
     return [(b, t) for t in run.settings.evaluation.temperatures for b in tasks.of(run).benchmarks]
 
 
-def collect(run: Run) -> pd.DataFrame:
-    """Accuracies: a row per (method, temperature, benchmark); columns: docs/results.md.
+def measured(run: Run) -> dict[str, dict]:
+    """The metrics file of each row, with its cells by (benchmark, temperature); {} where not run.
+    If every rewrite is the reference, sft and sft_refined are one experiment: then without sft."""
+    found = {}
+    for name in row_names(run):
+        path = run.with_("none" if name in REFERENCES else run.mode, name).metrics
+        mine = found[name] = store.read_json(path, {})
+        for benchmark, t in _places(run) if mine else ():
+            if benchmark not in mine["benchmarks"].get(f"{t:g}", {}):
+                old = "they are of other settings, run notebook 5_evaluate again"
+                raise ValueError(f"{name}: no metrics of {benchmark} at temperature {t:g}: {old}")
+            mine[benchmark, t] = mine["benchmarks"][f"{t:g}"][benchmark]
+    if found.get("sft_refined", {}).get("training", {}).get("trajectory_like_reference") == 1:
+        found.pop("sft", None)
+    return found
 
-    rows: mean of base seeds. Fractions, NaN or None where there is nothing.
-    """
-    records, found = [], measured(run)
-    for name, (benchmark, temperature) in itertools.product(found, _places(run)):
-        record = {"method": name, "temperature": temperature, "benchmark": benchmark}
-        record["run"] = found[name] is not None
-        if found[name]:
-            about = found[name].get("training", {})
+
+def collect(run: Run) -> pd.DataFrame:
+    """Accuracies: a row per (method, temperature, benchmark), rows being the mean of base seeds;
+    columns: docs/results.md. Fractions, NaN or None where there is nothing."""
+    records = []
+    for (name, mine), place in itertools.product(measured(run).items(), _places(run)):
+        record = {"method": name, "temperature": place[1], "benchmark": place[0], "run": bool(mine)}
+        if mine:
+            about = mine.get("training", {})
             grid, rate = about.get("grid", []), about.get("chosen")
-            record |= about | _at(found, name, benchmark, temperature) | {"learning_rate": rate}
+            record |= about | mine[place] | {"learning_rate": rate}
             record["at_edge"] = rate in (min(grid), max(grid)) if len(grid) > 1 else None
             record["rows"] = np.mean(about.get("rows_by_seed", np.nan))
         records.append(record)
@@ -89,42 +76,36 @@ def collect(run: Run) -> pd.DataFrame:
     return table.rename(columns=lambda c: c.replace("_at_k_", "_")).reindex(columns=_COLUMNS)
 
 
-def _parent(run: Run, name: str) -> str | None:
-    """What this is a variant of: the method on all rows, in one round, the first time."""
-    if name == "base_again":
-        return "base"
-    recipes = run.settings.methods
-    plain = recipes[name].model_copy(update={"subset": "all", "rounds": 1, "again": 0})
-    return next((m for m in run.methods if m != name and recipes[m] == plain), None)
-
-
 def families(run: Run) -> dict[str, list[tuple[str, str]]]:
     """{family: [(ours, against what)]}, of the rows that this mode has."""
-    recipes, variants = run.settings.methods, [m for m in run.methods if _parent(run, m)]
-    main, controls = [m for m in run.methods if m not in variants], ("sft_refined", "off_policy")
-    itself = ["base_again", *(m for m in variants if recipes[m].again)]
+    recipes, parents = run.settings.methods, {}  # of a variant: on all rows, in one round, once
+    plain = {"subset": "all", "rounds": 1, "again": 0}
+    for name, other in itertools.permutations(run.methods, 2):
+        if recipes[other] == recipes[name].model_copy(update=plain):
+            parents.setdefault(name, other)
+    main, controls = [m for m in run.methods if m not in parents], ("sft_refined", "off_policy")
+    variants = parents.items()
     found = {
         DECISIVE: [("trd", other) for other in (BEST, *controls)],
         ROUNDS: [("trd_rounds", BEST_ROUNDS), ("trd_rounds", "sft_refined_rounds"),
-                 *((m, _parent(run, m)) for m in variants if recipes[m].rounds > 1)],
+                 *(pair for pair in variants if recipes[pair[0]].rounds > 1)],
         TO_TRD: [(m, "trd") for m in main if m not in ("trd", *controls)],
         TO_BASE: [(m, "base") for m in main],
-        SUBSETS: [(m, _parent(run, m)) for m in variants if recipes[m].subset != "all"],
-        ITSELF: [(m, _parent(run, m)) for m in itself],
+        SUBSETS: [pair for pair in variants if recipes[pair[0]].subset != "all"],
+        ITSELF: [("base_again", "base"), *(p for p in variants if recipes[p[0]].again)],
     }  # fmt: skip
     known = {*row_names(run), BEST, BEST_ROUNDS}
     return {name: [p for p in pairs if known.issuperset(p)] for name, pairs in found.items()}
 
 
 def _best(run: Run, found: dict, place: tuple[str, float], *, in_rounds: bool) -> str | None:
-    """The method on all of y_o with the highest test score, of those that were run."""
-    recipes = run.settings.methods
-    on_y_o = [
-        m for m in run.methods
-        if recipes[m].trajectory == "y_o" and recipes[m].subset == "all" and not recipes[m].again
-        and (recipes[m].rounds > 1) == in_rounds and found[m]
-    ]  # fmt: skip
-    score = {m: _at(found, m, *place)["avg_at_k"]["value"] for m in on_y_o}
+    """The method on all of y_o with the highest test score, which favours it, of those run."""
+    score = {}
+    for name in run.methods:
+        recipe = run.settings.methods[name]
+        whole = recipe.trajectory == "y_o" and recipe.subset == "all" and not recipe.again
+        if whole and (recipe.rounds > 1) == in_rounds and found[name]:
+            score[name] = found[name][place]["avg_at_k"]["value"]
     return max(score, key=score.get, default=None)
 
 
@@ -136,43 +117,38 @@ def _paired(ours: dict, theirs: dict) -> list[np.ndarray]:
 
 def differences(run: Run) -> pd.DataFrame:
     """Paired differences: a row per (family, ours, against, benchmark, temperature), of what was
-    run; columns: docs/results.md. theirs: the method behind `against`. Fractions.
-
-    Each family is one for Holm; those of every method are of the primary temperature alone.
-    """
-    found, places, tables = measured(run), _places(run), []
+    run, in fractions; columns: docs/results.md. theirs: the method behind `against`. Each family is
+    one for Holm; those of every method are of the primary temperature alone."""
+    found, places, records = measured(run), _places(run), []
     best = {(kind, place): _best(run, found, place, in_rounds=kind == BEST_ROUNDS)
             for kind in (BEST, BEST_ROUNDS) for place in places}  # fmt: skip
     for name, pairs in families(run).items():
-        keys, values = [], []
+        pairs_of = {}
         for (ours, against), place in itertools.product(pairs, places):
             theirs = best.get((against, place), against)
             extra = name in (TO_TRD, TO_BASE) and place[1] != places[0][1]
             if found.get(ours) and found.get(theirs) and not extra:
-                keys.append((name, ours, against, theirs, *place))
-                values.append(_paired(*(_at(found, who, *place) for who in (ours, theirs))))
-        compared = stats.family(values, **run.settings.evaluation.interval)
-        tables.append(pd.DataFrame(keys, columns=_PAIR).join(pd.DataFrame(compared)))
-    table = pd.concat([t for t in tables if len(t)] or tables[:1], ignore_index=True)
-    if len(table):
-        table[_SHARES] = table.pop("shares").tolist()
-    return table
+                key = (name, ours, against, theirs, *place)
+                pairs_of[key] = _paired(found[ours][place], found[theirs][place])
+        compared = stats.family(list(pairs_of.values()), **run.settings.evaluation.interval)
+        for key, one in zip(pairs_of, compared, strict=True):
+            shares = dict(zip(_SHARES, one.pop("shares"), strict=True))
+            records.append(dict(zip(_PAIR, key, strict=True)) | one | shares)
+    return pd.DataFrame(records, columns=None if records else _PAIR)
 
 
 def cell(row, what: str) -> str:
     """`avg` or `pass` of a row of `collect`, with its interval, in percent."""
-    if not row["run"]:
-        return MISSING
-    return interval(*(row[f"{what}_{end}"] for end in _ENDS[:3]))
+    return interval(*(row[f"{what}_{end}"] for end in _ENDS[:3])) if row["run"] else MISSING
 
 
-def _new(row, value) -> str:
-    """The interval of a difference for new models, with its star; a value before it, or None."""
-    how = {"signed": True, "star": row["marked"], "ends": value is None}
-    return interval(value, row["new_low"], row["new_high"], **how)
+def gain(row, *, ends: bool = False) -> str:
+    """A difference with its interval for new models, or that alone (ends), and its star."""
+    how = {"signed": True, "star": row["marked"], "ends": ends}
+    return interval(row["value"], row["new_low"], row["new_high"], **how)
 
 
-def _grid(rows: pd.DataFrame, text, index: str) -> pd.DataFrame:
+def by_benchmark(rows: pd.DataFrame, text, index: str = "against") -> pd.DataFrame:
     """text(row) of each row, by benchmarks, in the order of the table."""
     cells = pd.Series([text(row) for row in rows.to_dict("records")], dtype=object)
     cells.index = pd.MultiIndex.from_frame(rows[[index, "benchmark"]])
@@ -181,7 +157,7 @@ def _grid(rows: pd.DataFrame, text, index: str) -> pd.DataFrame:
 
 def accuracies(table: pd.DataFrame, what: str = "avg") -> pd.DataFrame:
     """Methods by benchmarks, of one temperature, as text."""
-    return _grid(table, lambda row: cell(row, what), "method")
+    return by_benchmark(table, lambda row: cell(row, what), "method")
 
 
 def side_by_side(found: pd.DataFrame) -> pd.DataFrame:
@@ -190,12 +166,10 @@ def side_by_side(found: pd.DataFrame) -> pd.DataFrame:
     for row in found.to_dict("records"):
         mine = rows.setdefault((f"{row['ours']} minus {row['against']}", row["benchmark"]), {})
         who = "" if row["theirs"] == row["against"] else f"{row['theirs']}: "
-        texts = {
-            "these models": interval(*(row[end] for end in _ENDS[:3]), signed=True),
-            "new models": _new(row, None),
-            "by base seed": who + _by_seed(row),
-        }
-        mine |= {f"T = {row['temperature']:g}: {name}": text for name, text in texts.items()}
+        at = f"T = {row['temperature']:g}: "
+        mine[f"{at}these models"] = interval(*(row[end] for end in _ENDS[:3]), signed=True)
+        mine[f"{at}new models"] = gain(row, ends=True)
+        mine[f"{at}by base seed"] = who + _by_seed(row)
     names = pd.DataFrame(list(rows), columns=["difference", "benchmark"])
     return names.join(pd.DataFrame(list(rows.values()))).fillna(DASH)
 
@@ -221,47 +195,16 @@ def rule(found: pd.DataFrame) -> str:
     )
 
 
-def itself(run: Run, found: pd.DataFrame) -> str:
-    """How often the rules see a difference where none is: the family of twins."""
-    mine = found[(found["family"] == ITSELF) & found["p"].notna()]
-    ends = (("new_low", "new_high"), ("low", "high"))
-    new, these = (((mine[low] > 0) | (mine[high] < 0)).sum() for low, high in ends)
-    expected = (1 - run.settings.evaluation.confidence) * len(mine)
-    return (
-        "The same method, trained and sampled once more with other random numbers (`base_again`: "
-        f"only sampled): between the methods no difference is real. Of {len(mine)} comparisons "
-        f"{mine['marked'].sum()} are marked, and {new} intervals for new models exclude zero (by "
-        f"chance: {expected:.1f}). Of those for these models {these} do: two trainings of one "
-        "method are two models. "
-    )
-
-
-def _family(run: Run, name: str, found: pd.DataFrame) -> list[str]:
-    """A family under its title; nothing if none of it was run."""
-    mine, text = found[found["family"] == name], ""
-    if mine.empty:
-        return []
-    if name in (TO_TRD, TO_BASE):
-        text = f"Temperature {mine['temperature'].iloc[0]:g}, [interval for new models]. "
-        shown = _grid(mine, lambda row: _new(row, row["value"]), "ours").to_markdown()
-    else:
-        text = itself(run, found) if name == ITSELF else text
-        shown = side_by_side(mine).to_markdown(index=False)
-    if name == SUBSETS:
-        text = "A subset has fewer rows, so fewer steps: one that does worse may only be smaller. "
-    return [f"## {name}", text + rule(mine), shown]
-
-
-def _how(run: Run, table: pd.DataFrame) -> str:
+def how(run: Run, table: pd.DataFrame) -> str:
     """How numbers are made, and what to know of the rewrites before rows are compared."""
-    done, how = table[table["run"]], run.settings.evaluation
+    done, asked = table[table["run"]], run.settings.evaluation
     if done.empty:
         return "Nothing has been run yet."
     problems = " or ".join(map(str, sorted(done["n"].astype(int).unique())))
-    samples = " and ".join(f"{how.at(t).samples} at {t:g}" for t in how.temperatures)
+    samples = " and ".join(f"{asked.at(t).samples} at {t:g}" for t in asked.temperatures)
     text = (
         f"Percent, mean of {len(run.settings.seeds)} base seeds, {problems} problems, samples of "
-        f"each by temperature: {samples}. Accuracies: [{how.confidence:.0%} interval for *these "
+        f"each by temperature: {samples}. Accuracies: [{asked.confidence:.0%} interval for *these "
         "models*: problems resampled, exact at 0 and 100%]. Differences, paired by problem, have "
         "one for *new models* too: base models and trainings are random. The best y_o method is "
         "picked per benchmark and temperature by its test score, which favours it."
@@ -273,82 +216,24 @@ def _how(run: Run, table: pd.DataFrame) -> str:
     return text
 
 
-def _training(run: Run, table: pd.DataFrame) -> list[str]:
-    """What each method trained on, and what its samples look like."""
-    forms = {"learning_rate": "g", "at_edge": "g", "rows": ".0f", "trajectory_accuracy": ".1%"}
-    forms |= {"trajectory_like_reference": ".1%", "mean_tokens": ".1f", "unfinished": ".2%"}
-    primary = table[table["temperature"] == run.settings.evaluation.temperatures[0]]
-    means = primary.astype(dict.fromkeys(forms, float)).groupby("method", sort=False)[[*forms]]
-    shown = means.mean().astype(object).rename(columns=lambda name: name.replace("_", " "))
-    how = {"floatfmt": ("", *forms.values()), "missingval": DASH}
-    return [
-        "## Training, and what the samples look like",
-        "The learning rate is chosen per method on the validation set (at edge: 1 if it is the "
-        "lowest or highest that was tried). Rows: mean of base seeds. Trajectory: the text that "
-        "the method trained on, its accuracy, and the share of it that is the reference word for "
-        "word. Tokens and unfinished: means over the benchmarks.",
-        shown.where(shown.notna(), None).to_markdown(**how),
-    ]
-
-
-def _grids(run: Run, table: pd.DataFrame, what: str, rows: str = "") -> list[str]:
-    """`accuracies` of each temperature under its title."""
-    parts = []
-    for temperature, here in table.groupby("temperature", sort=False):
-        k = run.settings.evaluation.at(temperature).samples
-        parts += [f"## {what}@{k} at temperature {temperature:g}{rows}"]
-        parts += [accuracies(here, what).to_markdown()]
-    return parts
-
-
-def markdown(run: Run, table: pd.DataFrame, found: pd.DataFrame) -> str:
-    """The whole report of one mode and scale, as Markdown."""
-    first = table["method"].isin(HEADLINE)
-    lowest = table.groupby(["temperature", "benchmark"])["pass_value"].transform("min")
-    parts = [
-        f"# {run.mode.upper()}, scale {run.scale}",
-        _how(run, table),
-        *_grids(run, table[first], "avg"),
-        *_family(run, DECISIVE, found),
-        *_grids(run, table[~first], "avg", ", other rows"),
-        *(part for name in (ROUNDS, TO_TRD, TO_BASE, SUBSETS, ITSELF)
-          for part in _family(run, name, found)),
-        *_grids(run, table[lowest < 1], "pass"),  # where not everything is at 100 %
-        *_training(run, table),
-    ]  # fmt: skip
-    return "\n\n".join(parts) + "\n"
-
-
-def latex(run: Run, table: pd.DataFrame, found: pd.DataFrame) -> str:
-    """The accuracies, and the family of TRD and its controls, as booktabs tabulars."""
-    rows = table["method"] + ", T = " + table["temperature"].map("{:g}".format)
-    decisive, texts = found[found["family"] == DECISIVE], []
-    for part in (accuracies(table.assign(method=rows)).reset_index(), side_by_side(decisive)):
-        text = part.to_latex(index=False, escape=True, column_format="l" * len(part.columns))
-        text = text.replace(r"\textbackslash *", "*")
-        texts.append(re.sub(r"(?<=\d) (\[.*?\])", r" {\\scriptsize \1}", text))
-    return "\n".join([f"% {run.mode}, scale {run.scale}. {_how(run, table)}", *texts])
-
-
 def paths(run: Run) -> dict[str, Path]:
     """Where the tables and the figures of this scale and mode go, by what they are."""
+    place = f"{run.scale}/{run.mode}"
     files = {
-        **{kind: f"tables/{{}}/{{}}.{kind}" for kind in ("md", "csv", "tex")},
-        "differences": "tables/{}/{}_differences.csv",
-        "summary": "summary/{}/{}.json",  # avg@k in percent, for `dvc exp show`
-        "cost_csv": "cost/{}/{}.csv",
-        "png": "figures/{}/{}.png",
+        **{kind: f"tables/{place}.{kind}" for kind in ("md", "csv")},
+        "differences": f"tables/{place}_differences.csv",
+        "summary": f"summary/{place}.json",  # avg@k in percent, for `dvc exp show`
+        **{"cost_csv": f"cost/{place}.csv", "png": f"figures/{place}.png"},
     }
-    return {what: run.results / file.format(run.scale, run.mode) for what, file in files.items()}
+    return {what: run.results / file for what, file in files.items()}
 
 
-def write(run: Run, table: pd.DataFrame, found: pd.DataFrame) -> list[Path]:
-    """What `collect` and `differences` found as md, csv, tex; one number a method for DVC."""
+def write(run: Run, table: pd.DataFrame, found: pd.DataFrame, page: str) -> list[Path]:
+    """What `collect` and `differences` found, and the page on it; one number a method for DVC."""
     target, how = paths(run), {"index": False, "lineterminator": "\n"}
     primary = table["temperature"] == run.settings.evaluation.temperatures[0]
     means = table[table["run"] & primary].groupby("method")["avg_value"].mean().mul(100).round(2)
-    texts = {"md": markdown(run, table, found), "tex": latex(run, table, found)}
-    texts |= {"csv": table.to_csv(**how), "differences": found.to_csv(**how)}
+    texts = {"md": page, "csv": table.to_csv(**how), "differences": found.to_csv(**how)}
     written = [store.write_text(target[kind], text) for kind, text in texts.items()]
     return [*written, store.write_json(target["summary"], means.to_dict())]
 
@@ -360,15 +245,14 @@ def headline(run: Run) -> str:
     shown = table["method"].isin(HEADLINE) & (table["temperature"] == primary)
     grid, seeds = accuracies(table[shown]), {}
     for (against, t), here in decisive.groupby(["against", "temperature"], sort=False):
-        gain = _grid(here, lambda row: _new(row, row["value"]), "against").loc[against]
-        grid.loc[f"**trd minus {against}**, T = {t:g}"] = gain
-        by_seed = _grid(here, _by_seed, "against").loc[against]
-        seeds |= {} if t != primary else {f"... {against}, by base seed": by_seed}
+        grid.loc[f"**trd minus {against}**, T = {t:g}"] = by_benchmark(here, gain).loc[against]
+        if t == primary:
+            seeds[f"... {against}, by base seed"] = by_benchmark(here, _by_seed).loc[against]
     for name in list(seeds)[:2]:
         grid.loc[name] = seeds[name]
     return (
         f"**{run.mode.upper()}, scale {run.scale}**, temperature {primary:g} where none is named. "
-        f"{_how(run, table)} In rows of differences: [interval for new models]. "
+        f"{how(run, table)} In rows of differences: [interval for new models]. "
         f"{'' if decisive.empty else rule(decisive)} All rows and both intervals: [the whole "
         f"table]({paths(run)['md'].relative_to(root())}).\n\n{grid.to_markdown()}\n"
     )
