@@ -479,7 +479,7 @@ def test_a_script_reads_and_prints():
         sandbox.run("if __name__ == '__main__':\n    print(open(0).read())", "é").stdout
         == "é\n".encode()
     )
-    assert sandbox.run("print(1)\nexit()").reason == ""
+    assert sandbox.run("print(__file__)\nexit()").reason == ""
     assert sandbox.run("print(1)\nexit(3)")[:2] == (b"1\n", "exit code 3")
     assert sandbox.run("1 / 0").reason == "ZeroDivisionError: division by zero"
     flood = sandbox.run("while True: print('x' * 10**5)", seconds=60)
@@ -528,6 +528,18 @@ def test_a_script_ends_as_in_python(script, printed, reason):
     how = {"input": b"in", "capture_output": True, "env": {}}
     real = subprocess.run([sys.executable, "-X", "int_max_str_digits=0", "-c", script], **how)
     assert real.stdout == out.stdout and bool(real.returncode) == bool(out.reason)
+
+
+@pytest.mark.parametrize(
+    "right",
+    ["import asyncio\nasync def f(): return 1\nassert asyncio.run(f())",
+     "import zoneinfo\nzoneinfo.ZoneInfo('Europe/Berlin')",
+     "import resource as r\nr.setrlimit(r.RLIMIT_STACK, r.getrlimit(r.RLIMIT_STACK))",
+     "import inspect\ndef f(): pass\nassert inspect.getsource(f)"],
+)  # fmt: skip
+def test_right_programs_that_fail_here(right):
+    """The list in docs/sandbox.md."""
+    assert sandbox.run(right).reason not in ("", "SyntaxError")
 
 
 def test_reasons_say_what_happened():

@@ -124,8 +124,7 @@ def _file(data: bytes):
 
 
 def _pipe():
-    read, write = os.pipe()
-    return os.fdopen(read, "rb"), os.fdopen(write, "wb")
+    return [open(end, mode) for end, mode in zip(os.pipe(), ("rb", "wb"), strict=True)]
 
 
 class Protection(NamedTuple):
@@ -158,10 +157,8 @@ def tries():
 @functools.cache
 def protection() -> Protection:
     """Found by trying, once per process."""
-    if sys.platform != "linux":
-        return Protection(False, False, False, f"this is {sys.platform}")
-    why = ""
-    for namespaces in (True, False):
+    why = f"this is {sys.platform}"
+    for namespaces in (True, False) if sys.platform == "linux" else ():
         try:
             one = _Jail(namespaces=namespaces)
         except SandboxError as error:
@@ -170,7 +167,7 @@ def protection() -> Protection:
         verdict = _check(one, _PROBE, "assert not tries(), tries()", seconds=5, memory_mb=512)
         if verdict.passed:
             _idle.append(one)
-            return Protection(True, namespaces, one.walls["landlock"], why)
+            return Protection(True, namespaces, one.walls["landlock"], "" if namespaces else why)
         one.kill()
         why = f"a probe got out of the sandbox or did not run: {verdict.reason}"
     return Protection(False, False, False, why)
@@ -186,11 +183,10 @@ def _take() -> _Jail:
     if not found.safe:
         what = f"nothing protects this machine from a model's code ({found.why})"
         raise SandboxError(f"{what}: use Linux with user namespaces or Landlock")
-    while _idle:
-        with contextlib.suppress(IndexError):  # another thread may be faster
-            if (one := _idle.pop()).process.poll() is None:
-                return one
+    with contextlib.suppress(IndexError):  # none is left, or another thread was faster
+        while (one := _idle.pop()).process.poll() is not None:
             one.kill()
+        return one
     return _Jail(namespaces=found.namespaces, landlock=found.landlock)
 
 
@@ -228,6 +224,7 @@ def _end(status: socket.socket, hang_up: bool = False) -> dict:
 
 
 def _check(one: _Jail, program: str, tests: str, **limits) -> Verdict | None:
+    """None: these tests need the program in their own process."""
     said, say = _pipe()
     ours, theirs = socket.socketpair()
     with said:
@@ -235,17 +232,16 @@ def _check(one: _Jail, program: str, tests: str, **limits) -> Verdict | None:
             served = one.start("serve", program, [NULL, NULL, NULL, theirs], **limits)
             examined = one.start("examine", tests, [NULL, NULL, NULL, ours, say], **limits)
         words = said.read(2**16)
-    examiner, programs = _end(examined), _end(served, hang_up=True)
+    examiner, program = _end(examined), _end(served, hang_up=True)
     if not words:
         return Verdict(False, examiner["how"])
-    verdict = json.loads(words)
-    reason = verdict["reason"]
+    passed, reason, unfit = json.loads(words).values()
     if reason == jail.ENDED:
-        if not programs["locked"]:
+        if not program["locked"]:
             raise Died
-        how = programs["how"]
+        how = program["how"]
         reason = how if how.startswith("timeout") else f"{reason}: {how}"
-    return None if verdict["unfit"] else Verdict(verdict["passed"] is True, reason)
+    return None if unfit else Verdict(passed is True, reason)
 
 
 def _run(one: _Jail, program: str, stdin: str, **limits) -> Output:
@@ -257,11 +253,11 @@ def _run(one: _Jail, program: str, stdin: str, **limits) -> Output:
         stdout = printed.read(OUTPUT + 1)
         end = _end(status, hang_up=len(stdout) > OUTPUT)
         why = notes.read(200).decode("ascii", "replace")
-    reason = end["how"] if end["code"] != 0 else ""
-    if end["code"] == 1 and why:
-        reason = jail.clean(why)
+    reason = end["how"] if end["code"] else ""
     if len(stdout) > OUTPUT:
         reason = f"more than {OUTPUT} bytes of output"
+    elif end["code"] == 1 and why:
+        reason = jail.clean(why)
     return Output(stdout[:OUTPUT], reason)
 
 

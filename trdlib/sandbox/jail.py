@@ -152,8 +152,8 @@ def _open(file, *args, _real=open, **kwargs):
 
 def _module(name: str, program: str) -> dict:
     builtins.open = io.open = _open
-    module = types.ModuleType(name)
-    sys.modules[name] = module
+    module = sys.modules[name] = types.ModuleType(name)
+    module.__file__ = sys.argv[0]
     exec(compile(program, "<program>", "exec", dont_inherit=True), module.__dict__)
     return module.__dict__
 
@@ -172,9 +172,9 @@ def serve(program: str) -> None:
         channel.receive()
         return channel.send(["ended", brief(error)])
 
-    names[""] = lambda wanted: {name: names[name] for name in wanted if name in names}
     for module in (builtins, operator, functools):
         names |= {f".{op}": done for op, done in vars(module).items()}
+    names[""] = lambda wanted: {name: names[name] for name in wanted if name in names}
 
     def lend(value) -> dict:
         lent[id(value)] = value
@@ -333,9 +333,8 @@ def examine(tests: str) -> None:
     sys.modules["__main__"] = module
     code, wanted = compiled(tests)
     try:
-        if not isinstance(found := examiner.remote("")(wanted), dict):
-            examiner.stop(NONSENSE)
-        found = {name: found[name] for name in wanted if name in found}
+        said = examiner.remote("")(wanted)
+        found = {name: said[name] for name in wanted if name in said}
         # A builtin is the builtin, unless the tests name nothing else that is the program's.
         hidden = {name for name in found if hasattr(builtins, name)}
         modules = {k for k, v in found.items() if isinstance(v, types.ModuleType)}

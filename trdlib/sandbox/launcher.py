@@ -107,10 +107,11 @@ def _preload() -> None:
                  "lzma", "_hashlib", "unicodedata"):  # fmt: skip
         with contextlib.suppress(ImportError):
             __import__(name)
-    for name in ("libpthread.so.0", "libdl.so.2", "librt.so.1", "libutil.so.1", "libm.so.6",
-                 "libgcc_s.so.1", "libstdc++.so.6"):  # fmt: skip
+    for name in ("pthread.so.0", "dl.so.2", "rt.so.1", "util.so.1", "m.so.6", "gcc_s.so.1",
+                 "stdc++.so.6"):  # fmt: skip
         with contextlib.suppress(OSError):
-            ctypes.CDLL(name)
+            ctypes.CDLL(f"lib{name}")
+    gc.freeze()  # what is here already is not looked through at the end of every program
 
 
 def _locked(fds: list[int], ready: int, walls: dict, ask: dict, unique: int) -> None:
@@ -181,7 +182,6 @@ def main(config: dict) -> None:
     control = socket.socket(fileno=config["control"])
     walls, host, unique = config["walls"], os.getppid(), os.getpid() * 64
     _preload()
-    gc.freeze()  # what is here already is not looked through at the end of every program
     root = os.geteuid() == 0
     walls["landlock"] = walls["landlock"] and kernel.landlock_version() > 0
     if walls["namespaces"]:
