@@ -281,7 +281,7 @@ class _Examiner(Channel):
             def other(value) -> dict:
                 if isinstance(value, Thing):
                     return {"t": "opaque", "v": value.__dict__["number of a thing"]}
-                # No program may bring this about: neither by an object, nor by a text's method.
+                # The tests bring this about, not a program by its object or a method of its text.
                 method = isinstance(value, types.BuiltinMethodType)
                 own = not method or isinstance(value.__self__, type | types.ModuleType)
                 kind = type(value).__name__
