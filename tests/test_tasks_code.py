@@ -540,10 +540,21 @@ def test_what_fails_there_fails_here(rule, kind):
     assert code.verdict(program.partition("\n")[2], json.dumps(tests)).passed
 
 
-def test_tests_that_cannot_judge_are_named_and_nobody_fails(project):
+def test_tests_that_cannot_judge_are_refused_when_they_are_prepared(project):
+    """By row, and not in the middle of grading; those that hand over their own can judge."""
     answer = json.dumps({"kind": "asserts", "tests": "class A: pass\nassert f(A())"})
-    with pytest.raises(ValueError, match=r"^not gradable: .* cannot be sent: A: class A: pass"):
-        grade([("```python\ndef f(x): return True\n```", answer)])
+    response = "```python\ndef f(x): return True\n```"
+    assert grade([(response, answer), (response.replace("True", "0"), answer)]) == [True, False]
+    one = hub.HubSet(file="own.jsonl", rows=2)
+    for tests, why in (
+        ("assert f(", "do not compile"),
+        ("assert 1 == 1", "never call the program"),
+    ):
+        rows = [answer, {"kind": "asserts", "tests": tests}]
+        lines = [json.dumps({"problem": "A?", "answer": row}) for row in rows]
+        store.write_text("own.jsonl", "\n".join(lines))
+        with pytest.raises(SettingsError, match=f"own.jsonl, row 1, column 'answer': .*{why}"):
+            hub.load(one, None, functools.partial(code._records, folder=project))
 
 
 def test_a_call_that_takes_too_long_fails_before_the_whole_limit(monkeypatch):

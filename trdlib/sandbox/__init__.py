@@ -1,10 +1,10 @@
 """Code that a model wrote is hostile: it runs here, or nowhere.
 
 `check(program, tests)` runs the tests against the program; `run(program, stdin)` runs the program
-as a script. **The verdict cannot be forged from inside**: program and tests never share a process,
-and nothing but plain data passes between the two. docs/sandbox.md says what a program can do, what
-protects, where, and what remains possible. This file is the client; launcher.py starts the locked
-processes, out of what kernel.py offers; jail.py is what they run.
+as a script. **The verdict cannot be forged from inside**: program and tests do not share a process
+(but for tests that cannot be run otherwise), and only plain data passes between the two.
+docs/sandbox.md says what a program can do, what protects, where, and what remains possible. This
+file is the client; launcher.py starts the locked processes, with kernel.py; jail.py they run.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -72,22 +73,22 @@ class _Jail:
         walls = {"namespaces": namespaces, "landlock": landlock}
         walls |= zip(("readable", "hidden", "path"), _folders(), strict=True)
         self.control, theirs = socket.socketpair()
+        self.control.settimeout(60)
         config = json.dumps({"control": theirs.fileno(), "walls": walls})
         # Hash order must not depend on chance; nothing of our environment goes in.
-        self.process = subprocess.Popen(
-            [sys.executable, "-sSB", "-Xutf8", "-Xint_max_str_digits=0", LAUNCHER, config],
-            env={"PYTHONHASHSEED": "0"}, cwd="/", pass_fds=[theirs.fileno()],
-            stdin=NULL, stdout=NULL, stderr=subprocess.PIPE, start_new_session=True,
-        )  # fmt: skip
-        theirs.close()
-        self.control.settimeout(60)
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-sSB", "-Xutf8", "-Xint_max_str_digits=0", LAUNCHER, config],
+                env={"PYTHONHASHSEED": "0"}, cwd="/", pass_fds=[theirs.fileno()],
+                stdin=NULL, stdout=NULL, stderr=subprocess.PIPE, start_new_session=True,
+            )  # fmt: skip
         with self.process.stderr as errors:
-            with contextlib.suppress(OSError, ValueError):
-                self.walls = json.loads(self.control.recv(2**16))
-                return
-            self.kill()
-            why = errors.read().decode().splitlines() or ["no answer"]
-        raise SandboxError(f"the sandbox did not start: {why[-1]}")
+            try:
+                self.walls = json.loads(_heard(self.control))
+            except Died:
+                self.kill()
+                why = errors.read().decode().splitlines() or ["no answer"]
+                raise SandboxError(f"the sandbox did not start: {why[-1]}") from None
 
     def start(self, role: str, text: str, files: list, *, seconds: float, memory_mb: int):
         """A locked process with these open files from 0 on; returns its keeper's socket."""
@@ -95,18 +96,23 @@ class _Jail:
         ask = {"role": role, "seconds": seconds, "wall": 3 * seconds + 2, "memory_mb": memory_mb}
         with theirs, _file(text.encode("utf-8", "surrogatepass")) as payload:
             fds = [file.fileno() for file in (theirs, payload, *files)]
-            try:
+            with contextlib.suppress(OSError):
                 socket.send_fds(self.control, [json.dumps(ask).encode()], fds)
-                if not self.control.recv(1):
-                    raise OSError
-            except OSError:
-                raise Died from None
+            _heard(self.control)
         return status
 
     def kill(self) -> None:
         self.control.close()
         self.process.kill()
         self.process.wait()
+
+
+def _heard(machinery: socket.socket) -> bytes:
+    """What it says."""
+    with contextlib.suppress(OSError):
+        if said := machinery.recv(2**16):
+            return said
+    raise Died
 
 
 def _file(data: bytes):
@@ -118,8 +124,7 @@ def _file(data: bytes):
 
 
 def _pipe():
-    read, write = os.pipe()
-    return os.fdopen(read, "rb"), os.fdopen(write, "wb")
+    return [open(end, mode) for end, mode in zip(os.pipe(), ("rb", "wb"), strict=True)]
 
 
 class Protection(NamedTuple):
@@ -152,10 +157,8 @@ def tries():
 @functools.cache
 def protection() -> Protection:
     """Found by trying, once per process."""
-    if sys.platform != "linux":
-        return Protection(False, False, False, f"this is {sys.platform}")
-    why = ""
-    for namespaces in (True, False):
+    why = f"this is {sys.platform}"
+    for namespaces in (True, False) if sys.platform == "linux" else ():
         try:
             one = _Jail(namespaces=namespaces)
         except SandboxError as error:
@@ -164,7 +167,7 @@ def protection() -> Protection:
         verdict = _check(one, _PROBE, "assert not tries(), tries()", seconds=5, memory_mb=512)
         if verdict.passed:
             _idle.append(one)
-            return Protection(True, namespaces, one.walls["landlock"], why)
+            return Protection(True, namespaces, one.walls["landlock"], "" if namespaces else why)
         one.kill()
         why = f"a probe got out of the sandbox or did not run: {verdict.reason}"
     return Protection(False, False, False, why)
@@ -180,17 +183,16 @@ def _take() -> _Jail:
     if not found.safe:
         what = f"nothing protects this machine from a model's code ({found.why})"
         raise SandboxError(f"{what}: use Linux with user namespaces or Landlock")
-    while _idle:
-        with contextlib.suppress(IndexError):  # another thread may be faster
-            if (one := _idle.pop()).process.poll() is None:
-                return one
+    with contextlib.suppress(IndexError):  # none is left, or another thread was faster
+        while (one := _idle.pop()).process.poll() is not None:
             one.kill()
+        return one
     return _Jail(namespaces=found.namespaces, landlock=found.landlock)
 
 
 def _with_jail(work: Callable, *args, seconds: float, memory_mb: int):
-    """work(jail, ...), and once more if the jail died under it. One with which anything else went
-    wrong is not lent again."""
+    """work(jail, ...), and once more if the jail died under it. One with which anything went wrong
+    is not lent again."""
     if not 0 < seconds <= 3600:
         raise ValueError(f"seconds must be in (0, 3600], not {seconds}")
     if not 64 <= memory_mb <= 2**20:
@@ -199,9 +201,6 @@ def _with_jail(work: Callable, *args, seconds: float, memory_mb: int):
         one = _take()
         try:
             result = work(one, *args, seconds=seconds, memory_mb=memory_mb)
-        except ValueError:  # the tests' fault, not the jail's
-            _idle.append(one)
-            raise
         except BaseException as error:
             one.kill()
             if last or not isinstance(error, Died):
@@ -211,23 +210,21 @@ def _with_jail(work: Callable, *args, seconds: float, memory_mb: int):
             return result
 
 
-def _end(status: socket.socket, hang_up: bool) -> dict:
+def _end(status: socket.socket, hang_up: bool = False) -> dict:
     """How the locked process ended; its keeper answers once it is dead. One that we hang up on may
     not have come to run its program: its caller judges."""
     with status:
         if hang_up:
             with contextlib.suppress(OSError):
                 status.shutdown(socket.SHUT_WR)
-        try:
-            end = json.loads(status.recv(4096))
-        except (OSError, ValueError):
-            raise Died from None
+        end = json.loads(_heard(status))
     if not end["locked"] and not hang_up:  # it never came to run the program
         raise Died
     return end
 
 
-def _check(one: _Jail, program: str, tests: str, **limits) -> Verdict:
+def _check(one: _Jail, program: str, tests: str, **limits) -> Verdict | None:
+    """None: these tests need the program in their own process."""
     said, say = _pipe()
     ours, theirs = socket.socketpair()
     with said:
@@ -235,20 +232,16 @@ def _check(one: _Jail, program: str, tests: str, **limits) -> Verdict:
             served = one.start("serve", program, [NULL, NULL, NULL, theirs], **limits)
             examined = one.start("examine", tests, [NULL, NULL, NULL, ours, say], **limits)
         words = said.read(2**16)
-    examiner = _end(examined, hang_up=False)
-    programs = _end(served, hang_up=True)
+    examiner, program = _end(examined), _end(served, hang_up=True)
     if not words:
         return Verdict(False, examiner["how"])
-    verdict = json.loads(words)
-    if verdict["unfit"]:
-        raise ValueError(verdict["reason"])
-    reason = verdict["reason"]
+    passed, reason, unfit = json.loads(words).values()
     if reason == jail.ENDED:
-        if not programs["locked"]:
+        if not program["locked"]:
             raise Died
-        how = programs["how"]
+        how = program["how"]
         reason = how if how.startswith("timeout") else f"{reason}: {how}"
-    return Verdict(verdict["passed"] is True, reason)
+    return None if unfit else Verdict(passed is True, reason)
 
 
 def _run(one: _Jail, program: str, stdin: str, **limits) -> Output:
@@ -260,22 +253,40 @@ def _run(one: _Jail, program: str, stdin: str, **limits) -> Output:
         stdout = printed.read(OUTPUT + 1)
         end = _end(status, hang_up=len(stdout) > OUTPUT)
         why = notes.read(200).decode("ascii", "replace")
-    reason = end["how"] if end["code"] != 0 else ""
-    if end["code"] == 1 and why:
-        reason = jail.clean(why)
+    reason = end["how"] if end["code"] else ""
     if len(stdout) > OUTPUT:
         reason = f"more than {OUTPUT} bytes of output"
+    elif end["code"] == 1 and why:
+        reason = jail.clean(why)
     return Output(stdout[:OUTPUT], reason)
+
+
+_WHOLE = """
+from jail import _module
+def judge(program, tests, word):
+    exec(compile(tests, "<tests>", "exec"), _module("program", program))
+    return word
+print("", judge{}, sep="\\n")
+"""
 
 
 def check(program: str, tests: str, *, seconds: float = 10, memory_mb: int = 1024) -> Verdict:
     """Does the program pass the tests? Both are Python source; the tests fail by raising.
 
-    seconds: of CPU time, for the program (loading and all calls) and again for the tests; the wall
-    clock stops both after three times that and two seconds. memory_mb: of address space, for each.
-    ValueError: the tests are at fault. SandboxError: nothing protects here, see protection().
+    Tests that hand a function or an object of their own to the program are run once more, in its
+    process; it has passed if a word is printed that it was not told. seconds: of CPU time, for the
+    program (loading and all calls) and again for the tests; the wall clock stops both after three
+    times that and two seconds. memory_mb: of address space, for each. ValueError: these are no
+    tests. SandboxError: nothing protects here, see protection().
     """
-    return _with_jail(_check, program, tests, seconds=seconds, memory_mb=memory_mb)
+    jail.compiled(tests)
+    limits = {"seconds": seconds, "memory_mb": memory_mb}
+    if verdict := _with_jail(_check, program, tests, **limits):
+        return verdict
+    word = secrets.token_hex()
+    printed, reason = run(_WHOLE.format((program, tests, word)), **limits)
+    passed = not reason and word.encode() in printed.splitlines()
+    return Verdict(passed, reason or ("" if passed else jail.ENDED))
 
 
 def run(program: str, stdin: str = "", *, seconds: float = 10, memory_mb: int = 1024) -> Output:

@@ -29,14 +29,6 @@ ENDED = "the program ended early"
 NONSENSE = "the program's answer is not plain data"
 
 
-class Opaque:
-    """In the tests, a result that is not plain data: it is there, and equals nothing."""
-
-
-def opaque(_) -> dict:
-    return {"t": "opaque", "v": None}
-
-
 def _error(above: list[str]) -> type:
     """A class of errors of the program, from its name and those of the classes above: our own."""
     base = next(_ERRORS[name] for name in [*above, "Exception"] if name in _ERRORS)
@@ -46,7 +38,34 @@ def _error(above: list[str]) -> type:
 def _imported(name: str):
     """A module of the program: our own, where every program has it."""
     known = name in sys.stdlib_module_names or name == "numpy"
-    return importlib.import_module(name) if known else Opaque()
+    return importlib.import_module(name) if known else types.ModuleType(name)
+
+
+def _items(kind: type) -> tuple:
+    return (lambda value, each: [*map(each, kind.__iter__(value))],
+            lambda items: kind(map(unpack, items)))  # fmt: skip
+
+
+# Plain data that JSON has no word for: type -> (how its value is written, how that is read).
+_PLAIN = {
+    **{kind: _items(kind) for kind in (tuple, set, frozenset, deque)},
+    dict: (lambda value, each: [[each(k), each(v)] for k, v in dict.items(value)],
+           lambda pairs: {unpack(key): unpack(value) for key, value in pairs}),
+    bytes: (lambda value, _: bytes(value).decode("latin-1"), lambda text: bytes(text, "latin-1")),
+    bytearray: (lambda value, _: value.decode("latin-1"), lambda text: bytearray(text, "latin-1")),
+    complex: (lambda value, _: [value.real, value.imag], lambda parts: complex(*parts)),
+    **{kind: (lambda value, each: [*map(each, (value.start, value.stop, value.step))],
+              lambda parts, kind=kind: kind(*map(unpack, parts))) for kind in (range, slice)},
+    Decimal: (lambda value, _: str(value), Decimal),
+    Fraction: (lambda value, _: str(value), Fraction),
+    types.ModuleType: (lambda value, _: value.__name__, _imported),
+    **{kind: (lambda value, each: [*map(each, value)], lambda items: iter([*map(unpack, items)]))
+       for kind in (Iterator, MappingView)},
+}  # fmt: skip
+_TYPES = {name: kind for name, kind in vars(builtins).items() if isinstance(kind, type)}
+_UNPACK = {kind.__name__: read for kind, (_, read) in _PLAIN.items()} | {
+    "int": lambda digits: int(digits, 16), "type": _TYPES.__getitem__, "error": _error,
+}  # fmt: skip
 
 
 def pack(value, other=None):
@@ -63,30 +82,15 @@ def pack(value, other=None):
         return str.__str__(value)
     if isinstance(value, list):
         return [pack(item, other) for item in list.__iter__(value)]
-    if isinstance(value, dict):
-        return {"t": "dict", "v": [[pack(k, other), pack(v, other)] for k, v in dict.items(value)]}
-    for kind in (tuple, set, frozenset, deque):
+    for kind, (write, _) in _PLAIN.items():
         if isinstance(value, kind):
-            return {"t": kind.__name__, "v": [pack(item, other) for item in kind.__iter__(value)]}
-    for kind in (bytes, bytearray):
-        if isinstance(value, kind):
-            return {"t": kind.__name__, "v": bytes(value).decode("latin-1")}
-    if isinstance(value, complex):
-        return {"t": "complex", "v": [value.real, value.imag]}
-    if isinstance(value, range):
-        return {"t": "range", "v": [value.start, value.stop, value.step]}
-    if isinstance(value, Decimal | Fraction):
-        return {"t": type(value).__name__, "v": str(value)}
+            return {"t": kind.__name__, "v": write(value, lambda item: pack(item, other))}
     if type(value).__module__ == "numpy" and hasattr(value, "dtype") and value.ndim == 0:
         return pack(value.item(), other)
     if isinstance(value, type) and _TYPES.get(value.__name__) is value:
         return {"t": "type", "v": value.__name__}
     if isinstance(value, type) and issubclass(value, Exception):
         return {"t": "error", "v": [kind.__name__ for kind in value.__mro__]}
-    if isinstance(value, types.ModuleType):
-        return {"t": "module", "v": value.__name__}
-    if isinstance(value, Iterator | MappingView):
-        return {"t": "iterator", "v": [pack(item, other) for item in value]}
     if other is None:
         raise TypeError(f"{type(value).__name__} is not plain data")
     return other(value)
@@ -99,22 +103,6 @@ def unpack(data):
     return _UNPACK[data["t"]](data["v"]) if isinstance(data, dict) else data
 
 
-_TYPES = {name: kind for name, kind in vars(builtins).items() if isinstance(kind, type)}
-_UNPACK = {
-    "type": _TYPES.__getitem__, "error": _error, "module": _imported,
-    "opaque": lambda _: Opaque(), "int": lambda digits: int(digits, 16),
-    "bytes": lambda text: bytes(text, "latin-1"),
-    "bytearray": lambda text: bytearray(text, "latin-1"),
-    "complex": lambda parts: complex(*parts), "range": lambda parts: range(*parts),
-    "Decimal": Decimal, "Fraction": Fraction,
-    "tuple": lambda items: tuple(map(unpack, items)), "set": lambda items: set(map(unpack, items)),
-    "frozenset": lambda items: frozenset(map(unpack, items)),
-    "deque": lambda items: deque(map(unpack, items)),
-    "dict": lambda pairs: {unpack(key): unpack(value) for key, value in pairs},
-    "iterator": lambda items: iter([unpack(item) for item in items]),
-}  # fmt: skip
-
-
 class Channel:
     """Between program and examiner: a message is plain data, a line of JSON on fd 3."""
 
@@ -122,13 +110,11 @@ class Channel:
         self.reader = open(3, "rb", closefd=False)  # noqa: SIM115
         self.writer = open(3, "wb", closefd=False)  # noqa: SIM115
 
-    def line(self, message: list, other=None) -> bytes:
+    def send(self, message: list, other=None) -> None:
         line = json.dumps(pack(message, other)).encode() + b"\n"
         if len(line) > LONGEST:
             raise OverflowError("the value is too large")
-        return line
-
-    def send(self, line: bytes) -> None:
+        signal.setitimer(signal.ITIMER_PROF, 0)  # a message is whole, whatever the time
         self.writer.write(line)
         self.writer.flush()
 
@@ -166,8 +152,8 @@ def _open(file, *args, _real=open, **kwargs):
 
 def _module(name: str, program: str) -> dict:
     builtins.open = io.open = _open
-    module = types.ModuleType(name)
-    sys.modules[name] = module
+    module = sys.modules[name] = types.ModuleType(name)
+    module.__file__ = sys.argv[0]
     exec(compile(program, "<program>", "exec", dont_inherit=True), module.__dict__)
     return module.__dict__
 
@@ -175,8 +161,8 @@ def _module(name: str, program: str) -> dict:
 def serve(program: str) -> None:
     """Load the program, then answer calls until the examiner hangs up (EOFError).
 
-    A call names `f`, or `Solution().f`: a method of an instance made for the purpose; or `.op`, of
-    the module operator or a builtin. The first one, of no name, asks which of some names there are.
+    A call names `f`, or `Solution().f`: a method of an instance made for the purpose; or `.op`, a
+    builtin or of the modules operator and functools. The first, of no name, asks which there are.
     """
     channel, lent = Channel(), {}
     _UNPACK["opaque"] = lent.__getitem__
@@ -184,10 +170,11 @@ def serve(program: str) -> None:
         names = _module("program", program)
     except BaseException as error:
         channel.receive()
-        return channel.send(channel.line(["ended", brief(error)]))
+        return channel.send(["ended", brief(error)])
 
+    for module in (builtins, operator, functools):
+        names |= {f".{op}": done for op, done in vars(module).items()}
     names[""] = lambda wanted: {name: names[name] for name in wanted if name in names}
-    names |= {f".{op}": done for one in (builtins, operator) for op, done in vars(one).items()}
 
     def lend(value) -> dict:
         lent[id(value)] = value
@@ -203,12 +190,10 @@ def serve(program: str) -> None:
         try:
             function = getattr(names[owner](), name) if owner else names[name]
             signal.setitimer(signal.ITIMER_PROF, seconds or 0)
-            answer = channel.line(["value", function(*args, **kwargs)], lend)
-            signal.setitimer(signal.ITIMER_PROF, 0)
+            channel.send(["value", function(*args, **kwargs)], lend)
         except BaseException as error:
             above = [kind.__name__ for kind in type(error).__mro__]
-            answer = channel.line(["raised", above, brief(error, named=False)])
-        channel.send(answer)
+            channel.send(["raised", above, brief(error, named=False)])
 
 
 def script(program: str) -> None:
@@ -245,11 +230,11 @@ _ERRORS = {
 }
 
 
-class Thing(Opaque):
+class Thing:
     """In the tests, an object of the program: what is done to it is done there. It equals no plain
     data and computes with none, whatever it says; two of them are compared as the program says."""
 
-    def __init__(self, number: int):
+    def __init__(self, number: int | None):
         self.__dict__["number of a thing"] = number
 
     def __getattr__(self, name: str):
@@ -261,7 +246,7 @@ class Thing(Opaque):
         return isinstance(one, Thing) and Thing.remote(".isinstance")(one, self)
 
 
-_PAIRS = ("eq", "ne", "lt", "le", "gt", "ge", "add", "sub", "mul")
+_PAIRS = ("eq", "ne", "lt", "le", "gt", "ge", "add", "sub", "mul", "truediv", "floordiv", "mod")
 for _op in ("call", "setattr", "iter", "len", "getitem", "setitem", "contains", "str", "repr",
             "bool", "hash", *_PAIRS):  # fmt: skip
 
@@ -276,85 +261,90 @@ for _op in ("call", "setattr", "iter", "len", "getitem", "setitem", "contains", 
 class _Examiner(Channel):
     """What went wrong once stays wrong, whatever a bare `except` of the tests makes of it."""
 
-    calls = 0
+    calls, named = 0, ()  # how often the tests called the program, what they know by name
     fault: tuple[str, bool] | None = None  # the reason, and whether the tests themselves are it
 
     def __init__(self):
         super().__init__()
-        Thing.remote, thing = self.remote, functools.cache(Thing)  # one object has one name
-        _UNPACK["opaque"] = lambda number: Opaque() if number is None else thing(number)
+        Thing.remote, _UNPACK["opaque"] = self.remote, functools.cache(Thing)  # one name for one
 
     def stop(self, reason: str, unfit: bool = False):
         self.fault = self.fault or (reason, unfit)
         raise Stop
 
-    def _other(self, value) -> dict:
-        if isinstance(value, Thing):
-            return {"t": "opaque", "v": value.__dict__["number of a thing"]}
-        if isinstance(value, Opaque):
-            self.stop(NONSENSE)
-        self.stop(f"the tests pass what cannot be sent: {type(value).__name__}", unfit=True)
-
-    def ask(self, *question):
-        """The program's answer."""
-        if self.fault:
-            raise Stop
-        try:
-            self.send(self.line(list(question), self._other))
-            return self.receive()
-        except (EOFError, OSError):
-            self.stop(ENDED)
-        except OverflowError as error:
-            self.stop(str(error))
-        except Exception:
-            self.stop(NONSENSE)
-
     def remote(self, path: str, seconds: float | None = None):
+        """A function of the program's process."""
+
         def call(*args, **kwargs):
-            match self.ask(path, args, kwargs, seconds):
+            named = path[:1] != "." or (path == ".call" and any(args[0] is x for x in self.named))
+
+            def other(value) -> dict:
+                if isinstance(value, Thing):
+                    return {"t": "opaque", "v": value.__dict__["number of a thing"]}
+                # The tests bring this about, not a program by its object or a method of its text.
+                method = isinstance(value, types.BuiltinMethodType)
+                own = not method or isinstance(value.__self__, type | types.ModuleType)
+                kind = type(value).__name__
+                self.stop(f"the tests pass what cannot be sent: {kind}", unfit=named and own)
+
+            if self.fault:
+                raise Stop
+            try:
+                self.send([path, args, kwargs, seconds], other)
+                answer = self.receive()
+            except (EOFError, OSError):
+                self.stop(ENDED)
+            except OverflowError as error:
+                self.stop(str(error))
+            except Exception:
+                self.stop(NONSENSE)
+            self.calls += path == ".call" or path[:1] != "."
+            match answer:
                 case ["value", value]:
-                    self.calls += path == ".call" or path[:1] != "."
                     return value
                 case ["raised", [str(), *_] as above, str(message)]:
-                    self.calls += path == ".call" or path[:1] != "."
                     raise _error(above)(message[:200])
                 case ["ended", str(why)]:
                     self.stop(why)
             self.stop(NONSENSE)
 
-        call.__name__ = path
         return call
 
 
-def _names(code: types.CodeType) -> set[str]:
-    inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
-    return set(code.co_names).union(*map(_names, inner))
+def compiled(tests: str) -> tuple[types.CodeType, list[str]]:
+    """The tests, and the names in them that may be the program's. ValueError: they are no tests."""
+
+    def names(code: types.CodeType) -> set[str]:
+        inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
+        return set(code.co_names).union(*map(names, inner))
+
+    try:
+        code = compile(tests, "<tests>", "exec", dont_inherit=True)
+    except Exception as error:
+        raise ValueError(f"the tests do not compile: {brief(error)}") from None
+    if not (wanted := sorted(name for name in names(code) if not name.startswith("__"))):
+        raise ValueError("the tests never call the program")
+    return code, wanted
 
 
 def examine(tests: str) -> None:
     """Run the tests; the program's names in them are calls to its process. The verdict: fd 4."""
     examiner, module = _Examiner(), types.ModuleType("__main__")
     sys.modules["__main__"] = module
-    code = None
+    code, wanted = compiled(tests)
     try:
-        code = compile(tests, "<tests>", "exec", dont_inherit=True)
-        wanted = sorted(name for name in _names(code) if not name.startswith("__"))
-        if not wanted:
-            examiner.stop("the tests never call the program", unfit=True)
-        found = examiner.remote("")(wanted)
-        if not isinstance(found, dict):
-            examiner.stop(NONSENSE)
-        found = {name: found[name] for name in wanted if name in found}
+        said = examiner.remote("")(wanted)
+        found = {name: said[name] for name in wanted if name in said}
         # A builtin is the builtin, unless the tests name nothing else that is the program's.
         hidden = {name for name in found if hasattr(builtins, name)}
         modules = {k for k, v in found.items() if isinstance(v, types.ModuleType)}
         if len(hidden) > 1 or found.keys() - hidden - modules or "remote" in wanted:
             found = {name: found[name] for name in found if name not in hidden}
         for name, value in found.items():
-            kind = isinstance(value, type) and not issubclass(value, Exception)  # int, renamed
-            module.__dict__[name] = examiner.remote(name) if kind else value
-        module.__dict__["remote"] = examiner.remote
-        examiner.calls = 0
+            if isinstance(value, type) and not issubclass(value, Exception):  # int, renamed
+                found[name] = examiner.remote(".partial")(value)
+        module.__dict__.update(found, remote=examiner.remote)
+        examiner.calls, examiner.named = 0, list(found.values())
         exec(code, module.__dict__)
         if not examiner.calls:
             examiner.stop("the tests never called the program")
@@ -363,8 +353,7 @@ def examine(tests: str) -> None:
     except BaseException as error:
         steps = traceback.walk_tb(error.__traceback__)
         lines = [n for frame, n in steps if frame.f_code.co_filename == "<tests>"] or [0]
-        where = f"line {lines[-1]} of the tests" if code else "the tests do not compile"
-        examiner.fault = examiner.fault or (f"{where}: {brief(error)}", code is None)
+        examiner.fault = examiner.fault or (f"line {lines[-1]} of the tests: {brief(error)}", False)
     reason, unfit = examiner.fault or ("", False)
     verdict = {"passed": examiner.fault is None, "reason": clean(reason), "unfit": unfit}
     os.write(4, json.dumps(verdict).encode())

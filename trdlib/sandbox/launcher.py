@@ -12,6 +12,7 @@ the locked process does not have. No secret is ever in the memory that a program
 import builtins
 import contextlib
 import ctypes
+import gc
 import json
 import math
 import os
@@ -27,7 +28,7 @@ import kernel
 from kernel import BIND, NODEV, NOEXEC, NOSUID, PRIVATE, RDONLY, REC, REMOUNT, mount
 
 ID = 65534  # who a locked process is, inside
-THREADS = 64
+THREADS, NAP = 64, 0.005  # seconds between two looks at a locked process
 UNIQUE_ID = 0x70000000  # outside, where we are root: a user of its own for each process
 
 
@@ -106,10 +107,11 @@ def _preload() -> None:
                  "lzma", "_hashlib", "unicodedata"):  # fmt: skip
         with contextlib.suppress(ImportError):
             __import__(name)
-    for name in ("libpthread.so.0", "libdl.so.2", "librt.so.1", "libutil.so.1", "libm.so.6",
-                 "libgcc_s.so.1", "libstdc++.so.6"):  # fmt: skip
+    for name in ("pthread.so.0", "dl.so.2", "rt.so.1", "util.so.1", "m.so.6", "gcc_s.so.1",
+                 "stdc++.so.6"):  # fmt: skip
         with contextlib.suppress(OSError):
-            ctypes.CDLL(name)
+            ctypes.CDLL(f"lib{name}")
+    gc.freeze()  # what is here already is not looked through at the end of every program
 
 
 def _locked(fds: list[int], ready: int, walls: dict, ask: dict, unique: int) -> None:
@@ -149,28 +151,18 @@ def _keep(status: int, fds: list[int], walls: dict, ask: dict, unique: int) -> N
             os._exit(1)
     for fd in (ready, *fds):
         os.close(fd)
-    deadline = time.monotonic() + ask["wall"]
-    poll = select.poll()
-    poll.register(status, select.POLLIN | select.POLLHUP)
-    nap = ask["wall"] if walls["counted"] else 0.05  # no rlimit counts its threads: we do
-    if hasattr(os, "pidfd_open"):
-        poll.register(os.pidfd_open(child), select.POLLIN)
-    else:  # a Python that was built for an old system
-        nap = 0.01
-    while True:
-        left = deadline - time.monotonic()
-        heard = poll.poll(max(0, min(left, nap)) * 1000)
-        over = left <= 0 or any(fd == status for fd, _ in heard)
-        if not walls["counted"]:
+    deadline, done = time.monotonic() + ask["wall"], 0
+    while not done:
+        over = late = time.monotonic() > deadline
+        over |= bool(select.select([status], [], [], NAP)[0])
+        if not walls["counted"]:  # no rlimit counts its threads: we do
             with contextlib.suppress(OSError):
                 over |= len(os.listdir(f"/proc/{child}/task")) > THREADS
         if over:
             os.kill(child, signal.SIGKILL)
         done, code, used = os.wait4(child, 0 if over else os.WNOHANG)
-        if done:
-            break
     code, seconds = os.waitstatus_to_exitcode(code), ask["seconds"]
-    if left <= 0 or (code == -9 and used.ru_utime + used.ru_stime > 0.95 * seconds):
+    if late or (code == -9 and used.ru_utime + used.ru_stime > 0.95 * seconds):
         how = f"timeout: {seconds:g} s"
     else:
         how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
@@ -206,10 +198,10 @@ def main(config: dict) -> None:
     control.settimeout(0.2)
     while os.getppid() == host:  # which may die without a word
         try:
-            message, fds, _, _ = socket.recv_fds(control, 4096, 8)
+            message, (status, *fds), _, _ = socket.recv_fds(control, 4096, 8)
         except TimeoutError:
             continue
-        if not message:
+        except ValueError:  # no message: it hung up
             return
         unique += 1
         if os.fork() == 0:
@@ -217,10 +209,10 @@ def main(config: dict) -> None:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 kernel.prctl(1, signal.SIGKILL)
                 control.close()
-                _keep(fds[0], fds[1:], walls, json.loads(message), unique)
+                _keep(status, fds, walls, json.loads(message), unique)
             finally:
                 os._exit(1)
-        for fd in fds:
+        for fd in (status, *fds):
             os.close(fd)
         control.send(b".")  # one request at a time: this one has been read
 
