@@ -356,7 +356,7 @@ def test_an_engine_stays_open_until_another_or_close(project, server, asked, ada
     assert server.adapters == [f"trd-{store.weights_hash(adapter)}"]
     assert sum(path.endswith("load_lora_adapter") for path, _, _ in server.seen) == 1
     monkeypatch.setattr(server, "name", "models/tiny/1/student")
-    how = Sampling(max_new_tokens=2), Path("other"), (0,)
+    how = Sampling(temperature=0, max_new_tokens=2), Path("other"), (0,)
     engines.fill(run, server.name, [engines.Asked(asked, *how)], "test")
     (other,) = engines._open.values()
     assert other is not found[0]

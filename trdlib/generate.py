@@ -141,7 +141,7 @@ def _generate(model, prompts, max_new_tokens, stop_ids, filters: dict, seed: int
     try:
         with torch.random.fork_rng(range(torch.cuda.device_count())):
             torch.manual_seed(seed)
-            out = model.generate(ids, attention_mask=kept, max_new_tokens=max_new_tokens)
+            out = model.generate(input_ids=ids, attention_mask=kept, max_new_tokens=max_new_tokens)
     finally:
         model.generation_config = usual
     return out[:, ids.shape[1] :]
