@@ -37,8 +37,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from trdlib import jobs, tasks
+from trdlib.analysis.measure import measure
 from trdlib.distill import distill
-from trdlib.evaluate import evaluate, measure
+from trdlib.evaluate import evaluate
 from trdlib.ops import notebooks
 from trdlib.ops.chain import counts, sampled
 from trdlib.run import get_runs

@@ -34,7 +34,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown
 
-from trdlib import jobs, stats, store
+from trdlib import jobs, store
+from trdlib.analysis import compare
 from trdlib.analysis.map import COMPARED, oracles, readable, section, survey
 from trdlib.analysis.show import look, save
 from trdlib.ops import notebooks
@@ -161,7 +162,7 @@ def page(run, table):
         f"{len(run.settings.seeds)} base models; one learning rate, {plan.learning_rate:g}. Gaps: "
         f"points, [{how.confidence:.0%} interval for these models: problems resampled] [for new "
         "models: other base models and trainings as well]. `*`: marked for new models at "
-        f"{stats.MARK_LEVEL:.0%}, after Holm's correction for all cells of the column at one "
+        f"{compare.MARK_LEVEL:.0%}, after Holm's correction for all cells of the column at one "
         "temperature. The best y_o method is picked by its test score, which favours it.",
     ]
     for temperature, here in table.groupby("temperature", sort=False):

@@ -32,7 +32,7 @@
 #
 # **One rule.** All tests of TRD against something else, of every benchmark, metric and student and
 # of their means, are one family. A difference is marked if it passes Holm's correction for that
-# whole family at the level of all tables of this repository (`stats.MARK_LEVEL`).
+# whole family at the level of all tables of this repository (`compare.MARK_LEVEL`).
 
 # %% tags=["parameters"]
 confidence: float = 0.95  # of every interval
@@ -46,9 +46,9 @@ from IPython.display import Markdown, display
 
 from trdlib import jobs, settings, store
 from trdlib.analysis import audit
+from trdlib.analysis.compare import MARK_LEVEL
 from trdlib.analysis.show import DASH, interval, save
 from trdlib.ops import notebooks
-from trdlib.stats import MARK_LEVEL
 
 METRICS = {"avg": "avg@16", "passed": "pass@16"}
 runs = audit.runs()

@@ -37,6 +37,7 @@ import pandas as pd
 from IPython.display import Markdown
 
 from trdlib import jobs, stats, store
+from trdlib.analysis import compare
 from trdlib.ops import notebooks, sweep
 from trdlib.settings import known, root
 
@@ -71,7 +72,7 @@ def rank(done, names: list[str], metric: str, *, resamples=10000, confidence=0.9
 
     Columns: the names that differ; seeds, problems; value, low, high (fractions, these models);
     behind, behind_low, behind_high: what the best is ahead, paired by problem; separate:
-    `stats.marked`, by interval and p for new models (so never with one seed), corrected for all
+    `compare.marked`, by interval and p for new models (so never with one seed), corrected for all
     pairs of points. Points on other problems or seeds than the best are not compared. The best was
     picked by its value, which flatters it.
     """
@@ -91,9 +92,9 @@ def rank(done, names: list[str], metric: str, *, resamples=10000, confidence=0.9
         row = {**values, "seeds": len(rates), "problems": rates.shape[1]}
         row |= stats.bootstrap(rates, **how)._asdict() | {"separate": False}
         if asked == same:
-            gap = stats.compare(best, rates, **how)
+            gap = compare.compare(best, rates, **how)
             row |= {"behind": gap.value, "behind_low": gap.low, "behind_high": gap.high}
-            row["separate"] = bool(stats.marked(gap.new_low, gap.new_high, gap.p * pairs))
+            row["separate"] = bool(compare.marked(gap.new_low, gap.new_high, gap.p * pairs))
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -91,9 +91,9 @@ def test_scores_equal_plain_models_on_the_training_rows(diagnosed, mode, traject
     (trained,) = training_sets([run.with_(method=method)], one.problems, {mode: one.tables})
     rows = trained.rows[seed]
     who = "teacher" if mode == "opd" else "student"
-    student = models.load(f"models/smoke/{seed}/student", *how)[0].double()
-    teacher = models.load(f"models/smoke/{seed}/{who}", *how)[0].double()
-    tokenizer = models.load_tokenizer(f"models/smoke/{seed}/student")
+    student = models.load(f"models/tiny/{seed}/student", *how)[0].double()
+    teacher = models.load(f"models/tiny/{seed}/{who}", *how)[0].double()
+    tokenizer = models.load_tokenizer(f"models/tiny/{seed}/student")
     onsets = tokenizer.convert_tokens_to_ids(["Wait", "Actually", "Hmm", "However"])
     mine = responses[(responses["trajectory"] == trajectory) & (responses["seed"] == seed)]
     tokens = tokens[tokens["trajectory"] == trajectory]
@@ -335,7 +335,7 @@ def test_gradients_equal_plain_autograd(diagnosed):
     for seed in run.settings.seeds:
         distiller = distill.build(run, seed).eval()
         how = run.settings.models, run.context_length
-        teacher = models.load(f"models/smoke/{seed}/teacher", *how)[0]
+        teacher = models.load(f"models/tiny/{seed}/teacher", *how)[0]
         mine = y_o[y_o["seed"] == seed]
         gradients = {}
         for method, trained in zip(("trd", "forward_kl", "sft"), sets, strict=True):

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from trdlib import evaluate, store
+from trdlib.analysis import measure
 from trdlib.run import get_run
 
 
@@ -15,11 +16,11 @@ def test_counts_by_seed_and_problem():
         for name, right in names.items()
         for s in range(3)
     ]
-    counts, k = evaluate.correct_counts(pd.DataFrame(rows))
+    counts, k = measure.correct_counts(pd.DataFrame(rows))
     assert k == 3
     assert counts.tolist() == [[2, 1], [0, 3]]
     with pytest.raises(ValueError, match="same number of samples"):
-        evaluate.correct_counts(pd.DataFrame(rows[1:]))
+        measure.correct_counts(pd.DataFrame(rows[1:]))
 
 
 def test_metrics_of_a_run_are_those_of_its_samples(task, sets):
@@ -30,7 +31,7 @@ def test_metrics_of_a_run_are_those_of_its_samples(task, sets):
 
     def measured():
         samples = evaluate.evaluate(runs, task, sets, [None, None])
-        return evaluate.measure(runs, sets, samples, [None, None])
+        return measure.measure(runs, sets, samples, [None, None])
 
     run, (found, again) = runs[0], measured()
     assert list(found["benchmarks"]) == ["0.6", "1"]

@@ -76,7 +76,7 @@ def greedy(model) -> list:
 
 
 def test_decoding_is_that_of_transformers(project):
-    model, tokenizer = load("models/smoke/0/student", changed(""))
+    model, tokenizer = load("models/tiny/0/student", changed(""))
     assert model.device.type == "cuda"
     stops = models.stop_ids(model.generation_config, tokenizer)
     ours = generate.decode(model, PROMPTS, max_new_tokens=40, stop_ids=stops, temperature=0)
@@ -106,8 +106,8 @@ def of(backend):
 ids = torch.tensor([[31, 20, 77, 40, 9, 12]], device="cuda")
 stock, stock_greedy = torch.load("stock.pt", weights_only=False)
 with torch.no_grad():
-    fast, tokenizer = test_gpu.load("models/smoke/0/student", of("unsloth"))
-    plain, _ = test_gpu.load("models/smoke/0/student", of("transformers"))
+    fast, tokenizer = test_gpu.load("models/tiny/0/student", of("unsloth"))
+    plain, _ = test_gpu.load("models/tiny/0/student", of("transformers"))
     assert fast.device.type == plain.device.type == "cuda"
     assert fast.dtype == plain.dtype == getattr(torch, dtype)
     hidden = [models.hidden_states(m, input_ids=ids) for m in (fast, plain)]
@@ -129,7 +129,7 @@ logs = []
 for backend in ("unsloth", "transformers"):
     base = fast if backend == "unsloth" else plain
     student = models.add_lora(base, lora, backend=backend, seed=0, checkpointing=True)
-    teacher, _ = test_gpu.load("models/smoke/0/teacher", of(backend))
+    teacher, _ = test_gpu.load("models/tiny/0/teacher", of(backend))
     for mine in (teacher, None):
         method = settings.Method(trajectory="y_r", divergence="forward_kl")
         one = distill.Distiller(student, mine, method, vocabulary=len(tokenizer))
@@ -140,7 +140,7 @@ for backend in ("unsloth", "transformers"):
             step0 = models.hidden_states(own, input_ids=ids)
         torch.testing.assert_close(step0, hidden[1], rtol=tolerance, atol=tolerance)
     student.save_pretrained(backend)
-    again, _ = test_gpu.load("models/smoke/0/student", of("transformers"))
+    again, _ = test_gpu.load("models/tiny/0/student", of("transformers"))
     with torch.no_grad():
         trained = models.hidden_states(student.eval(), input_ids=ids)
         merged = models.hidden_states(models.with_adapter(again, backend), input_ids=ids)
@@ -160,7 +160,7 @@ def test_unsloth_is_the_same_model(project, dtype, tolerance):
     """Hidden states, greedy decoding, checkpointing and dropout in training, the saved adapter."""
     where = f"import sys; sys.path[:0] = [{str(REPOSITORY)!r}, {str(REPOSITORY / 'tests')!r}]\n"
     ids = torch.tensor([[31, 20, 77, 40, 9, 12]], device="cuda")
-    model, _ = load("models/smoke/0/student", with_models(changed(""), dtype=dtype))
+    model, _ = load("models/tiny/0/student", with_models(changed(""), dtype=dtype))
     with torch.no_grad():
         torch.save((models.hidden_states(model, input_ids=ids), greedy(model)), "stock.pt")
     # unsloth first: it patches what is imported after it
@@ -235,8 +235,8 @@ def test_four_bits(project):
     run = with_models(changed(""), load_in_4bit=True, **bf16)
     ids = torch.tensor([[31, 20, 77, 40, 9, 12]], device="cuda")
     with torch.no_grad():
-        whole, _ = load("models/smoke/0/student", with_models(changed(""), **bf16))
-        model, tokenizer = load("models/smoke/0/student", run)
+        whole, _ = load("models/tiny/0/student", with_models(changed(""), **bf16))
+        model, tokenizer = load("models/tiny/0/student", run)
         kinds = {type(module).__name__ for module in model.modules()}
         assert "Linear4bit" in kinds
         near = [models.hidden_states(m, input_ids=ids).float() for m in (whole, model)]
@@ -246,7 +246,7 @@ def test_four_bits(project):
         model, settings.Lora(r=4, alpha=4), backend="transformers", seed=0, checkpointing=True
     )
     method = settings.Method(trajectory="y_r", divergence="forward_kl")
-    teacher, _ = load("models/smoke/0/teacher", run)
+    teacher, _ = load("models/tiny/0/teacher", run)
     distiller = distill.Distiller(student, teacher, method, vocabulary=len(tokenizer))
     training = run.settings.training.model_copy(
         update={"epochs": 6, "bf16": True, "gradient_checkpointing": True}
@@ -260,7 +260,7 @@ def test_four_bits(project):
     found = []
     for adapter in (None, project / "adapter"):
         asked = engines.Asked(PROMPTS, how, project / f"parts{len(found)}", (0,), adapter)
-        groups = engines.sample(run, "models/smoke/0/student", asked, "test")
+        groups = engines.sample(run, "models/tiny/0/student", asked, "test")
         found.append([response for (response,) in groups])
     assert found[0] != found[1]
     stop_ids = models.stop_ids(student.generation_config, tokenizer)

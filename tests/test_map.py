@@ -7,9 +7,9 @@ import torch
 from conftest import REPOSITORY
 from test_audit import defined
 
-from trdlib import distill, models, settings, stats, tasks
+from trdlib import distill, models, settings, tasks
+from trdlib.analysis import compare, signals
 from trdlib.analysis import map as the_map
-from trdlib.analysis import signals
 from trdlib.refine import training_sets
 from trdlib.rollout import rollout
 from trdlib.run import get_run
@@ -130,7 +130,7 @@ def test_survey_measures_every_cell_once(project, monkeypatch):
             assert row[f"avg_{method}_low"] <= mean <= row[f"avg_{method}_high"]
     here = table[table["temperature"] == temperatures[-1]].set_index("knob")
     pairs = [(right[k, "trd"], right[k, "off_policy"]) for k in knobs]
-    for knob, expected in zip(knobs, stats.family(pairs, **how.interval), strict=True):
+    for knob, expected in zip(knobs, compare.family(pairs, **how.interval), strict=True):
         for field, value in expected.items():  # NaN where nothing varies
             found = here.loc[knob, f"to_off_policy_{field}"]
             assert found == pytest.approx(value, nan_ok=True), (knob, field)
@@ -176,7 +176,7 @@ def test_without_onsets_both_sides_are_renormalised_on_the_rest(smoke):
     tables = {"opd": {"y_o": rollout(run, task, train)}}
     rows = training_sets([run], train, tables)[0].rows[0][:3]
     distiller = distill.build(run, 0)
-    found = torch.cat(distill.token_losses(distiller, rows))
+    found = torch.cat(signals.token_losses(distiller, rows))
     tokenizer = models.load_tokenizer(run.model_path("student", 0))
     onsets = tokenizer.convert_tokens_to_ids(list(run.settings.onsets))
     assert sorted(set(range(len(tokenizer))) - set(distiller.vocabulary.tolist())) == sorted(onsets)
@@ -196,5 +196,5 @@ def test_without_onsets_both_sides_are_renormalised_on_the_rest(smoke):
         terms = target.exp() * (target - student)
         expected.append(terms.nan_to_num(0).sum(-1))
     assert torch.allclose(found.double(), torch.cat(expected), atol=1e-5)
-    usual = torch.cat(distill.token_losses(distill.build(plain, 0), rows))
+    usual = torch.cat(signals.token_losses(distill.build(plain, 0), rows))
     assert not torch.allclose(found, usual, atol=1e-4)

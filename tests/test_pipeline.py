@@ -91,7 +91,8 @@ import matplotlib.pyplot as plt
 from trdlib import tasks
 from trdlib.analysis import diagnose, tables
 from trdlib.distill import distill
-from trdlib.evaluate import evaluate, measure
+from trdlib.analysis.measure import measure
+from trdlib.evaluate import evaluate
 from trdlib.ops.chain import sampled
 from trdlib.run import get_runs
 

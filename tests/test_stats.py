@@ -16,6 +16,7 @@ from statsmodels.stats.anova import anova_lm
 from statsmodels.stats.multitest import multipletests
 
 from trdlib import stats
+from trdlib.analysis import compare
 from trdlib.stats import avg_at_k, bootstrap, pass_at_k
 
 HOW = {"resamples": 4000, "confidence": 0.95}
@@ -105,13 +106,13 @@ def test_seeds_of_a_problem_stay_together():
 @settings(deadline=None)
 def test_holm_agrees_with_statsmodels(p_values):
     gc.freeze()  # statsmodels collects garbage at each call: a quarter of a second each
-    found = stats.holm([p_values[0], float("nan"), *p_values[1:]])
+    found = compare.holm([p_values[0], float("nan"), *p_values[1:]])
     assert np.isnan(found[1])
     assert np.allclose(np.delete(found, 1), multipletests(p_values, method="holm")[1])
 
 
 def test_holm_of_nothing():
-    assert np.isnan(stats.holm([float("nan")] * 2)).all()
+    assert np.isnan(compare.holm([float("nan")] * 2)).all()
 
 
 def crossed(rng, seeds, problems, of_seed, of_problem, rest, mean=0.0):
@@ -123,7 +124,7 @@ def crossed(rng, seeds, problems, of_seed, of_problem, rest, mean=0.0):
 
 def components(gap):
     """Variances of seeds, problems and rest from the mean squares; not clamped."""
-    of_seeds, of_problems, rest = stats.mean_squares(gap)
+    of_seeds, of_problems, rest = compare.mean_squares(gap)
     return (of_seeds - rest) / gap.shape[1], (of_problems - rest) / gap.shape[0], rest
 
 
@@ -132,7 +133,7 @@ def test_mean_squares_are_those_of_statsmodels():
     rows = [(s, p, gap[s, p]) for s in range(4) for p in range(15)]
     frame = pd.DataFrame(rows, columns=["seed", "problem", "gap"])
     anova = anova_lm(ols("gap ~ C(seed) + C(problem)", frame).fit())
-    assert stats.mean_squares(gap) == pytest.approx(anova["mean_sq"].to_numpy(), rel=1e-9)
+    assert compare.mean_squares(gap) == pytest.approx(anova["mean_sq"].to_numpy(), rel=1e-9)
 
 
 def test_components_are_those_of_a_mixed_model():
@@ -156,11 +157,11 @@ def test_a_comparison_is_paired_and_says_what_it_is_made_of():
     rng = np.random.default_rng(12)
     gap = crossed(rng, 6, 40, 0.01, 0.02, 0.05, mean=0.1)
     theirs = rng.random((6, 40))
-    found = stats.compare(theirs + gap, theirs, **HOW)
+    found = compare.compare(theirs + gap, theirs, **HOW)
     assert found[:3] == pytest.approx(bootstrap(gap, **HOW))
     assert found.by_seed == pytest.approx(gap.mean(axis=1))
     # by hand, with scipy's t: the interval, Satterthwaite's df, the shares
-    (a, b, e), size = stats.mean_squares(gap), gap.size
+    (a, b, e), size = compare.mean_squares(gap), gap.size
     t = scipy_stats.t.ppf(0.975, [5, 39])
     half = math.sqrt((a * t[0] ** 2 + (b - e) * t[1] ** 2) / size)
     assert (found.new_low, found.new_high) == pytest.approx(
@@ -170,33 +171,33 @@ def test_a_comparison_is_paired_and_says_what_it_is_made_of():
     assert found.df == pytest.approx(df)
     assert found.shares == pytest.approx(np.array([a - e, b - e, e]) / (a + b - e))
     with pytest.raises(ValueError, match="same seeds and problems"):
-        stats.compare(theirs, theirs[:, :39], **HOW)
+        compare.compare(theirs, theirs[:, :39], **HOW)
 
 
 @pytest.mark.parametrize("confidence", [0.9, 0.95, 0.999])
 def test_p_is_the_level_at_which_the_interval_reaches_zero(confidence):
     gap = crossed(np.random.default_rng(3), 5, 30, 0.1, 0.2, 1.0)
     how = {"resamples": 100, "confidence": confidence}
-    found = stats.compare(gap, np.zeros_like(gap), **how)
+    found = compare.compare(gap, np.zeros_like(gap), **how)
     half = found.new_high - found.value
-    on_the_edge = stats.p_value(gap - found.value + half)
+    on_the_edge = compare.p_value(gap - found.value + half)
     assert on_the_edge == pytest.approx(1 - confidence, rel=1e-6)
-    assert stats.p_value(-gap) == pytest.approx(found.p)
-    assert stats.p_value(gap - gap.mean()) == pytest.approx(1)
+    assert compare.p_value(-gap) == pytest.approx(found.p)
+    assert compare.p_value(gap - gap.mean()) == pytest.approx(1)
 
 
 def test_one_seed_or_no_spread_says_nothing_of_new_models():
     rng = np.random.default_rng(4)
-    one = stats.compare(rng.random((1, 40)) + 1, rng.random((1, 40)), **HOW)
+    one = compare.compare(rng.random((1, 40)) + 1, rng.random((1, 40)), **HOW)
     assert one.low > 0
     assert np.isnan([one.new_low, one.new_high, one.p, one.df, one.mde, *one.shares]).all()
-    same = stats.compare(np.ones((3, 40)), np.ones((3, 40)), **HOW)
+    same = compare.compare(np.ones((3, 40)), np.ones((3, 40)), **HOW)
     reach = scipy_stats.binomtest(0, 40).proportion_ci(0.95).high  # exact: Clopper and Pearson
     assert same[:3] == pytest.approx((0, -reach, reach))
-    apart = stats.compare(np.ones((3, 40)), np.zeros((3, 40)), **HOW)
+    apart = compare.compare(np.ones((3, 40)), np.zeros((3, 40)), **HOW)
     assert apart[:3] == pytest.approx((1, 1 - reach, 1))
     for found in (one, same, apart):
-        assert not stats.marked(found.new_low, found.new_high, stats.holm([found.p])).any()
+        assert not compare.marked(found.new_low, found.new_high, compare.holm([found.p])).any()
 
 
 @pytest.mark.parametrize("value", [0, 1])
@@ -253,7 +254,7 @@ def test_a_family_without_a_difference_has_a_star_in_at_most_one_of_twenty():
             skill = rng.beta(2, 1, (1, 128)) + rng.normal(0, 0.05, (6, 128))
             trained = [samples(rng, skill + rng.normal(0, 0.04, (6, 1))) for _ in range(2)]
             pairs.append(trained)
-        found = stats.family(pairs, **how)
+        found = compare.family(pairs, **how)
         stars += any(one["marked"] for one in found)
         eager += any(one["low"] > 0 or one["high"] < 0 for one in found)
     assert stars / families <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / families)
@@ -265,18 +266,18 @@ def test_a_family_shares_the_level_and_marks_a_real_difference():
     theirs = [samples(rng, rng.beta(2, 1, (6, 128))) for _ in range(10)]
     pairs = [(t + (0.15 + rng.normal(0, 0.02, (6, 1))) * (i == 0), t + rng.normal(0, 0.1, t.shape))
              for i, t in enumerate(theirs)]  # fmt: skip
-    found = stats.family(pairs, **HOW)
+    found = compare.family(pairs, **HOW)
     assert [one["marked"] for one in found] == [True] + [False] * 9
     assert [one["adjusted"] for one in found] == pytest.approx(
         multipletests([one["p"] for one in found], method="holm")[1]
     )
-    alone = stats.compare(*pairs[0], **HOW)
+    alone = compare.compare(*pairs[0], **HOW)
     assert found[0]["mde"] > alone.mde
     # the interval alone, or the test alone, is not enough; nor is one that does not exist
     nan = float("nan")
     ends = [-0.1, 0.1, nan, 0.1], [0.2, 0.2, nan, 0.2]
-    assert not stats.marked(*ends, [0.001, 0.2, 0.001, nan]).any()
-    assert stats.family([], **HOW) == []
+    assert not compare.marked(*ends, [0.001, 0.2, 0.001, nan]).any()
+    assert compare.family([], **HOW) == []
 
 
 def test_the_smallest_difference_is_seen_four_times_of_five():
@@ -284,6 +285,6 @@ def test_the_smallest_difference_is_seen_four_times_of_five():
     how = {"resamples": 2, "confidence": 0.95, "family": 5}
     nulls = [crossed(rng, 6, 60, *variances) for _ in range(400)]
     zeros = np.zeros_like(nulls[0])
-    smallest = np.median([stats.compare(gap, zeros, **how).mde for gap in nulls])
-    seen = [stats.p_value(gap + smallest) < stats.MARK_LEVEL / 5 for gap in nulls]
-    assert np.mean(seen) == pytest.approx(stats.POWER, abs=0.08)
+    smallest = np.median([compare.compare(gap, zeros, **how).mde for gap in nulls])
+    seen = [compare.p_value(gap + smallest) < compare.MARK_LEVEL / 5 for gap in nulls]
+    assert np.mean(seen) == pytest.approx(compare.POWER, abs=0.08)

@@ -13,8 +13,8 @@ from conftest import REPOSITORY
 from statsmodels.stats.multitest import multipletests
 from test_audit import defined
 
-from trdlib import distill, evaluate, rollout, stats, store, tasks
-from trdlib.analysis import show, tables
+from trdlib import distill, rollout, store, tasks
+from trdlib.analysis import compare, measure, show, tables
 from trdlib.run import get_run
 from trdlib.settings import load
 
@@ -37,7 +37,7 @@ def fake_metrics(run, rng, skill, like=0.25):
         choice = {"chosen": 0.002, "grid": [0.002, 0.008], "trajectory_accuracy": 0.5}
         choice |= {"trajectory_like_reference": like, "rows_by_seed": [12, 11]}
         store.write_json(run.choice, choice)
-    evaluate.measure([run], sets, [samples], [choice])
+    measure.measure([run], sets, [samples], [choice])
 
 
 page = defined("7_tables")
@@ -143,7 +143,7 @@ def test_differences_are_recomputed_by_hand(filled):
             assert row["theirs"] == theirs
             assert row["value"] == pytest.approx((one - other).mean())
             assert row["by_seed"] == pytest.approx((one - other).mean(axis=1))
-            alone = stats.compare(one, other, **filled.settings.evaluation.interval)
+            alone = compare.compare(one, other, **filled.settings.evaluation.interval)
             for end in ("low", "high", "new_low", "new_high", "p", "df"):
                 assert row[end] == pytest.approx(getattr(alone, end), nan_ok=True)
     for _, mine in found.groupby("family"):

@@ -423,7 +423,7 @@ def coded(project):
     short = {"max_new_tokens": 40}
     params["scales"]["mine"] = {
         "task": "code", "modes": ["opsd"], "seeds": [0],
-        "models": {"student": "models/smoke/0/student", "backend": "transformers",
+        "models": {"student": "models/tiny/0/student", "backend": "transformers",
                    "dtype": "float32", "style": "code"},
         "rollout": short, "refinement": short, "evaluation": {"sampling": short},
         "data": {

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from trdlib import prompts, sandbox, tasks
 from trdlib.analysis import tables
+from trdlib.analysis.measure import measure
 from trdlib.distill import distill
-from trdlib.evaluate import evaluate, measure
+from trdlib.evaluate import evaluate
 from trdlib.ops.chain import sampled
 from trdlib.run import get_run
 from trdlib.settings import SettingsError

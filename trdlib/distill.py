@@ -156,19 +156,6 @@ def _stream(recipe: Method, seed: int, number: int = 0) -> int:
     return seed + 1000 * recipe.again + 100 * number
 
 
-@torch.no_grad()
-def token_losses(distiller: Distiller, rows: list[Pair], batch_size: int = 1) -> list[torch.Tensor]:
-    """The loss at every response token of every row, for looking at: one (n_tokens,) per row."""
-    distiller.eval()
-    result = []
-    for start in range(0, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
-        inputs = {name: tensor.to(distiller.device) for name, tensor in collate(batch).items()}
-        flat = distiller.token_losses(**inputs).cpu()
-        result += list(flat.split([len(pair.response_ids) for pair in batch]))
-    return result
-
-
 def train(
     distiller: Distiller,
     rows: list[Pair],

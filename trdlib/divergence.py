@@ -1,7 +1,7 @@
 """Per-token divergences between student and teacher, straight from hidden states.
 
-Paper sections 1 and 2. [tokens, vocabulary] is never built for a whole sequence: rows go through the
-output heads in chunks, and because each gradient with respect to the student's logits is closed
+Paper sections 1 and 2. [tokens, vocabulary] is never built for a whole sequence: rows go through
+the output heads in chunks, and because each gradient with respect to the student's logits is closed
 and the head is frozen under LoRA, that of the hidden state is formed right there, in the forward
 pass: three projections (student, teacher, gradient) instead of five, and memory that does not
 depend on the number of tokens. With z the student's logits over the temperature, s = softmax(z), t

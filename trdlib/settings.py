@@ -194,7 +194,7 @@ class Evaluation(Section):
 
     @property
     def interval(self) -> dict:
-        """How intervals are made: the arguments of stats.bootstrap and stats.compare."""
+        """How intervals are made: the arguments of stats.bootstrap and compare.compare."""
         return {"resamples": self.resamples, "confidence": self.confidence}
 
 

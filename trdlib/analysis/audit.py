@@ -17,7 +17,7 @@ from scipy import optimize
 from scipy.stats import chi2, norm
 
 from trdlib import settings
-from trdlib.stats import MARK_LEVEL, holm
+from trdlib.analysis.compare import MARK_LEVEL, holm
 
 CODE_SIZES = {"humaneval_plus": 164, "mbpp_plus": 378}  # LiveCodeBench's is not in the files
 CELL = ["task", "student", "benchmark", "metric"]

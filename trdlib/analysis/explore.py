@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 
 from trdlib import distill, generate, jobs, models, prompts, store
-from trdlib.analysis.signals import hidden_at, mistakes, token_signals
+from trdlib.analysis.signals import hidden_at, mistakes, token_losses, token_signals
 from trdlib.divergence import logits_in_chunks
 from trdlib.refine import Pair, pairs, references
 from trdlib.rollout import grade
@@ -96,7 +96,7 @@ def score(loaded: Loaded, pair: Pair, *, trained: bool = False) -> dict:
     onsets = models.onset_ids(loaded.tokenizer, loaded.run.settings.onsets)
     values = token_signals(*said, targets, onsets=onsets, rights=torch.full_like(targets, -1))
     with _model(loaded, "student", trained):
-        values["divergence"] = distill.token_losses(loaded.distiller, [pair])[0]
+        values["divergence"] = token_losses(loaded.distiller, [pair])[0]
     return {"values": {name: _digits(values[name]) for name in SHOWN}, "top": top}
 
 

@@ -15,10 +15,11 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from trdlib import generate, jobs, models, stats, store, tasks
-from trdlib.analysis import signals
+from trdlib.analysis import compare, signals
+from trdlib.analysis.measure import correct_counts
 from trdlib.analysis.show import interval
 from trdlib.distill import distill
-from trdlib.evaluate import correct_counts, evaluate
+from trdlib.evaluate import evaluate
 from trdlib.refine import refine, solve
 from trdlib.rollout import pool, rollout
 from trdlib.run import Run
@@ -206,8 +207,8 @@ def _measure(cell: Cell) -> list[dict]:
 def survey(run: Run) -> pd.DataFrame:
     """Run every cell that is not there yet; the map, a row per cell and temperature. Fractions.
 
-    Columns: those of `_measure`, and each of `gaps` with the fields of `stats.Comparison`, adjusted
-    and marked: its cells at one temperature are one family.
+    Columns: those of `_measure`, and each of `gaps` with the fields of `compare.Comparison`,
+    adjusted and marked: its cells at one temperature are one family.
     """
     tasks.of(run).make_models(generate.decode, jobs.run_jobs, generate.batches)
     places, temperatures = cells(run), run.settings.evaluation.temperatures
@@ -220,7 +221,7 @@ def survey(run: Run) -> pd.DataFrame:
     for (gap, (ours, theirs)), temperature in itertools.product(compared, temperatures):
         here = [r for r in rows if r["temperature"] == temperature and ours in r["right"]]
         pairs = [(r["right"][ours], r["right"][theirs]) for r in here]
-        found = stats.family(pairs, **run.settings.evaluation.interval)
+        found = compare.family(pairs, **run.settings.evaluation.interval)
         for row, one in zip(here, found, strict=True):
             row |= {f"{gap}_{key}": value for key, value in one.items()}
     return pd.DataFrame(rows).drop(columns="right")

@@ -1,7 +1,7 @@
 """From metrics files to tables, and the README's headline. Notebook 7 writes the page.
 
 Differences are paired by problem. Each has two intervals (these models, new models) and belongs to
-a named family, the table in which it stands; a star is `stats.marked` within that. What has not
+a named family, the table in which it stands; a star is `compare.marked` within that. What has not
 been run is shown as missing.
 """
 
@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from trdlib import stats, store, tasks
+from trdlib import store, tasks
+from trdlib.analysis import compare
 from trdlib.analysis.show import DASH, MISSING, interval
 from trdlib.run import Run
 from trdlib.settings import REFERENCES, root
@@ -130,7 +131,7 @@ def differences(run: Run) -> pd.DataFrame:
             if found.get(ours) and found.get(theirs) and not extra:
                 key = (name, ours, against, theirs, *place)
                 pairs_of[key] = _paired(found[ours][place], found[theirs][place])
-        compared = stats.family(list(pairs_of.values()), **run.settings.evaluation.interval)
+        compared = compare.family(list(pairs_of.values()), **run.settings.evaluation.interval)
         for key, one in zip(pairs_of, compared, strict=True):
             shares = dict(zip(_SHARES, one.pop("shares"), strict=True))
             records.append(dict(zip(_PAIR, key, strict=True)) | one | shares)
@@ -187,11 +188,11 @@ def rule(found: pd.DataFrame) -> str:
     low, middle, high = (100 * seen["mde"].quantile([0, 0.5, 1])).round(1)
     return (
         "`*`: the interval for new models excludes zero, and so does the test behind it at "
-        f"{stats.MARK_LEVEL:.0%} after Holm's correction for the {len(seen)} comparisons of this "
-        f"table (marked: {seen['marked'].sum()}). With {stats.POWER:.0%} power a star would show a "
-        f"difference of {middle} points (median; {low} to {high}). The variance for new models is "
-        f"{shares[0]} base seeds, {shares[1]} problems, {shares[2]} the rest (samples, and how a "
-        "seed fares on a problem), on average."
+        f"{compare.MARK_LEVEL:.0%} after Holm's correction for the {len(seen)} comparisons of this "
+        f"table (marked: {seen['marked'].sum()}). With {compare.POWER:.0%} power a star would show "
+        f"a difference of {middle} points (median; {low} to {high}). The variance for new models "
+        f"is {shares[0]} base seeds, {shares[1]} problems, {shares[2]} the rest (samples, and how "
+        "a seed fares on a problem), on average."
     )
 
 

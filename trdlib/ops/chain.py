@@ -5,8 +5,8 @@ from pathlib import Path
 import pandas as pd
 
 from trdlib import store
+from trdlib.analysis.measure import correct_counts
 from trdlib.analysis.signals import cut
-from trdlib.evaluate import correct_counts
 from trdlib.refine import refine, solve
 from trdlib.rollout import answers, rollout
 from trdlib.run import Run

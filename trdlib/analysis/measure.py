@@ -1,0 +1,69 @@
+"""The metrics that tables are made from, counted in the samples of an evaluation.
+
+They are those of stats.py. What cannot be measured raises: no metric defaults to zero.
+"""
+
+import numpy as np
+import pandas as pd
+
+from trdlib import stats, store
+from trdlib.run import Run
+from trdlib.stats import avg_at_k, pass_at_k
+
+
+def correct_counts(samples: pd.DataFrame) -> tuple[np.ndarray, int]:
+    """-> how many samples of each problem are right, (seeds, problems), and the samples each."""
+    grouped = samples.groupby(["seed", "id"], sort=True)["correct"]
+    sizes = grouped.size()
+    if sizes.nunique() != 1:
+        raise ValueError("every problem must have the same number of samples")
+    return grouped.sum().unstack("id").to_numpy(), int(sizes.iloc[0])
+
+
+def _metrics(samples: pd.DataFrame, problems: pd.DataFrame, run: Run) -> dict:
+    """One benchmark: avg@k, pass@k, n, k, intervals, lengths. Plain JSON.
+
+    `correct` keeps the right samples per seed and problem (problems sorted by id), from which
+    tables and comparisons are made without the generations.
+    """
+
+    def estimate(values: np.ndarray) -> dict:  # the last digits of an interval differ by machine
+        found = stats.accuracy(values, **run.settings.evaluation.interval)._asdict()
+        return {name: round(value, 6) for name, value in found.items()}
+
+    right, k = correct_counts(samples)
+    passed = np.vectorize(lambda c: pass_at_k(k, int(c), k))(right)
+    return {
+        "k": k,
+        "n": right.shape[1],
+        "seeds": sorted(run.settings.seeds),
+        "problems": store.content_hash(problems["problem"].tolist()),
+        "avg_at_k": estimate(right / k),
+        "pass_at_k": estimate(passed),
+        "avg_at_k_by_seed": [avg_at_k(row / k) for row in right],
+        "pass_at_k_by_seed": [float(row.mean()) for row in passed],
+        "mean_tokens": float(samples["n_tokens"].mean()),
+        "unfinished": float((~samples["finished"]).mean()),
+        "correct": right.tolist(),
+    }
+
+
+def measure(
+    runs: list[Run], sets: dict[str, pd.DataFrame], samples: list[dict], choices: list[dict | None]
+) -> list[dict]:
+    """The metrics of each run from its samples (see `evaluate`), written to its metrics file:
+    {"benchmarks": {temperature: {benchmark: ...}}}.
+
+    choices: how each was trained (distill.Trained.choice), None for the rows that are not.
+    """
+    found = []
+    for run, at, choice in zip(runs, samples, choices, strict=True):
+        metrics = {"run": {"scale": run.scale, "mode": run.mode, "method": run.method}}
+        metrics["benchmarks"] = {
+            f"{temperature:g}": {name: _metrics(t, sets[name], run) for name, t in tables.items()}
+            for temperature, tables in at.items()
+        }
+        metrics |= {"training": choice} if choice else {}
+        store.write_json(run.metrics, metrics)
+        found.append(metrics)
+    return found
