@@ -33,7 +33,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
 
-from trdlib import distill, jobs, rollout, store
+from trdlib import jobs, store
 from trdlib.analysis import show, tables
 from trdlib.ops import notebooks
 from trdlib.run import get_runs
@@ -226,17 +226,11 @@ for run in runs:
 # rate; the methods of one round, on all rows. TRD pays for a rewrite of every attempt; where the
 # rewrites are shorter than the attempts, training is cheaper. Columns: generated (tokens sampled
 # for the trajectories, y_o and y_r for trd), mean_length of the trajectory, trained (response
-# tokens), student_tokens and teacher_tokens (through the models, prompts included). Core-seconds of
-# model compute and MiB of one process are of the runs that made them on this machine: they are
-# shown here and not kept. What is not noted is missing.
+# tokens), student_tokens and teacher_tokens (through the models, prompts included). What is not
+# noted is missing.
 
 
 # %%
-def noted(logs, key):
-    """What each log says of it; NaN where there is no log."""
-    return [store.read_json(log)[key] if log.is_file() else np.nan for log in logs]
-
-
 def cost(run):
     """A row for each method."""
     needs = {"y_o": ["y_o"], "y_r": ["y_o", "y_r"], "y_t": ["y_t"], "y_star": []}
@@ -248,30 +242,23 @@ def cost(run):
         if one.recipe.is_variant:
             continue
         texts, was_run = needs[one.recipe.trajectory.removesuffix("_cut")], one.choice.is_file()
-        rate = store.read_json(one.choice)["chosen"] if was_run else np.nan  # of it there is no log
-        sampling = [rollout.cost_file(files[text]) for text in texts]
-        training = [distill.cost_file(one, seed, rate) for seed in run.settings.seeds]
-        rows.append(
-            {
-                "method": one.method,
-                "run": was_run,
-                "generated": sum(np.sum(lengths[text]) for text in texts),
-                "mean_length": np.mean(lengths[texts[-1]]) if texts else np.nan,
-                "trained": sum(noted(training, "response_tokens")),
-                "student_tokens": sum(noted(training, "student_tokens")),
-                "teacher_tokens": sum(noted(training, "teacher_tokens")),
-                "generation_seconds": sum(noted(sampling, "core_seconds")),
-                "training_seconds": sum(noted(training, "core_seconds")),
-                "peak_mib": max(noted(training, "peak_mib")),
-            }
-        )
+        logs = [one.adapter(seed) / "run.json" for seed in run.settings.seeds]
+        row = {
+            "method": one.method,
+            "run": was_run,
+            "generated": sum(np.sum(lengths[text]) for text in texts),
+            "mean_length": np.mean(lengths[texts[-1]]) if texts else np.nan,
+        }
+        for who in ("response", "student", "teacher"):
+            name = "trained" if who == "response" else f"{who}_tokens"
+            row[name] = sum(store.read_json(p, {}).get(f"{who}_tokens", np.nan) for p in logs)
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
 for run in runs:
     costs, path = cost(run), tables.paths(run)["cost_csv"]
-    kept = costs.drop(columns=["generation_seconds", "training_seconds", "peak_mib"])
-    written.append(store.write_text(path, kept.to_csv(index=False, lineterminator="\n")))
+    written.append(store.write_text(path, costs.to_csv(index=False, lineterminator="\n")))
     display(Markdown(f"**{run.mode.upper()}**"))
     display(costs.set_index("method").drop(columns="run").round(1))
 

@@ -11,7 +11,7 @@ import torch
 from conftest import REPOSITORY
 from transformers import TrainerCallback
 
-from trdlib import distill, engines, evaluate, generate, models, settings, store, tasks
+from trdlib import distill, engines, evaluate, generate, models, settings, tasks
 from trdlib.ops.chain import sampled
 from trdlib.run import Run, get_run
 
@@ -206,8 +206,6 @@ def test_the_pipeline(project, words, mode):
     assert len(tables[mode]["y_r"]) == len(tables[mode]["y_o"])
     (answers,) = evaluate.evaluate([run], task, sets, [adapters])
     assert set(answers) == set(sets) - {"train", "validation"}
-    for seed in run.settings.seeds:
-        assert store.read_json(distill.cost_file(run, seed, run.rates[0]))["peak_mib"] > 0
 
 
 APART = """

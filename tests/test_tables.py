@@ -13,7 +13,7 @@ from conftest import REPOSITORY
 from statsmodels.stats.multitest import multipletests
 from test_audit import defined
 
-from trdlib import distill, rollout, store, tasks
+from trdlib import store, tasks
 from trdlib.analysis import compare, measure, show, tables
 from trdlib.run import get_run
 from trdlib.settings import load
@@ -334,15 +334,13 @@ def test_every_method_has_a_look_of_its_own():
 
 
 def test_the_notebook_draws_the_figures_and_counts_the_cost(filled):
-    """Cost by hand, from the lengths of the texts and the logs of sampling and training."""
+    """Cost by hand, from the lengths of the texts and what each adapter's run.json says."""
     lengths = {filled.attempts: [3, 5], filled.rewrites("y_r"): [2, 4, 6]}
-    for (path, n_tokens), seconds in zip(lengths.items(), (1.5, 2.0), strict=True):
+    for path, n_tokens in lengths.items():
         store.save(pd.DataFrame({"n_tokens": n_tokens}), path)
-        store.write_json(rollout.cost_file(path), {"core_seconds": seconds})
     for seed in filled.settings.seeds:
         log = {"response_tokens": 12, "student_tokens": 20, "teacher_tokens": 30}
-        log |= {"core_seconds": 0.5, "peak_mib": 100 + seed}
-        store.write_json(distill.cost_file(filled, seed, 0.002), log)
+        store.write_json(filled.adapter(seed) / "run.json", log)
     notebook = REPOSITORY / "notebooks" / "7_tables.ipynb"
     papermill.execute_notebook(str(notebook), "out.ipynb", progress_bar=False)
     paths, seeds = tables.paths(filled), filled.settings.seeds

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from trdlib import store
 from trdlib.settings import SettingsError, root
 
-_compute = {"seconds": 0.0}  # of this process and its finished jobs
+compute = {"seconds": 0.0}  # of this process and its finished jobs
 
 
 @contextlib.contextmanager
@@ -34,12 +34,12 @@ def model_compute(clock=time.process_time):
     try:
         yield
     finally:
-        _compute["seconds"] += clock() - started
+        compute["seconds"] += clock() - started
 
 
 def write_timing(stage: str, workers: int = 1) -> None:
     """Note the model compute of a stage so far, for the closing report."""
-    spent, path = _compute["seconds"], root() / "runs" / "timings" / f"{stage}.json"
+    spent, path = compute["seconds"], root() / "runs" / "timings" / f"{stage}.json"
     print(f"model compute: {spent:.1f} core-seconds", file=sys.stderr)
     store.write_json(path, {"core_seconds": spent, "workers": workers})
 
@@ -51,7 +51,7 @@ def progress(label: str, iterable=None, **how):
 
 
 def _start_worker() -> None:
-    _compute["seconds"] = 0.0
+    compute["seconds"] = 0.0
     gc.freeze()  # the Trainer collects garbage; what was inherited is none
     parent = multiprocessing.parent_process()
 
@@ -63,8 +63,8 @@ def _start_worker() -> None:
 
 
 def _timed(function, job):
-    before = _compute["seconds"]
-    return function(*job), _compute["seconds"] - before
+    before = compute["seconds"]
+    return function(*job), compute["seconds"] - before
 
 
 def _holds_gpu() -> bool:
@@ -155,5 +155,5 @@ def run_jobs(function, jobs: list[tuple], *, workers: float = 1, label: str = ""
     results: list = [None] * len(jobs)
     for number, done in tqdm((_by_ray if ray else _here)(function, jobs, workers), **bar):
         results[number], seconds = done
-        _compute["seconds"] += seconds
+        compute["seconds"] += seconds
     return results

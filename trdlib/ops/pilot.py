@@ -52,9 +52,9 @@ def _sampled(run: Run, request, sampling, path: Path) -> tuple[list[str], dict]:
     from trdlib import rollout
 
     known, sampling = not Path(f"{path}.parts").exists(), sampling.model_copy(update={"samples": 1})
-    with jobs.metered() as cost:
-        table = rollout.table(run, tasks.of(run), path, request, sampling)
-    text, seconds = table["text"], cost["core_seconds"]
+    before = jobs.compute["seconds"]
+    table = rollout.table(run, tasks.of(run), path, request, sampling)
+    text, seconds = table["text"], jobs.compute["seconds"] - before
     if run.settings.models.engine == "transformers" and not torch.cuda.is_available():
         seconds /= torch.get_num_threads()
     means = pd.DataFrame({
