@@ -13,9 +13,7 @@ from trdlib.tasks.language import RIGHT, WRITTEN, Habits, Piece, recipe
 
 LABELS = "opqrstuvwxyz"  # of the lines
 _MODULUS, _OPS = 7, {"+": operator.add, "-": operator.sub, "*": operator.mul}
-
 LENGTHS, EASY_LENGTHS, EARLY, VARIED, MIXTURES, HABITS, ATTEMPT, ATTEMPTS = recipe("chain")
-
 _HELD = WRITTEN["chain_beliefs"].split()  # what the student wrongly holds for (op, value, operand)
 FALSE_BELIEFS = {(op, int(a), int(b)): int(result) for a, op, b, _, result in _HELD}
 

@@ -17,7 +17,6 @@ import reprlib
 import sys
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
-from decimal import Decimal
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -218,7 +217,7 @@ def _plain(value, where: str):
 def text(value) -> str:
     """What stands in a file, as text: text, or a number as Python writes it; "" for nothing (null
     and NaN). ValueError for anything else, and for what no text holds."""
-    if isinstance(value, numbers.Real | Decimal) and not isinstance(value, bool):
+    if isinstance(value, numbers.Number) and not isinstance(value, bool):
         if abs(value) == float("inf"):
             raise ValueError("infinity is no answer")
         value = "" if value != value else str(value)

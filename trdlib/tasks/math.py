@@ -23,7 +23,6 @@ from trdlib.tasks.hub import check, files, notes, sizes  # noqa: F401 - of every
 
 SECONDS = 5  # of CPU time for one answer; three times that when it is tried again, alone
 LONGEST = 2_000  # characters; what is longer is no final answer, and would cost time to read
-
 _WRITTEN = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
 _UNITS = {name: names.split()[0] for names in _WRITTEN["units"] for name in names.split()}
 

@@ -183,7 +183,6 @@ def save_model(folder: Path, model, tokenizer, note: str, about: dict) -> None:
 
 
 def _make(task, stage: str, seed: int, decode, batches) -> None:
-    """One model: rounds of its stage until the thresholds hold, or RuntimeError."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging

@@ -15,7 +15,6 @@ _TURNS = {"<": 1, "^": 2, ">": 4, "/": 7}
 TURN_OF = dict(zip(LETTERS, WRITTEN["turns"], strict=True))  # the hidden table
 KNOWN = {c for i, c in enumerate(LETTERS) if i % _ZONE_SIZE < _ZONE_SIZE // 2}  # to the student
 _SURE = 0.95  # how often the student is right on a letter it knows
-
 LENGTHS, EASY_LENGTHS, EARLY, VARIED, MIXTURES, HABITS, ATTEMPT, ATTEMPTS = recipe("trail")
 
 
