@@ -88,8 +88,7 @@ class Task:
             return sets.save(sets.draw(self.data, self.module), self.run.data)
 
     def problem(self, text: str, answer: str = "", solution: str = "") -> dict[str, str]:
-        """The row of a problem that a person typed, with answer and solution where they do not
-        follow from it ("": nobody knows). SettingsError says why it cannot be asked."""
+        """The row of a problem that a person typed; SettingsError says why it cannot be asked."""
         solve = getattr(self.module, "problem", lambda text: (text.strip(), answer, solution))
         row = dict(zip(sets.COLUMNS, ("typed", "typed", *solve(text)), strict=True))
         if not row["problem"]:

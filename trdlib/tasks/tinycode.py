@@ -101,9 +101,8 @@ def problem(text: str) -> tuple[str, str, str]:
     clauses = parse(text := " ".join(text.split()))
     known = all(op in WAYS and (op in _COUNTED) == (k is not None) for op, k in clauses)
     if not known or len(clauses) > len(LABELS) or write_problem(clauses) != text:
-        how = f"as in f(x): a add 3; b reverse; there are {', '.join(WAYS)}"
-        no = f"the tiny language has no {text[:40]!r}"
-        raise SettingsError(f"{no}: write clauses a, b, c, ..., {how}")
+        how = f"write clauses a, b, c, ..., as in f(x): a add 3; there are {', '.join(WAYS)}"
+        raise SettingsError(f"the tiny language has no {text[:40]!r}: {how}")
     return solved(text)
 
 
