@@ -179,7 +179,6 @@ def test_a_set_has_the_one_schema():
         (frame.drop(columns="id"), "a: 2 rows of .* not of"),
         (frame.iloc[:0], "a: 0 rows"),
         (frame.assign(answer=["1", " "]), "a: row 1 has no answer"),
-        (frame.assign(id="a-0"), "a: the id 'a-0' stands twice"),
     ):
         with pytest.raises(ValueError, match=words):
             sets.check({"a": bad})

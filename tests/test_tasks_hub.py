@@ -398,6 +398,33 @@ def test_files_that_cannot_be_read(mine, content, kind, words):
     assert "correct it, or fetch it again" in message and "\n" not in message
 
 
+TWICE = '{"problem": "p", "answer": "5", "answer": "6"}'
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "words"),
+    [
+        (f"{json.dumps(ROW)}\n{TWICE}", "jsonl", "row 1: the column 'answer' stands twice"),
+        (f"[{json.dumps(ROW)}, {TWICE}]", "json", "row 1: the column 'answer' stands twice"),
+        ('{"problem": {"a": 1, "b": [{"c": 1, "c": 1}]}}', "jsonl", "row 0: the column 'c' stands"),
+    ],
+)
+def test_a_column_that_stands_twice_is_refused(mine, content, kind, words):
+    """Python's reader takes the last one."""
+    with pytest.raises(SettingsError, match=rf"^own.{kind} is not a valid .*{words}"):
+        mine(content, kind)
+
+
+def test_a_column_that_stands_twice_in_a_table(mine, tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.table([["p"], ["5"], ["6"]], names=["problem", "answer", "answer"])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(SettingsError, match=r"\(the column 'answer' stands twice\): correct it"):
+        mine((tmp_path / "a.parquet").read_bytes(), "parquet")
+
+
 def test_ids_and_columns(mine, tmp_path):
     how = {"columns": {"id": "name"}}
     named, without = json.dumps({**ROW, "name": "x"}), json.dumps(ROW)

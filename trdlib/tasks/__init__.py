@@ -25,7 +25,6 @@ TASKS = ("modular", "tinycode", "story", "math", "code")
 
 @functools.cache
 def _own(name: str, source: str) -> ModuleType:
-    """A file of one's own as a module like ours."""
     module = sys.modules[name] = ModuleType(name)
     exec(compile(source, name, "exec"), module.__dict__)
     if not callable(getattr(module, "draw", None)):
@@ -66,8 +65,7 @@ class Task:
         # (problem, tokens of a response) -> a Departure or None; None here: nobody can tell
         self.first_wrong = getattr(self.module, "first_wrong", None)
         if run.mode != "none" and run.recipe.trajectory == "y_o_cut" and not self.first_wrong:
-            why = "the trajectory y_o_cut is not possible"
-            raise SettingsError(f"the task {self.name} does not know the first wrong step: {why}")
+            raise SettingsError(f"task {self.name} does not know the first wrong step: no y_o_cut")
 
     def __reduce__(self):
         return of, (self.run,)
@@ -90,8 +88,7 @@ class Task:
             return sets.save(sets.draw(self.data, self.module), self.run.data)
 
     def problem(self, text: str, answer: str = "", solution: str = "") -> dict[str, str]:
-        """The row of a problem that a person typed, with answer and solution where they do not
-        follow from it ("": nobody knows). SettingsError says why it cannot be asked."""
+        """The row of a problem that a person typed; SettingsError says why it cannot be asked."""
         solve = getattr(self.module, "problem", lambda text: (text.strip(), answer, solution))
         row = dict(zip(sets.COLUMNS, ("typed", "typed", *solve(text)), strict=True))
         if not row["problem"]:

@@ -1,8 +1,7 @@
 r"""Two answers as mathematics: read whole or not at all, and compared exactly.
 
-The grammar, and the comparison of sets, intervals and relations, are Math-Verify's. Numbers and
-formulas are compared here: nothing is rounded, formulas are equal if they are at points of both
-signs, and a number too long to write, like `10^{10^9}`, is a letter of its own.
+The grammar, and the comparison of sets and intervals, are Math-Verify's. Here nothing is rounded,
+formulas are equal if they are at points of both signs, and `10^{10^9}` is a letter of its own.
 """
 
 import random

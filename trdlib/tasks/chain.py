@@ -1,7 +1,6 @@
-"""`Compute:6o-6p-0`: a left-to-right chain of + - * modulo 7, solved line by line.
-
-Start at 6; line o subtracts 6, line p subtracts 0. Local: after a wrong line, the next line is
-still a valid lesson. The student holds systematic false beliefs (a quarter of the facts).
+"""`Compute:6o-6p-0`: a left-to-right chain of + - * modulo 7, solved line by line (start at 6; line
+o subtracts 6, line p 0). Local: after a wrong line, the next line is still a valid lesson. The
+student holds systematic false beliefs (a quarter of the facts).
 """
 
 import operator
@@ -13,9 +12,7 @@ from trdlib.tasks.language import RIGHT, WRITTEN, Habits, Piece, recipe
 
 LABELS = "opqrstuvwxyz"  # of the lines
 _MODULUS, _OPS = 7, {"+": operator.add, "-": operator.sub, "*": operator.mul}
-
 LENGTHS, EASY_LENGTHS, EARLY, VARIED, MIXTURES, HABITS, ATTEMPT, ATTEMPTS = recipe("chain")
-
 _HELD = WRITTEN["chain_beliefs"].split()  # what the student wrongly holds for (op, value, operand)
 FALSE_BELIEFS = {(op, int(a), int(b)): int(result) for a, op, b, _, result in _HELD}
 

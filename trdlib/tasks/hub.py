@@ -17,7 +17,6 @@ import reprlib
 import sys
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
-from decimal import Decimal
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -216,9 +215,8 @@ def _plain(value, where: str):
 
 
 def text(value) -> str:
-    """What stands in a file, as text: text, or a number as Python writes it; "" for nothing (null
-    and NaN). ValueError for anything else, and for what no text holds."""
-    if isinstance(value, numbers.Real | Decimal) and not isinstance(value, bool):
+    """Text, or a number as Python writes it; "" for null and NaN; ValueError for anything else."""
+    if isinstance(value, numbers.Number) and not isinstance(value, bool):
         if abs(value) == float("inf"):
             raise ValueError("infinity is no answer")
         value = "" if value != value else str(value)
@@ -252,8 +250,8 @@ def records(one: HubSet, rows: Iterable[dict], answer_of: Callable) -> Iterator[
 
 
 def load(one: HubSet, root: str | None, read_rows: Callable) -> tuple[pd.DataFrame, dict]:
-    """One set in the schema, and what the report says of it. read_rows(set, rows of its files,
-    left_out) yields rows of the schema; it may count in left_out why it leaves out some."""
+    """One set, and what the report says of it. read_rows(set, rows of its files, left_out) yields
+    rows of the schema; it may count in left_out why it leaves out some."""
     sizes, hashes, left_out, first = [], [], {}, one.sources[0]
 
     def rows():
@@ -334,8 +332,7 @@ def notes(run) -> dict[str, dict]:
 
 
 def prepare(run, made_by: list, read_rows: Callable, fits=None) -> dict[str, pd.DataFrame]:
-    """The problem sets of a run: read, or made, with REPORT, unless they were made by the same
-    settings, files and made_by. read_rows, fits: as of problem_sets."""
+    """All sets of a run, and REPORT: kept if settings, files and made_by are, see problem_sets."""
     found, folder = section(run.settings, run.scale), run.data
     sources = [one.sources for one in found.sets.values()]
     stamp = store.content_hash(found.model_dump(exclude={"root"}), sources, files(run), made_by)

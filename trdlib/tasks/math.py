@@ -23,7 +23,6 @@ from trdlib.tasks.hub import check, files, notes, sizes  # noqa: F401 - of every
 
 SECONDS = 5  # of CPU time for one answer; three times that when it is tried again, alone
 LONGEST = 2_000  # characters; what is longer is no final answer, and would cost time to read
-
 _WRITTEN = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
 _UNITS = {name: names.split()[0] for names in _WRITTEN["units"] for name in names.split()}
 
@@ -47,8 +46,7 @@ def after_thinking(response: str) -> str | None:
 
 
 def boxed(text: str) -> str | None:
-    """The content of the `\\boxed{...}` that starts last (braces balanced, `\\{` is none); None
-    if there is none or it does not close."""
+    """The content of the `\\boxed{...}` that starts last; None if it does not close, or is none."""
     _, *boxes = re.split(r"\\boxed\s*(?:\{|$)", text)
     last, depth = boxes[-1] if boxes else "", 1
     for brace in re.finditer(r"\\.|[{}]", last, re.DOTALL):
@@ -107,8 +105,7 @@ def _parts(text: str) -> tuple[str, str, set[str]]:
 
 
 def _judge(given: str, answer: str, seconds: float) -> bool:
-    """A verdict, or this process ends after so much CPU time: no signal handler stops an operation
-    on huge integers, and time on the wall depends on who else is running."""
+    """A verdict, or this process ends after so much CPU time: no handler stops huge integers."""
     from trdlib.tasks import algebra
 
     signal.setitimer(signal.ITIMER_PROF, seconds)
@@ -151,8 +148,7 @@ def _by_algebra(questions: list[tuple[str, str]]) -> dict[tuple[str, str], bool 
 
 
 def grade(run, pairs: Iterable[tuple[str, dict]]) -> list[bool]:
-    """One verdict per (response, row of the problem set), in order. Equal answers are read once.
-    A warning names what could not be decided, and so counts as wrong."""
+    """One verdict per (response, row); a warning names what is undecided and counts as wrong."""
     asked = []
     for response, row in pairs:
         given = boxed(after_thinking(response) or "") or ""

@@ -12,7 +12,6 @@ from trdlib.tasks.sets import ProblemSet
 KINDS = {"chain": chain, "trail": trail}
 # Of a problem set: the share of trails with the flag `=`, and of letters new to the student.
 OPTIONS = {"chain": {}, "trail": {"local_share": 0.0, "unknown": 0.5}}
-
 build_tokenizer = functools.partial(language.word_tokenizer, "modular")
 
 

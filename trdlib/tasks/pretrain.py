@@ -71,12 +71,11 @@ def example(rng, tokenizer, language, of: str, mixture: dict[str, float], proble
 
 
 def stage_batch(rng, tokenizer, language, stage: str, progress: float, tokens: int):
-    """The examples of a step, `progress` (0 to 1) into the stage, each kind its share of tokens.
-    The foundation starts on short problems, then all lengths, without references or attempts."""
+    """The examples of a step, `progress` (0 to 1) into the stage, each kind its share of tokens."""
     examples = []
     for of, writer in language.KINDS.items():
         lengths, mixture, count = writer.LENGTHS, writer.MIXTURES[stage], 0
-        if stage == "foundation" and progress < 0.4:
+        if stage == "foundation" and progress < 0.4:  # no references yet, and shorter ones first
             lengths = writer.EASY_LENGTHS if progress < 0.18 else range(1, max(lengths) + 1)
             mixture = {writer.EARLY: 1.0}
         while count < tokens / len(language.KINDS):
@@ -100,8 +99,7 @@ def build_model(tokenizer, shape: dict[str, int], seed: int):
 
 
 def train_stage(task, model, tokenizer, stage: str, seed: int) -> list[float]:
-    """One round of a stage -> the loss of each step. Muon on matrices (AdamW alone needs several
-    times as long), many small batches (better than few large ones: measured)."""
+    """One round of a stage -> the loss of each step. (AdamW alone needs several times as long.)"""
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
@@ -183,7 +181,6 @@ def save_model(folder: Path, model, tokenizer, note: str, about: dict) -> None:
 
 
 def _make(task, stage: str, seed: int, decode, batches) -> None:
-    """One model: rounds of its stage until the thresholds hold, or RuntimeError."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -209,8 +206,7 @@ def _make(task, stage: str, seed: int, decode, batches) -> None:
 
 
 def pretrain(task, decode, batches, run_jobs) -> None:
-    """Student and teacher of every base seed, the same bytes on one machine; those of the same
-    recipe are kept, so a killed call goes on with the next one."""
+    """Student and teacher of every base seed; those of the same recipe are kept."""
     every = [(role, seed) for role in ("teacher", "student") for seed in task.run.settings.seeds]
     then = [one for one in every if not is_pretrained(task, *one)]
     for models in dict.fromkeys(("foundation", seed) for _, seed in then), then:

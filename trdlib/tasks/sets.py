@@ -65,15 +65,12 @@ def section(kind: type[Section], raw: dict[str, Any] | None, where: str, context
 def check(sets: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     """The sets, if all are valid and no problem stands twice, in two or in one; else ValueError."""
     for name, frame in sets.items():
-        if list(frame.columns) != COLUMNS or frame.empty:
-            rows = f"{name}: {len(frame)} rows of {list(frame.columns)}, not of {COLUMNS}"
-            raise ValueError(rows)
+        if [*frame] != COLUMNS or frame.empty:
+            raise ValueError(f"{name}: {len(frame)} rows of {[*frame]}, not of {COLUMNS}")
         for column in COLUMNS[:4]:
             bad = frame[column].map(lambda v: not isinstance(v, str) or not v.strip())
             if bad.any():
                 raise ValueError(f"{name}: row {int(bad.idxmax())} has no {column}")
-        if len(twice := frame["id"][frame["id"].duplicated()]):
-            raise ValueError(f"{name}: the id {twice.iloc[0]!r} stands twice")
     everything = pd.concat(sets)
     same = everything[everything["problem"].duplicated(keep=False)]
     if len(same):

@@ -18,7 +18,6 @@ from trdlib.tasks import pretrain
 
 OPTIONS = {"story": {}}
 NOTE = "packaged.json"  # in the model's folder: where its weights are from
-
 _NAMES = ("Tom", "Anna", "Ben", "Lily", "Sam", "Mia", "Max", "Eva")
 _THINGS = ("apples", "marbles", "books", "stickers", "coins", "pencils", "stamps", "cards")
 _GETS, _LOSES = ("gets", "finds", "buys", "wins"), ("loses", "sells", "breaks", "gives away")

@@ -31,7 +31,6 @@ SECONDS, MEMORY = 4, 256  # of CPU time for all INPUTS (a right program takes 0.
 BATCH = 64  # programs of harmless words that share a process
 KINDS, OPTIONS = {"code": sys.modules[__name__]}, {"code": {}}
 LENGTHS, EASY_LENGTHS, EARLY, VARIED, MIXTURES, HABITS, ATTEMPT, ATTEMPTS = language.recipe("code")
-
 _ROWS = language.WRITTEN["clauses"].items()
 WAYS = {op: [re.findall("[SK]|[^SK|]+", way) for way in ways] for op, ways in _ROWS}
 _COUNTED = {op for op, (own, _) in WAYS.items() if "K" in own}  # those with an operand
@@ -40,7 +39,6 @@ _MEANING = {op: eval(f"lambda S, K: {''.join(own)}") for op, (own, _) in WAYS.it
 INPUTS = language.WRITTEN["inputs"]
 build_tokenizer = functools.partial(language.word_tokenizer, "code")
 Clause = tuple[str, int | None]  # operation, operand
-
 # What shares a process: no dot, no quote, and no names but the language's own, so that no program
 # reaches another, or stops what runs it otherwise than by taking too much.
 _NAME, _OTHER = re.compile(r"[^\W\d]\w*"), re.compile(r"[^\w\s\[\]():,+*%<>=!#-]")
@@ -66,8 +64,7 @@ def parse(problem: str) -> list[Clause]:
     return [(op, int(k) if k else None) for op, k in found]
 
 
-# What the student takes a clause for.
-FALSE_BELIEFS: dict[Clause, Clause] = dict(map(parse, language.WRITTEN["code_beliefs"]))
+FALSE_BELIEFS = dict(map(parse, language.WRITTEN["code_beliefs"]))  # of the student
 
 
 def random_problem(rng: random.Random, steps: int) -> str:
@@ -91,8 +88,7 @@ def row(rng: random.Random, part: ProblemSet, split: str) -> tuple[str, str, str
     """A problem of a set that INPUTS test: each clause counts, some is left, nothing is large."""
     steps = rng.choice(part.steps)
     while True:
-        problem = language.draw(rng, KINDS["code"], steps, split)
-        clauses = parse(problem)
+        clauses = parse(problem := language.draw(rng, KINDS["code"], steps, split))
         right = outputs(clauses)
         if sum(len(xs) >= 2 for xs in right) < 4 or any(abs(v) > 1000 for xs in right for v in xs):
             continue
@@ -102,13 +98,11 @@ def row(rng: random.Random, part: ProblemSet, split: str) -> tuple[str, str, str
 
 def problem(text: str) -> tuple[str, str, str]:
     """A problem that a person typed, its answer and its solution; SettingsError if it is none."""
-    text = " ".join(text.split())
-    clauses = parse(text)
+    clauses = parse(text := " ".join(text.split()))
     known = all(op in WAYS and (op in _COUNTED) == (k is not None) for op, k in clauses)
     if not known or len(clauses) > len(LABELS) or write_problem(clauses) != text:
-        how = f"as in f(x): a add 3; b reverse; there are {', '.join(WAYS)}"
-        no = f"the tiny language has no {text[:40]!r}"
-        raise SettingsError(f"{no}: write clauses a, b, c, ..., {how}")
+        how = f"write clauses a, b, c, ..., as in f(x): a add 3; there are {', '.join(WAYS)}"
+        raise SettingsError(f"the tiny language has no {text[:40]!r}: {how}")
     return solved(text)
 
 
@@ -140,7 +134,6 @@ def write(rng: random.Random, problem: str, habits: Habits = RIGHT) -> list[Piec
         return (start + label, "".join(side), ""), state
 
     def mistaken(step: int):
-        """Another clause, at random: its operand, or all of it."""
         other = clause = clauses[step]
         while other == clause:
             if clause[1] is not None and rng.random() < 0.4:
@@ -213,4 +206,4 @@ def grade(run, pairs: list[tuple[str, dict]]) -> list[bool]:
 
 
 def grader(run=None) -> str:
-    return store.code_hash(jail, sandbox, sys.modules[__name__])
+    return store.content_hash(INPUTS, store.code_hash(jail, sandbox, sys.modules[__name__]))

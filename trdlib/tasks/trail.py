@@ -1,8 +1,7 @@
 """`Route#AIqyG`: a flag, then one letter per step; a hidden table gives each letter one of four
-turns, and a running sum modulo 10 follows. The student knows half the letters.
-
-Not local with the flag `#`: after a wrong turn the walker is lost, later turns are random, and the
-rest of the rollout teaches nothing. That is prefix failure. With the flag `=` the table holds on.
+turns, and a running sum modulo 10 follows. The student knows half the letters. Not local with the
+flag `#`: after a wrong turn the walker is lost, later turns are random, and the rest of the rollout
+teaches nothing. That is prefix failure. With the flag `=` the table holds on.
 """
 
 import random
@@ -15,7 +14,6 @@ _TURNS = {"<": 1, "^": 2, ">": 4, "/": 7}
 TURN_OF = dict(zip(LETTERS, WRITTEN["turns"], strict=True))  # the hidden table
 KNOWN = {c for i, c in enumerate(LETTERS) if i % _ZONE_SIZE < _ZONE_SIZE // 2}  # to the student
 _SURE = 0.95  # how often the student is right on a letter it knows
-
 LENGTHS, EASY_LENGTHS, EARLY, VARIED, MIXTURES, HABITS, ATTEMPT, ATTEMPTS = recipe("trail")
 
 
@@ -32,10 +30,9 @@ def random_problem(rng: random.Random, steps: int, *, flag: str = "#", unknown: 
 
 
 def write(rng: random.Random, problem: str, habits: Habits = RIGHT) -> list[Piece]:
-    """A walk. Who believes guesses the letters that the student does not know, who rechecks takes a
-    blind step back now and then (at most twice). Who slipped notices with probability correct_slip
-    at each line start: an onset word, the first wrong step again and right, and on from there. Till
-    then a `#` trail is lost (its turns are random), a `=` trail goes on by the table."""
+    """A walk. Who believes guesses letters unknown to the student, who rechecks steps back blindly
+    (at most twice). Who slipped notices with probability correct_slip at each line start: an onset
+    word, the first wrong step again and right, and on. Till then a `#` trail turns at random."""
     flag, letters = problem[5], problem[6:]
     pieces, totals = [], [0]  # totals: the sum before each step so far, and after the last
     slip, backs, wrong = habits.slip, 0, None  # wrong: the first wrong step
