@@ -470,6 +470,18 @@ def test_right_programs_pass(pair):
     assert sandbox.check(*pair.split("\n>>\n"), seconds=5) == (True, "")
 
 
+@pytest.mark.parametrize(
+    ("program", "tests"),
+    [("def f(x): x.append(1)", "x = []\nf(x)\nassert x == [1]"),
+     ("class A: pass\ndef f(): return A()", "assert type(f()) is A"),
+     ("class A:\n    def __mul__(self, n): return n\ndef f(): return A()", "assert f() * 2 == 2"),
+     ("class A:\n    def do(self, g): return g(1)", "assert A().do(lambda x: x) == 1")],
+)  # fmt: skip
+def test_right_programs_that_tests_cannot_judge(program, tests):
+    """The third and fourth point of the list in docs/sandbox.md: no longer so, no longer there."""
+    assert not sandbox.check(program, tests).passed
+
+
 def test_a_script_reads_and_prints():
     out = sandbox.run(
         "import sys\nn = int(input())\nprint(sum(map(int, sys.stdin)), n)", "2\n3\n4\n"
