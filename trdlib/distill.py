@@ -90,17 +90,9 @@ class Distiller(torch.nn.Module):
             teacher_hidden = models.hidden_states(teacher, input_ids=teacher_ids)[:, :-1]
         teacher_hidden = teacher_hidden[teacher_labels[:, 1:] != -100]
         teacher_head = models.head(teacher, self.vocabulary)
-        losses = token_divergence(
-            hidden,
-            student_head,
-            teacher_hidden,
-            teacher_head,
-            kind=self.recipe.divergence,
-            temperature=self.temperature,
-            beta=self.recipe.beta,
-            top_k=self.recipe.top_k,
-            tail=self.recipe.tail,
-        )
+        how = self.recipe.model_dump(include={"beta", "top_k", "tail"})
+        how |= {"kind": self.recipe.divergence, "temperature": self.temperature}
+        losses = token_divergence(hidden, student_head, teacher_hidden, teacher_head, **how)
         if self.recipe.prune_below:
             surprise = token_cross_entropy(teacher_hidden, teacher_head, labels[:, 1:][targets])
             given_up = surprise > -math.log(self.recipe.prune_below)
@@ -157,17 +149,9 @@ def _stream(recipe: Method, seed: int, number: int = 0) -> int:
 
 
 def train(
-    distiller: Distiller,
-    rows: list[Pair],
-    settings: Training,
-    *,
-    learning_rate: float,
-    seed: int,
-    checkpoints: Path,
-    tracker: str = "none",
-    name: str = "",
-    callbacks: tuple = (),
-) -> list[dict]:
+    distiller: Distiller, rows: list[Pair], settings: Training, *, learning_rate: float, seed: int,
+    checkpoints: Path, tracker: str = "none", name: str = "", callbacks: tuple = (),
+) -> list[dict]:  # fmt: skip
     """Train with the stock Trainer; go on from the last whole checkpoint. Returns the loss log.
 
     tracker: the Trainer's `report_to`, which watches under this name and changes nothing.
@@ -391,7 +375,8 @@ def _choose(runs: list[Run], task, sets: dict, training: list[TrainingSet]) -> l
             choice["validation_by_seed"] = scores = {}
             grid = [(rate, seed) for rate in rates for seed in seeds if len(rates) > 1]
             todo += [(scores, _candidate(run, s, r, found.rows[s]), task, sets) for r, s in grid]
-        choice |= {"trajectory_accuracy": found.accuracy, "rows_by_seed": found.counts}
+        counts = [len(rows) for rows in found.rows.values()]
+        choice |= {"trajectory_accuracy": found.accuracy, "rows_by_seed": counts}
         choices.append(choice | {"trajectory_like_reference": found.like_reference})
     tried = pool(runs[0], _try, [job[1:] for job in todo], "distill", training=True)
     for (scores, candidate, *_), score in zip(todo, tried, strict=True):

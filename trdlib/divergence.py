@@ -67,17 +67,10 @@ def as_head(head: Head | torch.Tensor) -> Head:
 
 
 def token_divergence(
-    student_hidden: torch.Tensor,
-    student_head: Head | torch.Tensor,
-    teacher_hidden: torch.Tensor,
-    teacher_head: Head | torch.Tensor,
-    *,
-    kind: str,
-    temperature: float = 1.0,
-    beta: float = 0.5,
-    top_k: int | None = None,
-    tail: bool = False,
-) -> torch.Tensor:
+    student_hidden: torch.Tensor, student_head: Head | torch.Tensor, teacher_hidden: torch.Tensor,
+    teacher_head: Head | torch.Tensor, *, kind: str, temperature: float = 1.0, beta: float = 0.5,
+    top_k: int | None = None, tail: bool = False,
+) -> torch.Tensor:  # fmt: skip
     """Divergence of student and teacher at each of N positions, in nats, differentiable once.
 
     student_hidden (N, H_S), teacher_hidden (N, H_T): last hidden states at the positions that

@@ -56,16 +56,9 @@ def warpers(temperature: float, top_p: float = 1.0, top_k: int = 0):
 
 @torch.inference_mode()
 def decode(
-    model,
-    prompts: list[list[int]],
-    *,
-    max_new_tokens: int,
-    stop_ids: list[int],
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    seed: int = 0,
-) -> list[Completion]:
+    model, prompts: list[list[int]], *, max_new_tokens: int, stop_ids: list[int],
+    temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, seed: int = 0,
+) -> list[Completion]:  # fmt: skip
     """Sample one response for each prompt, all in one batch; temperature 0 is greedy.
 
     Prompts of different lengths are padded on the left, with mask and positions to match. The

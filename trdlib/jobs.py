@@ -67,12 +67,6 @@ def _timed(function, job):
     return function(*job), compute["seconds"] - before
 
 
-def _holds_gpu() -> bool:
-    """Does this process use CUDA? It does not survive a fork, and one job fills a GPU."""
-    torch = sys.modules.get("torch")
-    return torch is not None and torch.cuda.is_initialized()
-
-
 def _here(function, jobs: list[tuple], workers: int):
     """(number of the job, what `_timed` gives), as they end. Linux forks (imports are paid once),
     other systems spawn."""
@@ -149,8 +143,9 @@ def run_jobs(function, jobs: list[tuple], *, workers: float = 1, label: str = ""
     """
     inside = multiprocessing.parent_process() is not None  # of a job: the outer bar tells enough
     bar = {"desc": label, "total": len(jobs), "file": sys.stderr, "disable": not jobs or inside}
-    ray = jobs and not inside and on_ray()
-    if not ray and (workers <= 1 or not jobs or _holds_gpu()):
+    ray, torch = jobs and not inside and on_ray(), sys.modules.get("torch")
+    holds_gpu = torch and torch.cuda.is_initialized()  # it survives no fork; one job fills it
+    if not ray and (workers <= 1 or not jobs or holds_gpu):
         return [function(*job) for job in tqdm(jobs, **bar)]
     results: list = [None] * len(jobs)
     for number, done in tqdm((_by_ray if ray else _here)(function, jobs, workers), **bar):

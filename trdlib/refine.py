@@ -128,11 +128,6 @@ class TrainingSet(NamedTuple):
     accuracy: float  # share of right responses
     like_reference: float  # share of responses that are the reference solution, word for word
 
-    @property
-    def counts(self) -> list[int]:
-        """Rows of each base seed."""
-        return [len(rows) for rows in self.rows.values()]
-
 
 def training_sets(runs: list[Run], problems: pd.DataFrame, tables: dict) -> list[TrainingSet]:
     """For each run its trajectory in its contexts, for every base seed.

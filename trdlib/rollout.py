@@ -30,14 +30,10 @@ class Request(NamedTuple):
 
 def fingerprint(run: Run, request: Request, sampling: Sampling) -> str:
     """Hash of all that shapes a generation: weights, adapter, prompts, sampling, random numbers."""
-    return store.content_hash(
-        models.identity(run.model_name(request.role, request.seed)),
-        store.weights_hash(request.adapter) if request.adapter else None,
-        [p.ids for p in request.prompts],
-        engines.identity(run.settings.models),
-        sampling,
-        [request.seed, request.stream],
-    )
+    weights = models.identity(run.model_name(request.role, request.seed))
+    adapter, who = request.adapter, [request.seed, request.stream]
+    made = weights, adapter and store.weights_hash(adapter), [p.ids for p in request.prompts]
+    return store.content_hash(*made, engines.identity(run.settings.models), sampling, who)
 
 
 def grade(task, table: pd.DataFrame, rows: list[dict]) -> list[bool]:

@@ -115,11 +115,9 @@ class Run:
     @property
     def context_length(self) -> int:
         """The longest sequence that a model of this run will see, in tokens."""
-        teacher = (
-            self.teacher_prompt_limit(with_attempt=True) + self.settings.rollout.max_new_tokens
-        )
-        longest_answer = self.settings.evaluation.sampling.max_new_tokens
-        return max(teacher, self.settings.lengths.prompt + longest_answer)
+        how, teacher = self.settings, self.teacher_prompt_limit(with_attempt=True)
+        asked = how.lengths.prompt + how.evaluation.sampling.max_new_tokens
+        return max(teacher + how.rollout.max_new_tokens, asked)
 
     def __str__(self) -> str:
         return f"{self.scale}/{self.mode}/{self.method}"

@@ -61,10 +61,9 @@ def enough_disk(path: AnyPath):
     except Exception as error:
         if not re.search(_FULL, str(error)):
             raise
-        fault = f"{os.path.relpath(path, root())} cannot be written: the disk has no room for it"
-        raise RuntimeError(
-            f"{fault}, or no file may be so large: make room, then try again"
-        ) from None
+        why = "the disk has no room for it, or no file may be so large: make room, then try again"
+        name = os.path.relpath(path, root())
+        raise RuntimeError(f"{name} cannot be written: {why}") from None
 
 
 def write_whole(path: AnyPath, write, *, folder: bool = False) -> Path:
