@@ -55,7 +55,7 @@ pd.DataFrame(
         "run": [str(run) for run in runs],
         "right %": [100 * found.accuracy for found in training],
         "word for word y* %": [100 * found.like_reference for found in training],
-        "rows": [np.mean(found.counts) for found in training],
+        "rows": [np.mean([*map(len, found.rows.values())]) for found in training],
     }
 ).set_index("run").round(1)
 
