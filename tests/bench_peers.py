@@ -181,7 +181,7 @@ PARTS = [  # (kind, size, sizes along which growth is fitted)
      {"rows": [8, 16, 32], "length": [50, 100, 200]}),
     ("step", {"shape": "middle", "rows": 4, "length": 96, "steps": 2}, {}),
     ("decode", {"scale": "tiny", "rows": 256, "new": 100},
-     {"rows": [64, 256, 1024], "new": [8, 16, 32]}),
+     {"rows": [64, 256, 1024], "new": [6, 12, 24]}),
     ("decode", {"scale": "smol", "rows": 32, "new": 80}, {}),
 ]  # fmt: skip
 QUICK = [("kl", {"tokens": 8, "vocabulary": 600, "hidden": 16}, {}),
