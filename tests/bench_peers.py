@@ -147,9 +147,9 @@ def step(peer: str, shape: str, rows: int, length: int, steps: int) -> dict:
 
 def decode(peer: str, scale: str, rows: int, new: int) -> dict:
     run = get_run(scale + (" models.engine=vllm models.device=auto" if peer == "vllm" else ""))
-    if run.settings.packaged:
-        story.unpack(run, run.settings.packaged)
     task, name, rollout = Task(run), run.model_name("student", 0), run.settings.rollout
+    if task.packaged:
+        story.unpack(run, task.packaged)
     problems = sets.draw(task.data, task.module)["train"].to_dict("records") * rows
     asked = [prompt.ids for prompt in prompts.student_prompts(run, 0, problems[:rows])]
     if peer == "vllm":
