@@ -9,6 +9,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import papermill
 import pytest
 import yaml
@@ -121,3 +122,17 @@ def test_ours_stands_beside_the_authors_where_the_scale_has_run(published):
         .item()
         .startswith(show.interval(row["pass_value"], row["pass_low"], row["pass_high"]))
     )
+
+
+def test_what_stands_at_the_top_is_counted_from_the_table():
+    """By hand: three marked differences against one method, two above zero, one below."""
+    rows = [("sft", 0.1, True), ("sft", -0.2, True), ("sft", 0.05, True), ("base", 0.3, False)]
+    table = pd.DataFrame(rows, columns=["against", "value", "marked"])
+    table["family"] = tables.DECISIVE
+    table = pd.concat([table, table.assign(family=tables.ROUNDS, value=9.0)])
+    assert defined("10_report").findings(table) == [
+        "*trd minus sft*: -20.0 to +10.0 points, 2 of 3 above zero; marked for new models: 2 above,"
+        " 1 below",
+        "*trd minus base*: +30.0 to +30.0 points, 1 of 1 above zero; marked for new models: 0 above"
+        ", 0 below",
+    ]
