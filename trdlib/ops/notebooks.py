@@ -102,12 +102,12 @@ def hashes(source: str) -> dict[str, str]:
     """{"trdlib/run.py": hash of what is in it}, of the files that a source needs, directly or not:
     what an import names, the packages around it, and what a text names: a module, all of a package
     (f"trdlib.tasks.{name}"), a file beside ("page.html"; a script, and what that imports)."""
-    found, waiting = {}, {*_named(source, None)}
+    found, waiting = {}, {*_named(source, None, PACKAGE)}
     while waiting:
         path = waiting.pop()
         text, code = path.read_text(encoding="utf-8"), path.suffix == ".py"
         found[path] = _source_hash(text) if code else store.content_hash(text)
-        waiting |= _named(text, path) - found.keys() if code else set()
+        waiting |= _named(text, path, PACKAGE) - found.keys() if code else set()
     return {path.relative_to(PACKAGE.parent).as_posix(): h for path, h in found.items()}
 
 
@@ -115,9 +115,9 @@ _source_hash = functools.cache(store.source_hash)
 
 
 @functools.cache
-def _named(source: str, path: Path | None) -> set[Path]:
-    """The files of trdlib that a source names; path: its own, if it is of trdlib."""
-    package = path.relative_to(PACKAGE.parent).parent.parts if path else ()
+def _named(source: str, path: Path | None, home: Path) -> set[Path]:
+    """The files of trdlib (in `home`) that a source names; path: its own, if it is of trdlib."""
+    package = path.relative_to(home.parent).parent.parts if path else ()
     names, found = [], set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -132,9 +132,9 @@ def _named(source: str, path: Path | None) -> set[Path]:
                 found.add(path.with_suffix(text) if text[0] == "." else path.with_name(text))
     for name in names:
         top, *parts = name.split(".")
-        if top == PACKAGE.name:
+        if top == home.name:
             for n in range(len(parts) + 1):
-                inner = PACKAGE.joinpath(*parts[:n])
+                inner = home.joinpath(*parts[:n])
                 found |= {inner / "__init__.py", inner.with_suffix(".py")}
             found |= set(inner.glob("*.py")) if name.endswith(".") else set()
         elif path and top not in sys.stdlib_module_names:
