@@ -34,7 +34,7 @@ seed: int = None  # this base seed alone; None: those of the scale
 # %%
 import matplotlib.pyplot as plt
 
-from trdlib import jobs, tasks
+from trdlib import tasks
 from trdlib.ops import notebooks
 from trdlib.ops.chain import measured
 from trdlib.refine import rows_of
@@ -98,4 +98,4 @@ for source, group in y_o[~y_o["correct"]].groupby("source"):
 
 # %%
 notebooks.record(y_o=measured(y_o, problems), tokens=float(y_o["n_tokens"].mean()))
-jobs.write_timing(f"2_rollout-{run.scale}", run.settings.workers)
+notebooks.write_timing(f"2_rollout-{run.scale}", run.settings.workers)

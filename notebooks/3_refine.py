@@ -41,7 +41,7 @@ import difflib
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from trdlib import jobs, tasks
+from trdlib import tasks
 from trdlib.ops import notebooks
 from trdlib.ops.chain import measured
 from trdlib.refine import refine, rows_of, solve
@@ -131,4 +131,4 @@ notebooks.record(
         for what, table in found.items()
     }
 )
-jobs.write_timing(f"3_refine-{runs[0].scale}", runs[0].settings.workers)
+notebooks.write_timing(f"3_refine-{runs[0].scale}", runs[0].settings.workers)

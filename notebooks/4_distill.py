@@ -182,4 +182,4 @@ for run, found, data in zip(runs, trained, training, strict=True):
         measured = validation(run, task, sets["validation"], found.adapters)
         recorded[f"{name}validation"] = measured
 notebooks.record(**recorded)
-jobs.write_timing(f"4_distill-{runs[0].scale}", runs[0].settings.workers)
+notebooks.write_timing(f"4_distill-{runs[0].scale}", runs[0].settings.workers)

@@ -36,7 +36,7 @@ seed: int = None  # this base seed alone; None: those of the scale
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from trdlib import jobs, tasks
+from trdlib import tasks
 from trdlib.analysis.measure import measure
 from trdlib.distill import distill
 from trdlib.evaluate import evaluate
@@ -125,4 +125,4 @@ notebooks.record(
         for benchmark, m in found["benchmarks"][temperatures[0]].items()
     }
 )
-jobs.write_timing(f"5_evaluate-{runs[0].scale}", runs[0].settings.workers)
+notebooks.write_timing(f"5_evaluate-{runs[0].scale}", runs[0].settings.workers)

@@ -8,7 +8,9 @@ from datetime import datetime
 from pathlib import Path
 
 from trdlib import store, tasks
+from trdlib.analysis import map as the_map
 from trdlib.ops import notebooks
+from trdlib.ops.project import lock  # noqa: F401 - a command
 from trdlib.run import Run, get_run, get_runs
 from trdlib.settings import SettingsError, load, read_yaml, root
 
@@ -44,6 +46,7 @@ def check() -> None:
     settings = load()
     for name, scale in settings.scales.items():
         tasks.check(name, scale)
+        the_map.check(name, scale)
     print(f"params.yaml is valid: scales {', '.join(settings.scales)}")
 
 
@@ -108,7 +111,7 @@ def report(since: float, update: bool) -> None:
 
 def main() -> int:
     """The command line as cli.yaml has it; the exit status."""
-    rest = "What the pipeline calls: models, stamp, report."
+    rest = "What the pipeline calls: models, stamp, report, lock."
     parser = argparse.ArgumentParser(prog="trdlib", description=__doc__, epilog=rest)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, about in read_yaml(Path(__file__).with_suffix(".yaml")).items():

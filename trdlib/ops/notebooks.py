@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from trdlib import store
+from trdlib import jobs, store
 from trdlib.run import get_runs
 from trdlib.settings import Settings, SettingsError, root
 
@@ -79,6 +79,13 @@ def recorded(notebook) -> dict:
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     left = [output["data"][MIME] for output in outputs if MIME in output.get("data", {})]
     return left[-1] if left else {}
+
+
+def write_timing(stage: str, workers: int = 1) -> None:
+    """Note the model compute of a stage so far, for the closing report."""
+    spent, path = jobs.compute["seconds"], root() / "runs" / "timings" / f"{stage}.json"
+    print(f"model compute: {spent:.1f} core-seconds", file=sys.stderr)
+    store.write_json(path, {"core_seconds": spent, "workers": workers})
 
 
 def made_of(path: Path) -> dict:

@@ -18,10 +18,11 @@ import numpy as np
 import pandas as pd
 from scipy.stats import loguniform, uniform
 
-from trdlib import jobs, store, tasks
+from trdlib import jobs, stats, store, tasks
+from trdlib.analysis import compare
 from trdlib.ops import notebooks
 from trdlib.run import get_run, plain_value
-from trdlib.settings import Scale, SettingsError, check_name, load, root
+from trdlib.settings import Scale, SettingsError, check_name, known, load, root
 
 SEED = "seed"  # the one name whose values are repetitions of a point, not points
 
@@ -149,6 +150,44 @@ def table(done: pd.DataFrame) -> pd.DataFrame:
     """The same with accuracies as fractions."""
     found = done.map(lambda v: np.mean(v["correct"]) / v["k"] if isinstance(v, dict) else v)
     return found.infer_objects()
+
+
+def metrics(done: pd.DataFrame) -> list[str]:
+    """The accuracies that every finished job recorded."""
+    finished = done["error"] == ""
+    return [name for name in done if all(isinstance(v, dict) for v in done[name][finished])]
+
+
+def rank(done, names: list[str], metric: str, *, resamples=10000, confidence=0.95) -> pd.DataFrame:
+    """The points from best to worst; jobs that differ in the seed alone are one point.
+
+    Columns: the names that differ; seeds, problems; value, low, high (fractions, these models);
+    behind, behind_low, behind_high: what the best is ahead, paired by problem; separate:
+    `compare.marked`, by interval and p for new models (so never with one seed), corrected for all
+    pairs of points. Points on other problems or seeds than the best are not compared. The best was
+    picked by its value, which flatters it.
+    """
+    known("accuracy that every job recorded", metric, metrics(done))
+    done, how = done[done["error"] == ""], {"resamples": resamples, "confidence": confidence}
+    differ = [n for n in names if n != SEED and done[n].map(str).nunique() > 1]
+    found = []
+    for _, mine in done.groupby([str(row) for row in done[differ].values.tolist()]):
+        mine = mine.sort_values(SEED) if SEED in mine else mine
+        rates = np.concatenate([np.array(m["correct"]) / m["k"] for m in mine[metric]])
+        asked = [m["problems"] for m in mine[metric]], list(mine.get(SEED, []))
+        found.append((mine[differ].iloc[0].to_dict(), rates, asked))
+    found.sort(key=lambda point: -point[1].mean())
+    _, best, same = found[0]
+    rows, pairs = [], len(found) * (len(found) - 1) / 2
+    for values, rates, asked in found:
+        row = {**values, "seeds": len(rates), "problems": rates.shape[1]}
+        row |= stats.bootstrap(rates, **how)._asdict() | {"separate": False}
+        if asked == same:
+            gap = compare.compare(best, rates, **how)
+            row |= {"behind": gap.value, "behind_low": gap.low, "behind_high": gap.high}
+            row["separate"] = bool(compare.marked(gap.new_low, gap.new_high, gap.p * pairs))
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def command(
