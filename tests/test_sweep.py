@@ -287,10 +287,10 @@ def test_killed_it_goes_on_and_what_failed_is_said(toy, project, capsys):
         sweep.command("toy", ["again=True"], **how)
     for notebook, wrong, words in (
         ("toys", ["rate=3"], "no notebook 'toys': choose from toy"),
-        ("toy", ["rat=3"], "no parameter 'rat': did you mean rate"),
+        ("toy", ["rat=3"], "no such parameter 'rat': choose from rate"),
         ("toy", ["rate=high"], "rate takes a float"),
         ("toy", ["rate=1", "rate=2"], "stands twice"),
-        ("toy", ["lora.r=2"], "no parameter 'lora.r'"),
+        ("toy", ["lora.r=2"], "no such parameter 'lora.r'"),
     ):
         with pytest.raises(SettingsError, match=words):
             sweep.command(notebook, wrong, **how | {"name": None})

@@ -13,8 +13,7 @@ from trdlib.run import Run
 
 
 def sampled(runs: list[Run], task, problems: pd.DataFrame) -> dict[str, dict[str, pd.DataFrame]]:
-    """{mode: {"y_o": ..., "y_r": ..., "y_t": ...}}: what the runs (of one scale) train on, from the
-    train set; what is on file is read."""
+    """{mode: {"y_o": ..., "y_r": ..., "y_t": ...}}: what the runs (of one scale) train on."""
     needed = {run.recipe.trajectory for run in runs}
     y_o = rollout(runs[0], task, problems) if needed - {"y_t", "y_star"} else None
     tables = {}

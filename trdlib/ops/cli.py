@@ -20,9 +20,8 @@ def models(scale: str) -> None:
     run = get_run(scale, "none", "base")
     used = borrowed(run)
     if gone := next((name for name, found in used.items() if not found), None):
-        make = f"python -m trdlib models --scale {gone.removeprefix('models/').split('/')[0]}"
-        why = f"uses {gone}, which is not there: make them: {make}"
-        raise SettingsError(f"the scale {run.scale} {why}")
+        make = f"python -m trdlib models --scale {gone.split('/')[1]}"
+        raise SettingsError(f"the scale {run.scale} uses {gone}, which is not there: {make}")
     if used:
         store.write_json(root() / "models" / run.scale / "used.json", used)
     else:
@@ -32,8 +31,7 @@ def models(scale: str) -> None:
 
 
 def borrowed(run: Run) -> dict[str, str | None]:
-    """The models of a scale that do not lie in models/<scale>: {folder: hash of its weights, None
-    if it is not there}, {name on the hub: itself}; as models.identity, which needs torch."""
+    """Models of other places: {folder: hash of its weights, None if absent; hub name: itself}."""
     names = [run.model_path(role, seed) for seed in run.settings.seeds
              for role in ("student", "teacher") if getattr(run.settings.models, role)]  # fmt: skip
     others = {name: root() / name for name in names if not name.startswith(f"models/{run.scale}/")}
@@ -51,9 +49,8 @@ def check() -> None:
 
 
 def stamp(scales: list[str]) -> None:
-    """Write to runs/stamps what of code and settings shapes each stage, for DVC; what is unchanged
-    is kept. <notebook>.json: its code; <scale>.json: what of params.yaml, and of files of one's
-    own, shapes its results; models-<scale>.json: what shapes the models that it makes or uses."""
+    """Write to runs/stamps, for DVC: <notebook>.json, its code; <scale>.json, what of params.yaml
+    and one's own files shapes its results; models-<scale>.json, what shapes its models."""
     check()
     settings, paths = load(), sorted((root() / "notebooks").glob("*.ipynb"))
     found = {path.stem: notebooks.made_of(path) for path in paths}
@@ -69,8 +66,8 @@ def stamp(scales: list[str]) -> None:
         about = {"settings": run.settings.model_dump(mode="json", exclude=other)}
         found[run.scale] = about | {"methods": methods, "files": tasks.of(run).files()}
         used = {"used": theirs} if (theirs := borrowed(run)) else {}
-        models = code | run.settings.model_dump(mode="json", include=makes) | used
-        found[f"models-{run.scale}"] = models
+        makers = run.settings.model_dump(mode="json", include=makes)
+        found[f"models-{run.scale}"] = code | makers | used
     for name, value in found.items():
         path = root() / "runs" / "stamps" / f"{name}.json"
         if store.read_json(path, {}) != value:
@@ -78,8 +75,7 @@ def stamp(scales: list[str]) -> None:
 
 
 def report(since: float, update: bool) -> None:
-    """Print the headline tables, how long each stage executed since then took and how much of it
-    was not model compute, and whether it reproduced."""
+    """Print the headline tables, how long each stage took since then, and whether it reproduced."""
     import pandas as pd
 
     from trdlib.analysis import tables

@@ -68,9 +68,8 @@ def _stages(raw: bytes) -> dict | None:
     """The stages in a dvc.lock; None if it is cut off, as by a kill: DVC writes it in place."""
     with contextlib.suppress(yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError):
         stages = yaml.safe_load(raw)["stages"]
-        whole = all(stage["cmd"] and stage["outs"] for stage in stages.values())
-        return stages if whole and raw.endswith(b"\n") else None
-    return None
+        if all(stage["cmd"] and stage["outs"] for stage in stages.values()) and raw[-1:] == b"\n":
+            return stages
 
 
 def lock() -> None:
