@@ -31,7 +31,7 @@ def test_there_is_one_for_each_step():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_pair_agrees_and_is_clean(path):
-    """The .py is what people edit: it must be what papermill runs. `make notebooks` mends it."""
+    """The .py is what people edit: it must be what papermill runs. `jupytext --sync` mends it."""
     notebook = nbformat.read(path, as_version=4)
     script = jupytext.read(path.with_suffix(".py"))
     cells = [(c.cell_type, c.source, c.metadata.get("tags", [])) for c in notebook.cells]
