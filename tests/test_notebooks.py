@@ -10,7 +10,7 @@ import jupytext
 import nbformat
 import papermill
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, copy_models
 from jupyter_client.kernelspec import NoSuchKernel
 
 from trdlib.ops import notebooks
@@ -97,7 +97,7 @@ def test_each_runs_alone_from_jupyter(tmp_path):
     """As a user who opens it in notebooks/ and presses "run all"; the later ones find nothing
     prepared but what the ones before left."""
     shutil.copytree(REPOSITORY / "notebooks", tmp_path / "notebooks")
-    shutil.copytree(REPOSITORY / "models" / "smoke", tmp_path / "models" / "smoke")
+    copy_models(tmp_path)
     shutil.copytree(REPOSITORY / "results" / "published", tmp_path / "results" / "published")
     shutil.copy(REPOSITORY / "params.yaml", tmp_path)
     # 4 first: it must make its own attempts and rewrites
