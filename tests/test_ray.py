@@ -1,11 +1,21 @@
 """The jobs of a stage on a real Ray cluster of two nodes, all on this machine."""
 
 import os
+import shutil
+import threading
+import time
+from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
 
 from trdlib import jobs
+from trdlib.distill import distill
+from trdlib.evaluate import evaluate
+from trdlib.refine import refine
+from trdlib.rollout import rollout
+from trdlib.run import get_run
+from trdlib.settings import SettingsError
 
 ray = pytest.importorskip("ray", reason="pip install -e '.[cluster]'")
 pytestmark = pytest.mark.xdist_group("ray")
@@ -52,3 +62,67 @@ def break_on_two(number):
 def test_a_job_that_breaks_ends_the_run_with_its_own_error(cluster):
     with pytest.raises(ValueError, match="job 2 broke"):
         jobs.run_jobs(break_on_two, [(i,) for i in range(4)])
+
+
+def hold_on(number, folder):
+    """A job that notes each of its beginnings, and goes on once there is a file `go`."""
+    (Path(folder) / f"{number}-{ray.get_runtime_context().get_node_id()}").touch()
+    while not (Path(folder) / "go").exists():
+        time.sleep(0.1)
+    return number
+
+
+def test_of_a_node_that_dies_the_jobs_run_elsewhere(cluster, project):
+    """One of two nodes is killed while both are at work: its job begins again on the other."""
+    dying = max(cluster.worker_nodes, key=lambda node: node.node_id)
+
+    def kill():
+        while len(list(project.glob("*-*"))) < 2:
+            time.sleep(0.1)
+        cluster.remove_node(dying, allow_graceful=False)
+        (project / "go").touch()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    found = jobs.run_jobs(hold_on, [(i, str(project)) for i in range(4)])
+    killer.join()
+    assert found == [0, 1, 2, 3]
+    begun = [path.name.split("-") for path in project.glob("*-*")]
+    twice = [number for number in "0123" if sum(begin[0] == number for begin in begun) == 2]
+    (lost,) = [number for number, node in begun if node == dying.node_id]
+    assert twice == [lost]
+
+
+def test_a_node_without_the_files_says_so(cluster, project):
+    jobs.on_ray()
+    gone = ray.remote(jobs._there).remote(project, str(project / "gone"), where, (0,))
+    with pytest.raises(SettingsError, match=r"does not share the folder .* mount it there"):
+        try:
+            ray.get(gone)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+
+
+def test_no_cluster_is_one_sentence(project, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(SettingsError, match=r"no Ray cluster answers at RAY_ADDRESS=127\.0\.0\.1:1"):
+        jobs.on_ray()
+
+
+def made(run, task, sets) -> dict[str, bytes]:
+    """Every table and weight of a small pipeline, from y_o to the samples."""
+    tables = {"y_o": rollout(run, task, sets["train"])}
+    tables["y_r"] = refine(run, task, sets["train"], tables["y_o"])
+    (trained,) = distill([run], task, sets, {run.mode: tables})
+    evaluate([run], task, sets, [trained.adapters])
+    found = [*Path("runs").rglob("*.parquet"), *Path("runs").rglob("*.safetensors")]
+    return {str(path): path.read_bytes() for path in found}
+
+
+def test_the_pipeline_gives_the_bytes_of_one_machine(cluster, smoke, task, sets, monkeypatch):
+    run = get_run("smoke", "opd", "trd", learning_rate=6e-3)
+    there = made(run, task, sets)
+    ray.shutdown()
+    monkeypatch.delenv("RAY_ADDRESS")
+    shutil.rmtree("runs")
+    assert len(there) > 10 and made(run, task, sets) == there
