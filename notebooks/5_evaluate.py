@@ -41,7 +41,7 @@ from trdlib.analysis.measure import measure
 from trdlib.distill import distill
 from trdlib.evaluate import evaluate
 from trdlib.ops import notebooks
-from trdlib.ops.chain import counts, sampled
+from trdlib.ops.chain import sampled
 from trdlib.run import get_runs
 
 how = {"learning_rate": learning_rate, "seed": seed}
@@ -118,7 +118,7 @@ for one in dict.fromkeys(run.mode for run in runs):
 # %%
 notebooks.record(
     **{
-        benchmark if len(runs) == 1 else f"{run.mode}/{run.method}/{benchmark}": counts(
+        benchmark if len(runs) == 1 else f"{run.mode}/{run.method}/{benchmark}": notebooks.counts(
             m["correct"], m["k"], m["problems"]
         )
         for run, found in zip(runs, metrics, strict=True)

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from trdlib import jobs, store
+from trdlib.analysis.measure import correct_counts
 from trdlib.run import get_runs, plain_value
 from trdlib.settings import Settings, SettingsError, known, root
 
@@ -54,12 +56,24 @@ def check(notebook, given: dict[str, Any], settings: Settings | None = None) -> 
 
 
 def record(**found) -> None:
-    """Leave numbers, texts, accuracies (`chain.counts`) in the notebook's output, at its end."""
+    """Leave numbers, texts, accuracies (`counts`) in the notebook's output, at its end."""
     from IPython.display import display
 
     shares = {n: np.mean(v["correct"]) / v["k"] for n, v in found.items() if isinstance(v, dict)}
     said = "\n".join(f"{name}: {value}" for name, value in (found | shares).items())
     display({MIME: found, "text/plain": said}, raw=True)
+
+
+def counts(correct, k: int, problems: str = "") -> dict:
+    """A measured accuracy, to be resampled and compared: right samples of k, (seeds, problems), and
+    a hash of the problems, so that only what was measured on the same ones is compared."""
+    rows = [[int(value) for value in row] for row in correct]
+    return {"correct": rows, "k": int(k), "problems": problems}
+
+
+def measured(samples: pd.DataFrame, problems: pd.DataFrame) -> dict:
+    """`counts` of a table of samples (with a column seed)."""
+    return counts(*correct_counts(samples), store.content_hash(problems["problem"].tolist()))
 
 
 def recorded(notebook) -> dict:

@@ -129,7 +129,7 @@ def _execute(notebook: Path, folder: Path, job: Job) -> str:
 
 def read(name: str) -> tuple[pd.DataFrame, list[str]]:
     """The jobs of a sweep, one a row, and the names of its parameters. Columns: these, what the
-    notebook recorded (accuracies by `chain.counts`), job, seconds, error ("": none)."""
+    notebook recorded (accuracies by `notebooks.counts`), job, seconds, error ("": none)."""
     folder, rows = root() / "runs" / "sweeps" / name, []
     if not (folder / "sweep.json").is_file():
         raise FileNotFoundError(f"{name} is no sweep: run python -m trdlib sweep first")
