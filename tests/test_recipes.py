@@ -48,7 +48,7 @@ def shell(text: str, library: Path = REPOSITORY) -> str:
 @pytest.fixture
 def with_notebooks(project):
     shutil.copytree(REPOSITORY / "notebooks", project / "notebooks")
-    shutil.copytree("models/smoke/0/student", "models/mine")
+    shutil.copytree("models/tiny/0/student", "models/mine")
     return project
 
 
