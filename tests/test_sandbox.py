@@ -782,8 +782,9 @@ def test_a_jail_that_is_killed_is_replaced():
 def test_a_python_below_tmp_is_readable_and_stays_as_it_is(level, monkeypatch):
     """As where the project, and with it numpy, was cloned to a folder of /tmp."""
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
-        os.chmod(folder, 0o755)
         Path(folder, "there.py").write_text("value = 41")
+        for one in (folder, f"{folder}/there.py"):
+            os.chmod(one, 0o777)  # the user who runs it may write there: the jail must not let it
         found = sandbox._folders()
         more = found | {name: [*found[name], folder] for name in ("readable", "path")}
         monkeypatch.setattr(sandbox, "_folders", lambda: more)
