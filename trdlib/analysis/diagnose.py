@@ -190,15 +190,9 @@ def curves(run: Run, tokens: pd.DataFrame) -> pd.DataFrame:
 
 def summary(run: Run, responses: pd.DataFrame, tokens: pd.DataFrame) -> pd.DataFrame:
     """The numbers: one row per (source, trajectory, verdict, quantity), with their intervals.
-    verdict: of the attempt, or "all". Quantities, per response: correct, fail_to_pass and
-    pass_to_fail (shares of all attempts), unfinished, n_tokens, kept, prompt_truncated, departed
-    (it has a wrong token), and those of `with_likelihoods`. Per token: forward_kl, reverse_kl,
-    teacher_entropy, onset_mass; onset_share (of the forward KL, due to onset words), own_share (of
-    the reverse KL, due to the token that is there). Where the first mistake is known: kl_before,
-    kl_at, kl_after, tokens_before ... (shares of forward KL and tokens, over the attempts with a
-    mistake; y_r is cut at the same token), own_at and right_at (the teacher's mass on the wrong and
-    the right token), own_after and onset_after (on the token that is there, on onset words).
-    """
+    verdict: of the attempt, or "all". What the quantities are, in words and units, says notebook
+    10_report. Shares are of all attempts; kl_ and tokens_before, _at and _after, of the attempts
+    with a known mistake (y_r is cut at the same token); departed: it has a wrong token."""
     failed, rewrite = responses["verdict"] == "failed", responses["trajectory"] == "y_r"
     rows = responses.assign(
         unfinished=~responses["finished"],

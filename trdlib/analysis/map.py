@@ -23,7 +23,7 @@ from trdlib.evaluate import evaluate
 from trdlib.refine import refine, solve
 from trdlib.rollout import pool, rollout
 from trdlib.run import Run
-from trdlib.settings import Method, Scale, Section, SettingsError, root
+from trdlib.settings import Method, Section, SettingsError, root
 
 BENCHMARK, MODE, BEST = "trail", "opd", "best y_o method"
 # role -> the knob that changes its weights, and the value at which it does not
@@ -64,12 +64,12 @@ class Map(Section):
         }
 
 
-def check(name: str, scale: Scale) -> Map | None:
-    """The section `map` of a scale, None where it has none; SettingsError if it is wrong."""
-    where = f"scales.{name}.map"
+def section(run: Run) -> Map:
+    """What the run's scale says of its map; SettingsError if it has none, or a wrong one."""
+    scale, where = run.settings, f"scales.{run.scale}.map"
     plan = tasks.sets.section(Map, scale.map, where)
     if plan is None:
-        return None
+        raise SettingsError(f"{run.scale} has no map: give it a section map, as the scale tiny has")
     if scale.task != "modular":
         raise SettingsError(f"{where}: the map is of the task modular, not of {scale.task}")
     if absent := {*plan.methods, *plan.oracles} - scale.methods.keys():
@@ -87,13 +87,6 @@ def gaps(plan: Map, recipes: dict[str, Method]) -> dict[str, tuple[str, str]]:
         if recipes[method] == recipes[oracle].model_copy(update=plain):
             found[oracle] = (oracle, method)
     return found
-
-
-def section(run: Run) -> Map:
-    """What the run's scale says of its map; SettingsError if it has none, or a wrong one."""
-    if plan := check(run.scale, run.settings):
-        return plan
-    raise SettingsError(f"{run.scale} has no map: give it a section map, as the scale tiny has")
 
 
 class Cell(NamedTuple):
