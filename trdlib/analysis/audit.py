@@ -196,11 +196,9 @@ def with_test(found: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
 def differences(table: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     """trd minus base, the best and the mean token-level baseline: per benchmark and metric, and
     averaged over the benchmarks of a student (benchmark "mean"). A checkpoint evaluated twice
-    counts with its mean. The best baseline is picked by the value tested, which favours it.
-
-    p by `same`: NaN without a size, where nothing varies, and where values are `repeated`, which no
-    mean contains. p_holm: all tests of the table are one family.
-    """
+    counts with its mean. The best baseline is picked by the value tested, which favours it. p by
+    `same`: NaN without a size, where nothing varies, and where values are `repeated`, which no mean
+    contains. p_holm: all tests of the table are one family."""
     keys, of_mean = [*CELL, "mode"], {"value": ("value", "mean")}
     of_mean["variance"] = ("variance", lambda v: v.sum(skipna=False) / len(v) ** 2)
     rows = measurements(table[table["subset"] == "all"]).rename(columns={"method": "other"})

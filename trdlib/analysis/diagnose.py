@@ -1,11 +1,10 @@
 """Prefix-failure signals: what the teacher says along y_o and along y_r, before any training.
 
 Paper section 1: after a wrong step the teacher is a mixture of going on and turning back; since the
-frozen prefix never turns back, it proposes the same correction over and over, and the mass on
-epistemic onset tokens is the signature. All is measured at step 0, on the tokens and contexts of
-training, in nats, at temperature 1. Ours: the list of onset words (params.yaml); curves aligned at
-the first mistake where the task knows it, else along the relative position; intervals from
-resampling problems, whose tokens, samples and base seeds go together.
+frozen prefix never turns back, it proposes the same correction over and over: the mass on epistemic
+onset tokens is the signature. All at step 0, on the tokens and contexts of training, in nats, at
+temperature 1. Ours: the onset words (params.yaml); curves aligned at the first mistake if known,
+else by relative position; problems resampled, with their tokens, samples and base seeds together.
 """
 
 import difflib
@@ -47,12 +46,10 @@ def diagnose(run: Run, task, problems: pd.DataFrame, y_o, y_r) -> Diagnosis:
 
 
 def responses(run: Run, task, problems: pd.DataFrame, y_o, y_r) -> pd.DataFrame:
-    """y_o and y_r of the first diagnosis.problems problems, one row per response.
-
-    trajectory and row (the same for an attempt and its rewrite) name a response. Besides the
-    columns of a generation file: source, verdict (of the *attempt*: "passed" or "failed"), those of
-    `mistakes`, start (`wrong` of its y_o); of y_r prompt_truncated, attempt (the y_o) and `kept`.
-    """
+    """y_o and y_r of the first diagnosis.problems problems, one row per response, named by
+    trajectory and row (an attempt's and its rewrite's are the same). Besides the columns of a
+    generation file: source, verdict (of the *attempt*: "passed" or "failed"), those of `mistakes`,
+    start (`wrong` of its y_o); of y_r prompt_truncated, attempt (the y_o) and `kept`."""
     wanted = y_o["id"].isin(problems["id"][: run.settings.diagnosis.problems])
     y_o, y_r = y_o[wanted].reset_index(drop=True), y_r[wanted].reset_index(drop=True)
     y_r = y_r.drop(columns="y_o_correct").assign(attempt=y_o["text"])
@@ -145,11 +142,9 @@ def with_likelihoods(responses: pd.DataFrame, tokens: pd.DataFrame) -> pd.DataFr
 
 
 def estimates(run: Run, table, quantities: list[str], by: list[str], over="") -> pd.DataFrame:
-    """Mean of each quantity in each cell (source and `by`), with an interval over problems.
-
-    table: a row per token or response, with id and source; NaN is left out. over: a column to
-    divide by, instead of the number of rows. -> source, *by, quantity, value, low, high, problems.
-    """
+    """Mean of each quantity in each cell (source and `by`), with an interval over problems. table:
+    a row per token or response, with id and source; NaN is left out. over: a column to divide by,
+    not the number of rows. -> source, *by, quantity, value, low, high, problems."""
     how, found, tail = run.settings.evaluation, [], (1 - run.settings.evaluation.confidence) / 2
     for source, mine in table.groupby("source", sort=True):
         ids = np.sort(mine["id"].unique())

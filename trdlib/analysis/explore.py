@@ -126,11 +126,9 @@ def view(
     loaded: Loaded, task, tables: dict, row: dict, sample: int = 0, *, trained: bool = False
 ) -> dict:
     """One problem with all its texts and its reference solution, scored: what the page shows.
-
     tables: {"y_o": ..., "y_r": ..., "y_t": ...}, or answers, {"base": ..., method: ...}; row: of
     the problem set. trained: under the student after training (answers of the method always are,
-    of base never). ValueError if no table has the sample, SettingsError if nothing teaches it.
-    """
+    of base never). ValueError if no table has the sample, SettingsError if nothing teaches it."""
     run, recipe, tokenizer = loaded.run, loaded.run.recipe, loaded.tokenizer
     if run.mode == "opsd" and not row["solution"]:
         why = "has no reference solution, and in mode opsd nothing else teaches"

@@ -1,9 +1,9 @@
 """The map: when does TRD help? One knob at a time, on the procedural problems `trail`.
 
-The paper says why token-level methods on y_o should fail (section 1: prefix failure); it cannot
+The paper says why token-level methods on y_o should fail (section 1: prefix failure), but cannot
 turn the causes on and off. Here each cell is an experiment in mode OPD, a scale of its own (a `Run`
-with other settings, as resumable as any), in which one thing differs from the cell where every knob
-rests; some turn several. One learning rate serves all. Notebook 6_map shows and writes it.
+with other settings, as resumable as any): it turns one knob, or some, of the cell where all rest.
+One learning rate serves all. Notebook 6_map shows and writes it.
 """
 
 import itertools
@@ -28,11 +28,8 @@ from trdlib.settings import Method, Section, SettingsError, root
 BENCHMARK, MODE, BEST = "trail", "opd", "best y_o method"
 # role -> the knob that changes its weights, and the value at which it does not
 CHANGED = {"student": ("student_strength", 0), "teacher": ("teacher_temperature", 1)}
-COMPARED = {  # name of a gap -> (minuend, subtrahend)
-    "to_best": ("trd", BEST),
-    "to_off_policy": ("trd", "off_policy"),
-    "to_sft_refined": ("trd", "sft_refined"),
-}
+COMPARED = {"to_best": ("trd", BEST)}  # name of a gap -> (minuend, subtrahend)
+COMPARED |= {f"to_{control}": ("trd", control) for control in ("off_policy", "sft_refined")}
 Knob = Literal[
     "locality",  # share of problems on which a wrong turn does not spoil what follows
     "prompts",  # training problems, and so optimizer steps
@@ -171,9 +168,8 @@ def _measure(cell: Cell) -> list[dict]:
     """The experiment of a cell, a record for each temperature: knob, value, temperature;
     {y_o,y_r,y_t}_accuracy; avg_<method> (also base) with _low and _high (these models); best (y_o
     method by test score); right, the accuracy on each problem by method, (seeds, problems)."""
-    run, runs = cell.run, [cell.run.with_(method=method) for method in cell.methods]
-    task = tasks.of(run)
-    problems = task.sets()
+    run, task = cell.run, tasks.of(cell.run)
+    runs, problems = [run.with_(method=method) for method in cell.methods], task.sets()
     train = problems["train"]
     y_o = rollout(run, task, train)
     texts = {"y_o": y_o, "y_r": refine(run, task, train, y_o), "y_t": solve(run, task, train)}

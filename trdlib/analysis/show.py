@@ -21,11 +21,9 @@ def look(method: str) -> dict[str, str]:
 
 
 def interval(value, low, high, *, scale=100, signed=False, star=False, form=".1f", ends=False):
-    """`95.5 [94.1, 96.8]`: a value with its interval, of fractions in percent, as Markdown.
-
-    scale: what all three are multiplied by. signed: `+1.0 [-0.5, +2.5]`. star: a `*` behind it.
-    form: of the numbers, `.3g` for nats. ends: the interval alone. Without a value: DASH.
-    """
+    """`95.5 [94.1, 96.8]`: a value with its interval, of fractions in percent, as Markdown. scale:
+    of all three. signed: `+1.0 [-0.5, +2.5]`. star: a `*` behind it. form: of the numbers, `.3g`
+    for nats. ends: the interval alone. Without a value: DASH."""
     if pd.isna(low if ends else value):
         return DASH
     form, star = ("+" if signed else "") + form, r"\*" if star else ""

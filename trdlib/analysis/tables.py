@@ -1,8 +1,7 @@
 """From metrics files to tables, and the README's headline. Notebook 7 writes the page.
 
-Differences are paired by problem. Each has two intervals (these models, new models) and belongs to
-a named family, the table in which it stands; a star is `compare.marked` within that. What has not
-been run is shown as missing.
+A paired difference has two intervals (these models, new models) and belongs to a named family, the
+table in which it stands; a star is `compare.marked` within that. What was not run is missing.
 """
 
 import itertools
@@ -102,11 +101,9 @@ def families(run: Run) -> dict[str, list[tuple[str, str]]]:
 
 def _best(run: Run, found: dict, place: tuple[str, float], *, in_rounds: bool) -> str | None:
     """The method on all of y_o with the highest test score, which favours it, of those run."""
-    score = {}
-    for name in run.methods:
-        recipe = run.settings.methods[name]
-        whole = recipe.trajectory == "y_o" and recipe.subset == "all" and not recipe.again
-        if whole and (recipe.rounds > 1) == in_rounds and found[name]:
+    plain, score = ("y_o", "all", 0, in_rounds), {}
+    for name, one in ((name, run.settings.methods[name]) for name in run.methods):
+        if found[name] and (one.trajectory, one.subset, one.again, one.rounds > 1) == plain:
             score[name] = found[name][place]["avg_at_k"]["value"]
     return max(score, key=score.get, default=None)
 
