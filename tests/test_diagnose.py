@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import REPOSITORY, copy_models
 from scipy.stats import beta, sem, t
 from test_audit import defined
 
@@ -65,7 +65,7 @@ def diagnosed(tmp_path_factory):
     theirs."""
     folder = tmp_path_factory.mktemp("diagnose")
     shutil.copy(REPOSITORY / "params.yaml", folder)
-    shutil.copytree(REPOSITORY / "models" / "smoke", folder / "models" / "smoke")
+    copy_models(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         found = {}

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import REPOSITORY, copy_models
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_audit import defined
@@ -48,7 +48,7 @@ def made(tmp_path_factory):
     """A project at smoke with y_o, and y_r of both modes: its folder and what is in it."""
     folder = tmp_path_factory.mktemp("made")
     shutil.copy(REPOSITORY / "params.yaml", folder)
-    shutil.copytree(REPOSITORY / "models" / "smoke", folder / "models" / "smoke")
+    copy_models(folder)
     with contextlib.chdir(folder):
         run = get_run("smoke")
         task = tasks.of(run)

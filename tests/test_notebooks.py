@@ -10,7 +10,7 @@ import jupytext
 import nbformat
 import papermill
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, copy_models
 from jupyter_client.kernelspec import NoSuchKernel
 
 from trdlib.ops import notebooks
@@ -31,7 +31,7 @@ def test_there_is_one_for_each_step():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_pair_agrees_and_is_clean(path):
-    """The .py is what people edit: it must be what papermill runs. `make notebooks` mends it."""
+    """The .py is what people edit: it must be what papermill runs. `jupytext --sync` mends it."""
     notebook = nbformat.read(path, as_version=4)
     script = jupytext.read(path.with_suffix(".py"))
     cells = [(c.cell_type, c.source, c.metadata.get("tags", [])) for c in notebook.cells]
@@ -97,7 +97,7 @@ def test_each_runs_alone_from_jupyter(tmp_path):
     """As a user who opens it in notebooks/ and presses "run all"; the later ones find nothing
     prepared but what the ones before left."""
     shutil.copytree(REPOSITORY / "notebooks", tmp_path / "notebooks")
-    shutil.copytree(REPOSITORY / "models" / "smoke", tmp_path / "models" / "smoke")
+    copy_models(tmp_path)
     shutil.copytree(REPOSITORY / "results" / "published", tmp_path / "results" / "published")
     shutil.copy(REPOSITORY / "params.yaml", tmp_path)
     # 4 first: it must make its own attempts and rewrites

@@ -306,7 +306,7 @@ def test_the_doctors_verdicts(project, monkeypatch, capsys):
     monkeypatch.setattr(doctor, "missing", lambda *names: "unsloth" in names)
     why = doctor.verdict("big", settings, "GPU", 80 * plan.GIB, reach)
     assert why == ["the backend unsloth is missing: pip install -e '.[gpu]'"]
-    shutil.rmtree(project / "models" / "smoke" / "0")
+    shutil.rmtree(project / "models" / "tiny" / "0")
     (why,) = doctor.verdict("smoke", settings, "CPU", 8 * plan.GIB, reach)
     assert why.endswith("make it (python -m trdlib models --scale smoke)")
 

@@ -142,11 +142,12 @@ def chat(project, qwen3):
         model = pretrain.build_model(qwen3, shape, seed=number)
         model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=ends[1])
         for saved in (model, qwen3):
-            saved.save_pretrained(project / "models" / "smoke" / "0" / role)
+            saved.save_pretrained(project / "models" / "chat" / "0" / role)
     known = settings.load()
     section = known.scales["smoke"]
     hot = settings.Sampling(temperature=3.0, max_new_tokens=120, batch_size=8)
     changes = {"style": "math", "student_thinking": True, "teacher_thinking": False}
+    changes |= {role: f"models/chat/{{seed}}/{role}" for role in ("student", "teacher")}
 
     def run(mode, prompt=700):
         section_ = section.model_copy(

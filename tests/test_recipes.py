@@ -48,7 +48,7 @@ def shell(text: str, library: Path = REPOSITORY) -> str:
 @pytest.fixture
 def with_notebooks(project):
     shutil.copytree(REPOSITORY / "notebooks", project / "notebooks")
-    shutil.copytree("models/smoke/0/student", "models/mine")
+    shutil.copytree("models/tiny/0/student", "models/mine")
     return project
 
 
@@ -116,8 +116,8 @@ def test_your_own_divergence(with_notebooks):
 
 def test_your_own_model_and_data(with_notebooks):
     blocks, sets = RECIPES["mine"], tasks.of(get_run("smoke")).sets()
-    for name, source in (("train", "train"), ("test", "chain")):
-        rows = sets[source][["problem", "answer", "solution"]].to_dict("records")
+    for name, source, count in (("train", "train", 12), ("test", "chain", 4)):
+        rows = sets[source][["problem", "answer", "solution"]][:count].to_dict("records")
         store.write_text(f"mine/{name}.jsonl", "\n".join(map(json.dumps, rows)))
     put_under("scales", blocks["yaml"])
     shell(blocks["bash"])

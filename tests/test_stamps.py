@@ -228,7 +228,7 @@ def stamped(project, package):
     ("path", "value", "stale"),
     [
         ("scales/smoke/lora", {"r": 2, "alpha": 2}, {"smoke"}),
-        ("scales/smoke/pretraining/student/steps", 11, {"models-smoke"}),
+        ("scales/tiny/pretraining/student/steps", 11, {"models-tiny"}),
         ("scales/smoke/workers", 2, set()),
         ("defaults/tracker", "tensorboard", set()),
         ("scales/smoke/map/test_problems", 5, set()),

@@ -141,8 +141,8 @@ def test_a_changed_scale_is_named_by_what_differs(project):
         ("smoke lora.r=two", "lora.r: .*not 'two'"),
         ("smoke lora.r.s=2", "there is no such setting"),
         ("smoke data.train.9.problems=2", "there is no such setting"),
-        ("smoke seeds=[7]", "base models for the seeds 0, .*not for 7"),
-        ("smoke pretraining.student.steps=1", "cannot be changed for one run"),
+        ("tiny seeds=[7]", "base models for the seeds 0, .*not for 7"),
+        ("tiny pretraining.student.steps=1", "cannot be changed for one run"),
         ("smok lora.r=2", "no scale 'smok'"),
     ):
         with pytest.raises(SettingsError, match=words):

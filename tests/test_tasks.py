@@ -134,7 +134,10 @@ def part(**changes):
         (part(steps=[]), r"data.train.0.steps"),
         (part(task="trail"), r"data.train.0.task: unknown key"),
         ({"pretraining": {"shape": {}}}, r"^scales.smoke.pretraining.tokens_per_step: missing"),
-        ({"task": "story", **part(kind=None)}, r"pretraining: story has no language"),
+        (
+            {"task": "story", "pretraining": {"shape": {}}, **part(kind=None)},
+            r"pretraining: story has no language",
+        ),
         ({"packaged": {"package": "x", "version": "1", "file": "x"}}, r"packaged.file: "),
     ],
 )

@@ -110,7 +110,7 @@ def table(format, files, folder, rows):
     one = hub.HubSet(format=format, files=[*map(str, files)], rows=rows)
     records = functools.partial(code._records, folder=folder)
     frame, about = hub.load(one, None, records)
-    return schema.check(frame, format), about
+    return schema.check({format: frame})[format], about
 
 
 def grade(pairs, **how):

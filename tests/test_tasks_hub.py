@@ -708,7 +708,7 @@ def test_one_sentence_for_each_fault_of_the_settings(tmp_path, path, value, word
 
 def test_the_first_notebook_shows_published_problems(settings, tmp_path, monkeypatch, capsys):
     """Notebook 1 at a hub scale; a smoke model, in the folder of that name, stands in for Qwen3."""
-    shutil.copytree(REPOSITORY / "models" / "smoke" / "0" / "student", tmp_path / "Qwen/Qwen3-1.7B")
+    shutil.copytree(REPOSITORY / "models" / "tiny" / "0" / "student", tmp_path / "Qwen/Qwen3-1.7B")
     monkeypatch.setenv("MPLBACKEND", "agg")
     script = (REPOSITORY / "notebooks" / "1_prepare.py").read_text()
     assert script.count('scale: str = "smoke"') == 1

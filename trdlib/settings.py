@@ -20,7 +20,7 @@ from ruamel.yaml import YAML, YAMLError
 DATE = "2026-01-01"  # what chat templates that ask for today's date are told (models.date)
 REFERENCES = ("base", "base_again", "teacher")  # evaluated, not trained; their mode is "none"
 # These names have a meaning already: a set, all or none of them, a row, a folder of runs/ or data/.
-_FOLDERS = ("downloads", "executed", "stamps", "sweeps", "timings")
+_FOLDERS = ("downloads", "executed", "export", "pilot", "stamps", "sweeps", "timings")
 RESERVED = {"train", "validation", "all", "none", *REFERENCES, *_FOLDERS}
 # What divergence.py marks (read: an import would bring torch along), and cross_entropy.
 _TEXT = Path(__file__).with_name("divergence.py").read_text(encoding="utf-8")

@@ -41,7 +41,7 @@ def diagnose(run: Run, task, problems: pd.DataFrame, y_o, y_r) -> Diagnosis:
     tokens = scores(run, problems, found)
     found = with_likelihoods(found, tokens)
     numbers = [summary(run, found, tokens)]
-    numbers += [reference_cosines(run, problems, found)] * bool(run.settings.pretraining)
+    numbers += [reference_cosines(run, problems, found)] * ("{seed}" in run.settings.models.student)
     return Diagnosis(run, found, curves(run, tokens), pd.concat(numbers, ignore_index=True))
 
 
