@@ -103,7 +103,7 @@ def _best(run: Run, found: dict, place: tuple[str, float], *, in_rounds: bool) -
     """The method on all of y_o with the highest test score, which favours it, of those run."""
     plain, score = ("y_o", "all", 0, in_rounds), {}
     for name, one in ((name, run.settings.methods[name]) for name in run.methods):
-        if found[name] and (one.trajectory, one.subset, one.again, one.rounds > 1) == plain:
+        if (one.trajectory, one.subset, one.again, one.rounds > 1) == plain and found[name]:
             score[name] = found[name][place]["avg_at_k"]["value"]
     return max(score, key=score.get, default=None)
 
