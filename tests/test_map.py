@@ -89,20 +89,14 @@ def test_a_wrong_map_is_one_sentence(project, change, message):
     run = get_run("smoke", settings=loaded.model_copy(update={"scales": scales}))
     with pytest.raises(settings.SettingsError, match=message):
         the_map.cells(run)
-    if section:  # `python -m trdlib check` says it too, and nothing of a scale without a map
-        with pytest.raises(settings.SettingsError, match=message):
-            the_map.check("smoke", scale)
-    else:
-        assert the_map.check("smoke", scale) is None
 
 
 def test_the_map_is_of_the_task_modular():
-    scales = settings.load(REPOSITORY / "params.yaml").scales
-    other = scales["tiny-code"].model_copy(update={"map": scales["tiny"].map})
-    with pytest.raises(
-        settings.SettingsError, match=r"scales\.x\.map: the map is of the task modular"
-    ):
-        the_map.check("x", other)
+    loaded = settings.load(REPOSITORY / "params.yaml")
+    other = loaded.scales["tiny-code"].model_copy(update={"map": loaded.scales["tiny"].map})
+    run = get_run("x", settings=loaded.model_copy(update={"scales": {"x": other}}))
+    with pytest.raises(settings.SettingsError, match=r"x\.map: the map is of the task modular"):
+        the_map.section(run)
 
 
 def test_survey_measures_every_cell_once(project, monkeypatch):

@@ -76,17 +76,13 @@ def cut(run: Run, task, problems: pd.DataFrame, y_o: pd.DataFrame) -> pd.DataFra
 
 
 @torch.no_grad()
-def token_losses(
-    distiller: distill.Distiller, rows: list[distill.Pair], batch_size: int = 1
-) -> list[torch.Tensor]:
+def token_losses(distiller, rows: list[distill.Pair], batch_size: int = 1) -> list[torch.Tensor]:
     """The loss at every response token of every row, for looking at: one (n_tokens,) per row."""
     distiller.eval()
     result = []
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
-        inputs = {
-            name: tensor.to(distiller.device) for name, tensor in distill.collate(batch).items()
-        }
+        inputs = {name: t.to(distiller.device) for name, t in distill.collate(batch).items()}
         flat = distiller.token_losses(**inputs).cpu()
         result += list(flat.split([len(pair.response_ids) for pair in batch]))
     return result
