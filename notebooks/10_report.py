@@ -34,8 +34,9 @@ import re
 import pandas as pd
 from IPython.display import HTML, Image, Markdown, display
 
-from trdlib import jobs, store
+from trdlib import store
 from trdlib.analysis import paper, show, tables
+from trdlib.ops import notebooks
 from trdlib.run import get_run
 from trdlib.settings import load, root
 
@@ -242,7 +243,7 @@ text(against(settings), below=2)
 heading(2, "Audit of the authors' raw runs", "audit")
 picture(results / "figures" / "audit.png", "trd against base and token-level methods")
 text(results / "tables" / "audit.md", below=2)
-jobs.write_timing("10_report")
+notebooks.write_timing("10_report")
 
 # %% [markdown]
 # ---

@@ -140,4 +140,4 @@ if logs:
 
 # %%
 notebooks.record(**{f"problems/{name}": len(frame) for name, frame in sets.items()})
-jobs.write_timing(f"1_prepare-{run.scale}", run.settings.workers)
+notebooks.write_timing(f"1_prepare-{run.scale}", run.settings.workers)

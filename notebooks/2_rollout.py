@@ -34,9 +34,8 @@ seed: int = None  # this base seed alone; None: those of the scale
 # %%
 import matplotlib.pyplot as plt
 
-from trdlib import jobs, tasks
+from trdlib import tasks
 from trdlib.ops import notebooks
-from trdlib.ops.chain import measured
 from trdlib.refine import rows_of
 from trdlib.rollout import rollout
 from trdlib.run import get_run
@@ -97,5 +96,5 @@ for source, group in y_o[~y_o["correct"]].groupby("source"):
     print()
 
 # %%
-notebooks.record(y_o=measured(y_o, problems), tokens=float(y_o["n_tokens"].mean()))
-jobs.write_timing(f"2_rollout-{run.scale}", run.settings.workers)
+notebooks.record(y_o=notebooks.measured(y_o, problems), tokens=float(y_o["n_tokens"].mean()))
+notebooks.write_timing(f"2_rollout-{run.scale}", run.settings.workers)

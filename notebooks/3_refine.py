@@ -41,9 +41,8 @@ import difflib
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from trdlib import jobs, tasks
+from trdlib import tasks
 from trdlib.ops import notebooks
-from trdlib.ops.chain import measured
 from trdlib.refine import refine, rows_of, solve
 from trdlib.rollout import rollout
 from trdlib.run import get_runs
@@ -126,9 +125,9 @@ for name, found in tables.items():
 # %%
 notebooks.record(
     **{
-        what if len(tables) == 1 else f"{name}/{what}": measured(table, problems)
+        what if len(tables) == 1 else f"{name}/{what}": notebooks.measured(table, problems)
         for name, found in tables.items()
         for what, table in found.items()
     }
 )
-jobs.write_timing(f"3_refine-{runs[0].scale}", runs[0].settings.workers)
+notebooks.write_timing(f"3_refine-{runs[0].scale}", runs[0].settings.workers)

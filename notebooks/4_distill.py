@@ -38,7 +38,7 @@ import numpy as np
 import pandas as pd
 
 from trdlib import jobs, models, store, tasks
-from trdlib.analysis.signals import token_losses
+from trdlib.analysis.explore import token_losses
 from trdlib.distill import build, distill, training_sets
 from trdlib.ops import notebooks
 from trdlib.ops.chain import sampled, validation
@@ -182,4 +182,4 @@ for run, found, data in zip(runs, trained, training, strict=True):
         measured = validation(run, task, sets["validation"], found.adapters)
         recorded[f"{name}validation"] = measured
 notebooks.record(**recorded)
-jobs.write_timing(f"4_distill-{runs[0].scale}", runs[0].settings.workers)
+notebooks.write_timing(f"4_distill-{runs[0].scale}", runs[0].settings.workers)

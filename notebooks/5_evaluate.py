@@ -36,12 +36,12 @@ seed: int = None  # this base seed alone; None: those of the scale
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from trdlib import jobs, tasks
+from trdlib import tasks
 from trdlib.analysis.measure import measure
 from trdlib.distill import distill
 from trdlib.evaluate import evaluate
 from trdlib.ops import notebooks
-from trdlib.ops.chain import counts, sampled
+from trdlib.ops.chain import sampled
 from trdlib.run import get_runs
 
 how = {"learning_rate": learning_rate, "seed": seed}
@@ -118,11 +118,11 @@ for one in dict.fromkeys(run.mode for run in runs):
 # %%
 notebooks.record(
     **{
-        benchmark if len(runs) == 1 else f"{run.mode}/{run.method}/{benchmark}": counts(
+        benchmark if len(runs) == 1 else f"{run.mode}/{run.method}/{benchmark}": notebooks.counts(
             m["correct"], m["k"], m["problems"]
         )
         for run, found in zip(runs, metrics, strict=True)
         for benchmark, m in found["benchmarks"][temperatures[0]].items()
     }
 )
-jobs.write_timing(f"5_evaluate-{runs[0].scale}", runs[0].settings.workers)
+notebooks.write_timing(f"5_evaluate-{runs[0].scale}", runs[0].settings.workers)

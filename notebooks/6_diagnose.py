@@ -40,7 +40,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
 
-from trdlib import jobs, store, tasks
+from trdlib import store, tasks
 from trdlib.analysis import show
 from trdlib.analysis.diagnose import counted, diagnose, transitions
 from trdlib.analysis.show import interval
@@ -426,5 +426,5 @@ numbers = numbers[(numbers["verdict"] == "all") & numbers["value"].notna()]
 key = ["mode"] * (len(found) > 1) + ["source", "trajectory", "quantity"]
 values = numbers.set_index(key)["value"]
 notebooks.record(**{"/".join(name): float(value) for name, value in values.items()})
-jobs.write_timing(f"6_diagnose-{runs[0].scale}", runs[0].settings.workers)
+notebooks.write_timing(f"6_diagnose-{runs[0].scale}", runs[0].settings.workers)
 print("\n".join(str(path.relative_to(root())) for path in written))

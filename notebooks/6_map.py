@@ -34,7 +34,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown
 
-from trdlib import jobs, store
+from trdlib import store
 from trdlib.analysis import compare
 from trdlib.analysis.map import COMPARED, oracles, readable, section, survey
 from trdlib.analysis.show import look, save
@@ -181,7 +181,7 @@ places = table.assign(value=table["value"].map("{:g}".format, na_action="ignore"
 notebooks.record(
     **{f"to_best/{row.knob} {row.value}".strip(): row.to_best_value for row in places.itertuples()}
 )
-jobs.write_timing(f"6_map-{run.scale}", run.settings.workers)
+notebooks.write_timing(f"6_map-{run.scale}", run.settings.workers)
 csv = whole.to_csv(index=False, lineterminator="\n", float_format="%.6g")
 written = [
     store.write_text(run.results / "tables" / f"map_{run.scale}.csv", csv),

@@ -33,7 +33,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
 
-from trdlib import jobs, store
+from trdlib import store
 from trdlib.analysis import show, tables
 from trdlib.ops import notebooks
 from trdlib.run import get_runs
@@ -269,5 +269,5 @@ names += "/" + measured["temperature"].map("{:g}".format)
 if len(found) > 1:
     names = measured["mode"] + "/" + names
 notebooks.record(**dict(zip(names, measured["avg_value"], strict=True)))
-jobs.write_timing(f"7_tables-{runs[0].scale}", runs[0].settings.workers)
+notebooks.write_timing(f"7_tables-{runs[0].scale}", runs[0].settings.workers)
 print("\n".join(str(path.relative_to(root())) for path in written))

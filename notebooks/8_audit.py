@@ -44,7 +44,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
 
-from trdlib import jobs, settings, store
+from trdlib import settings, store
 from trdlib.analysis import audit
 from trdlib.analysis.compare import MARK_LEVEL
 from trdlib.analysis.show import DASH, interval, save
@@ -463,4 +463,4 @@ Markdown(headline)
 notebooks.record(
     tests=len(tested), marked=int(marked.sum()), problems_to_see_2_points=float(for_2_points["avg"])
 )
-jobs.write_timing("8_audit")
+notebooks.write_timing("8_audit")

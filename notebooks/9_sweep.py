@@ -33,13 +33,11 @@ import sys
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 from IPython.display import Markdown
 
-from trdlib import jobs, stats, store
-from trdlib.analysis import compare
+from trdlib import store
 from trdlib.ops import notebooks, sweep
-from trdlib.settings import known, root
+from trdlib.settings import root
 
 if not name:
     name, words = "example", "4_distill -p learning_rate=2e-3,8e-3 --name example"
@@ -59,48 +57,9 @@ sweep.table(done).drop(columns="error")
 # picked, so any pair could have become the comparison. Missing: other problems or seeds than the
 # best, so that the two cannot be compared.
 
-
 # %%
-def metrics(done: pd.DataFrame) -> list[str]:
-    """The accuracies that every finished job recorded."""
-    finished = done["error"] == ""
-    return [name for name in done if all(isinstance(v, dict) for v in done[name][finished])]
-
-
-def rank(done, names: list[str], metric: str, *, resamples=10000, confidence=0.95) -> pd.DataFrame:
-    """The points from best to worst; jobs that differ in the seed alone are one point.
-
-    Columns: the names that differ; seeds, problems; value, low, high (fractions, these models);
-    behind, behind_low, behind_high: what the best is ahead, paired by problem; separate:
-    `compare.marked`, by interval and p for new models (so never with one seed), corrected for all
-    pairs of points. Points on other problems or seeds than the best are not compared. The best was
-    picked by its value, which flatters it.
-    """
-    known("accuracy that every job recorded", metric, metrics(done))
-    done, how = done[done["error"] == ""], {"resamples": resamples, "confidence": confidence}
-    differ = [n for n in names if n != sweep.SEED and done[n].map(str).nunique() > 1]
-    found = []
-    for _, mine in done.groupby([str(row) for row in done[differ].values.tolist()]):
-        mine = mine.sort_values(sweep.SEED) if sweep.SEED in mine else mine
-        rates = np.concatenate([np.array(m["correct"]) / m["k"] for m in mine[metric]])
-        asked = [m["problems"] for m in mine[metric]], list(mine.get(sweep.SEED, []))
-        found.append((mine[differ].iloc[0].to_dict(), rates, asked))
-    found.sort(key=lambda point: -point[1].mean())
-    _, best, same = found[0]
-    rows, pairs = [], len(found) * (len(found) - 1) / 2
-    for values, rates, asked in found:
-        row = {**values, "seeds": len(rates), "problems": rates.shape[1]}
-        row |= stats.bootstrap(rates, **how)._asdict() | {"separate": False}
-        if asked == same:
-            gap = compare.compare(best, rates, **how)
-            row |= {"behind": gap.value, "behind_low": gap.low, "behind_high": gap.high}
-            row["separate"] = bool(compare.marked(gap.new_low, gap.new_high, gap.p * pairs))
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-metric = metric or metrics(done)[0]
-ranked = rank(done, names, metric)
+metric = metric or sweep.metrics(done)[0]
+ranked = sweep.rank(done, names, metric)
 differ = [n for n in names if n in ranked]
 label = ranked[differ].astype(str).agg(", ".join, axis=1) if differ else ["the only point"]
 best, near = ranked.iloc[0], ranked.iloc[1:].query("behind.notna() and not separate")
@@ -156,4 +115,4 @@ plt.show()
 
 # %%
 notebooks.record(best=float(best["value"]), metric=metric, said=said)
-jobs.write_timing(f"9_sweep-{name}")
+notebooks.write_timing(f"9_sweep-{name}")

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from test_audit import defined
 
 from trdlib import distill, models, prompts, store, tasks
-from trdlib.analysis import explore, signals
+from trdlib.analysis import explore
 from trdlib.evaluate import evaluate
 from trdlib.refine import Pair, refine, rows_of, training_sets
 from trdlib.rollout import rollout
@@ -131,7 +131,7 @@ def test_a_view_shows_what_training_sees(project, made):
         run = get_run("smoke", "opd", method)
         task = tasks.of(run)
         rows = training_sets([run], problems, {"opd": tables})[0].rows[0]
-        losses = signals.token_losses(distill.build(run, 0), rows)
+        losses = explore.token_losses(distill.build(run, 0), rows)
         case = notebook.cases(problems, tables, 0)[3:4]
         row = rows_of(problems, case)[0]
         loaded = explore.load(run, 0)

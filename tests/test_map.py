@@ -8,7 +8,7 @@ from conftest import REPOSITORY
 from test_audit import defined
 
 from trdlib import distill, models, settings, tasks
-from trdlib.analysis import compare, signals
+from trdlib.analysis import compare, explore, signals
 from trdlib.analysis import map as the_map
 from trdlib.refine import training_sets
 from trdlib.rollout import rollout
@@ -170,7 +170,7 @@ def test_without_onsets_both_sides_are_renormalised_on_the_rest(smoke):
     tables = {"opd": {"y_o": rollout(run, task, train)}}
     rows = training_sets([run], train, tables)[0].rows[0][:3]
     distiller = distill.build(run, 0)
-    found = torch.cat(signals.token_losses(distiller, rows))
+    found = torch.cat(explore.token_losses(distiller, rows))
     tokenizer = models.load_tokenizer(run.model_path("student", 0))
     onsets = tokenizer.convert_tokens_to_ids(list(run.settings.onsets))
     assert sorted(set(range(len(tokenizer))) - set(distiller.vocabulary.tolist())) == sorted(onsets)
@@ -190,5 +190,5 @@ def test_without_onsets_both_sides_are_renormalised_on_the_rest(smoke):
         terms = target.exp() * (target - student)
         expected.append(terms.nan_to_num(0).sum(-1))
     assert torch.allclose(found.double(), torch.cat(expected), atol=1e-5)
-    usual = torch.cat(signals.token_losses(distill.build(plain, 0), rows))
+    usual = torch.cat(explore.token_losses(distill.build(plain, 0), rows))
     assert not torch.allclose(found, usual, atol=1e-4)

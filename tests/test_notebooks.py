@@ -58,7 +58,7 @@ def test_parameters_are_typed_and_documented_and_default_to_smoke(path):
 @pytest.mark.parametrize(
     ("name", "given", "words"),
     [
-        ("4_distill", {"learning_rat": 1e-5}, "no parameter 'learning_rat': did you mean learning"),
+        ("4_distill", {"learning_rat": 1e-5}, "no such parameter 'learning_rat'"),
         ("4_distill", {"learning_rate": "fast"}, "learning_rate takes a float, not 'fast'"),
         ("4_distill", {"seed": True}, "seed takes a int, not True"),
         ("4_distill", {"method": None}, "method takes a str, not None"),
@@ -86,7 +86,7 @@ def test_the_engine_refuses_before_a_kernel_starts(project, monkeypatch):
     monkeypatch.setitem(engines._engines, "trd", CheckedEngine)
     source = str(REPOSITORY / "notebooks" / "4_distill.ipynb")
     how = {"engine_name": "trd", "kernel_name": "no_such_kernel", "progress_bar": False}
-    with pytest.raises(click.ClickException, match="did you mean learning_rate"):
+    with pytest.raises(click.ClickException, match="no such parameter 'learning_rat'"):
         papermill.execute_notebook(source, "out.ipynb", {"learning_rat": 1e-5}, **how)
     assert not (project / "out.ipynb").exists()
     with pytest.raises(NoSuchKernel):  # what is right gets as far as the kernel

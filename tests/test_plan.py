@@ -292,7 +292,7 @@ def test_the_doctors_verdicts(project, monkeypatch, capsys):
         assert "big:\n  - " in said
 
     settings, reach = load(), "reachable"
-    monkeypatch.setattr(doctor, "missing", lambda *names: False)
+    monkeypatch.setattr(doctor, "find_spec", lambda name: True)
     for where, memory, hub, words in (
         ("CPU", 80, reach, "no GPU: it needs one with"),
         ("GPU", 24, reach, "a smaller batch_size"),
@@ -303,7 +303,7 @@ def test_the_doctors_verdicts(project, monkeypatch, capsys):
     for name in settings.scales:  # a GPU of 80 GiB is enough for each, as params.yaml has it
         if name.startswith("qwen3"):
             assert doctor.verdict(name, settings, "GPU", 80 * plan.GIB, reach) == [], name
-    monkeypatch.setattr(doctor, "missing", lambda *names: "unsloth" in names)
+    monkeypatch.setattr(doctor, "find_spec", lambda name: name != "unsloth")
     why = doctor.verdict("big", settings, "GPU", 80 * plan.GIB, reach)
     assert why == ["the backend unsloth is missing: pip install -e '.[gpu]'"]
     shutil.rmtree(project / "models" / "tiny" / "0")

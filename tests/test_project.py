@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import yaml
 from conftest import REPOSITORY
@@ -39,8 +40,8 @@ def trained(tmp_path_factory):
     folder, before = tmp_path_factory.mktemp("trained"), os.getcwd()
     for name in ("params.yaml", "dvc.yaml", "dvc.lock"):
         shutil.copy(REPOSITORY / name, folder)
-    for path in {get_run("smoke").model_path("student", 0).split("/")[1], "smoke"}:
-        shutil.copytree(REPOSITORY / "models" / path, folder / "models" / path)
+    own = get_run("smoke").model_path("student", 0).split("/")[1]
+    shutil.copytree(REPOSITORY / "models" / own, folder / "models" / own)
     os.chdir(folder)
     run = get_run("smoke", "opd", "sft")
     task = tasks.of(run)
@@ -164,10 +165,12 @@ def test_each_damage_is_named_with_what_happens_next(copy, monkeypatch, capsys):
     raw = bytearray(page.read_bytes())
     raw[60] ^= 255  # inside of a page: its checksum knows
     page.write_bytes(raw)
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    (copy / "runs" / "smoke" / f".a.parquet.{ended.pid}.new.tmp").touch()
-    (copy / "runs" / "smoke" / f".b.parquet.{os.getpid()}.new.tmp").touch()  # somebody writes it
+    code = "import os; from trdlib import store\n"
+    code += "store.write_text('runs/smoke/a.json', '{}')\n"
+    code += "store.write_whole('runs/smoke/a.json', lambda p: (p.touch(), os.kill(os.getpid(), 9)))"
+    how = {"env": {**os.environ, "PYTHONPATH": str(REPOSITORY)}}
+    assert subprocess.run([sys.executable, "-c", code], **how).returncode == -9
+    (half,) = (copy / "runs" / "smoke").glob(".a.json.*")
     (copy / "runs" / "smoke" / "evaluate" / "x.parquet.parts" / "f00").mkdir(parents=True)
     (copy / "runs" / "smoke" / "old.parquet.damaged").touch()
     code, said = doctor(monkeypatch, capsys, "--json")
@@ -178,7 +181,7 @@ def test_each_damage_is_named_with_what_happens_next(copy, monkeypatch, capsys):
         "results/training/smoke/opd/sft.json",
         "runs/smoke/y_o.parquet",
         "runs/smoke/distill/opd/sft/1/adapter/run.json",
-        f"runs/smoke/.a.parquet.{ended.pid}.new.tmp",
+        f"runs/smoke/{half.name}",
         "runs/smoke/evaluate/x.parquet.parts",
         "runs/smoke/old.parquet.damaged",
     }
@@ -190,9 +193,9 @@ def test_each_damage_is_named_with_what_happens_next(copy, monkeypatch, capsys):
     rollout.rollout(run, task, task.sets()["train"])
     assert store.weights_hash(adapter) == before
     for name in wrong:
-        if name.endswith((".damaged", ".tmp")):
+        if name.endswith(".damaged"):
             (copy / name).unlink()
-        elif name.endswith(".parts"):
+        elif name.endswith((".parts", ".tmp")):
             shutil.rmtree(copy / name)
     left = json.loads(doctor(monkeypatch, capsys, "--json")[1])["wrong"]
     assert all(name.endswith(".damaged") for name in left), left
@@ -204,7 +207,7 @@ def test_the_lock_of_dvc(copy):
 
     whole = (copy / "dvc.lock").read_text()
     (copy / "dvc.lock").write_text(whole[: len(whole) // 2] + "\n  x: [")
-    assert said().startswith("it is cut off, so repro stops there: git checkout dvc.lock")
+    assert said().startswith("it is cut off, so dvc stops there: python -m trdlib lock")
     (copy / "dvc.lock").write_text("")
     assert "cut off" in said()
     (copy / "dvc.lock").unlink()
@@ -219,6 +222,44 @@ def test_the_lock_of_dvc(copy):
     names = ["models", "prepare", "rollout", "distill"]
     lock_of(copy, [f"{name}@smoke" for name in names])
     assert said() == ""
+
+
+def test_a_lock_that_is_cut_off_is_mended(copy, monkeypatch, capsys):
+    """Wherever a kill cuts it, DVC can read what is left, or `lock` puts git's in its place."""
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+
+    def mend():
+        monkeypatch.setattr(sys, "argv", ["trdlib", "lock"])
+        assert cli.main() == 0
+        return capsys.readouterr().err
+
+    def git(*words):
+        who = ["-c", "user.name=x", "-c", "user.email=x@y"]
+        subprocess.run(["git", *who, *words], check=True, capture_output=True)
+
+    path, aside = copy / "dvc.lock", copy / "dvc.lock.damaged"
+    whole = path.read_bytes()
+    assert mend() == "" and path.read_bytes() == whole and not aside.exists()
+    half = whole[: len(whole) // 2]
+    path.write_bytes(half)
+    assert "git has none" in mend() and aside.read_bytes() == half and not path.exists()
+    assert mend() == "" and not path.exists()
+    git("init")
+    git("add", "-f", "dvc.yaml", "params.yaml")
+    path.write_bytes(whole)
+    git("add", "-f", "dvc.lock")
+    git("commit", "-m", "x")
+    for left in (0, 1, *np.random.default_rng(0).integers(2, len(whole), 40)):
+        path.write_bytes(whole[:left])
+        said, now = mend(), path.read_bytes()
+        assert len(said.splitlines()) == (now == whole), left
+        COMPILED_LOCKFILE_SCHEMA(yaml.safe_load(now))
+    path.write_bytes(half)
+    assert "git's is in its place" in mend() and path.read_bytes() == whole
+    dvc = [sys.executable, "-m", "dvc"]
+    for words in (["init", "--quiet"], ["status", "prepare@tiny"]):
+        done = subprocess.run([*dvc, *words], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
 
 
 def test_who_holds_a_lock(copy, monkeypatch, capsys):

@@ -1,13 +1,11 @@
 """Changed scales and sweeps: nothing overwrites the usual run; resumable; honest about the best."""
 
-import ast
 import os
 import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import jupytext
 import nbformat
@@ -22,18 +20,6 @@ from trdlib import distill, prompts, rollout, store
 from trdlib.ops import notebooks, sweep
 from trdlib.run import get_run
 from trdlib.settings import SettingsError, load
-
-
-def defined(notebook):
-    """What the code of a notebook imports and defines; nothing else is run."""
-    cells = jupytext.read(REPOSITORY / "notebooks" / f"{notebook}.py").cells
-    code = ast.parse("\n".join(cell.source for cell in cells if cell.cell_type == "code"))
-    kept = [n for n in code.body if isinstance(n, ast.Import | ast.ImportFrom | ast.FunctionDef)]
-    exec(compile(ast.Module(kept, []), notebook, "exec"), found := {})
-    return SimpleNamespace(**found)
-
-
-page = defined("9_sweep")
 
 # --------------------------------------------------------------------------- a scale with changes
 
@@ -200,7 +186,7 @@ def test_the_best_of_equals_is_not_told_apart():
     rng, fired = np.random.default_rng(0), 0
     for _ in range(100):
         found = done(dict.fromkeys(range(8), rng.beta(1, 1, size=64)), rng)
-        ranked = page.rank(found, ["rate"], "validation", resamples=500)
+        ranked = sweep.rank(found, ["rate"], "validation", resamples=500)
         fired += bool(ranked["separate"].any())
     assert fired <= 5
 
@@ -209,19 +195,19 @@ def test_a_clear_best_is_named_and_what_is_near_it_too():
     rng, skill = np.random.default_rng(0), np.full(96, 0.5)
     skills = {1e-3: skill - 0.3, 2e-3: skill + 0.3, 4e-3: skill + 0.29}
     found = done(skills, rng)
-    ranked = page.rank(found, ["rate"], "validation")
+    ranked = sweep.rank(found, ["rate"], "validation")
     assert {*ranked["rate"][:2]} == {2e-3, 4e-3}
     assert ranked["separate"].tolist() == [False, False, True]
     assert ranked["seeds"].tolist() == [3, 3, 3]
     best, last = (np.array(found["validation"][found["rate"] == rate].iloc[0]["correct"]) / 4
                   for rate in (ranked["rate"][0], 1e-3))  # fmt: skip
     assert ranked["behind"][2] == pytest.approx((best - last).mean())
-    alone = page.rank(done(skills, rng, seeds=1), ["rate"], "validation")
+    alone = sweep.rank(done(skills, rng, seeds=1), ["rate"], "validation")
     assert not alone["separate"].any()  # of new models one seed tells nothing
-    others = page.rank(done(skills, rng, problems={1e-3: "others"}), ["rate"], "validation")
+    others = sweep.rank(done(skills, rng, problems={1e-3: "others"}), ["rate"], "validation")
     assert others["behind"].isna().tolist() == [False, False, True]
     with pytest.raises(ValueError, match="no accuracy that every job recorded 'loss'"):
-        page.rank(found, ["rate"], "loss")
+        sweep.rank(found, ["rate"], "loss")
 
 
 # -------------------------------------------------------------------------------------- the work
@@ -284,7 +270,7 @@ def test_killed_it_goes_on_and_what_failed_is_said(toy, project, capsys):
     assert table["loss"].fillna(-1).tolist() == [1.5, 3.5, -1]
     assert table["error"].fillna("").tolist() == ["", "", "ValueError: more than right"]
     assert not [*folder.glob(".*.ipynb")]
-    ranked = page.rank(*sweep.read("s"), "validation")
+    ranked = sweep.rank(*sweep.read("s"), "validation")
     assert ranked["rate"].tolist() == [7, 3]
 
     node, axes = nbformat.read(toy, as_version=4), dict(map(sweep.axis, given))
@@ -301,10 +287,10 @@ def test_killed_it_goes_on_and_what_failed_is_said(toy, project, capsys):
         sweep.command("toy", ["again=True"], **how)
     for notebook, wrong, words in (
         ("toys", ["rate=3"], "no notebook 'toys': choose from toy"),
-        ("toy", ["rat=3"], "no parameter 'rat': did you mean rate"),
+        ("toy", ["rat=3"], "no such parameter 'rat': choose from rate"),
         ("toy", ["rate=high"], "rate takes a float"),
         ("toy", ["rate=1", "rate=2"], "stands twice"),
-        ("toy", ["lora.r=2"], "no parameter 'lora.r'"),
+        ("toy", ["lora.r=2"], "no such parameter 'lora.r'"),
     ):
         with pytest.raises(SettingsError, match=words):
             sweep.command(notebook, wrong, **how | {"name": None})

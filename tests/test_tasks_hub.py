@@ -404,9 +404,9 @@ TWICE = '{"problem": "p", "answer": "5", "answer": "6"}'
 @pytest.mark.parametrize(
     ("content", "kind", "words"),
     [
-        (f"{json.dumps(ROW)}\n{TWICE}", "jsonl", "row 1: the column 'answer' stands twice"),
-        (f"[{json.dumps(ROW)}, {TWICE}]", "json", "row 1: the column 'answer' stands twice"),
-        ('{"problem": {"a": 1, "b": [{"c": 1, "c": 1}]}}', "jsonl", "row 0: the column 'c' stands"),
+        (f"{json.dumps(ROW)}\n{TWICE}", "jsonl", "line 2: the column 'answer' stands twice"),
+        (f"[{json.dumps(ROW)}, {TWICE}]", "json", "(the column 'answer' stands twice)"),
+        ('{"problem": {"a": 1, "b": [{"c": 1, "c": 1}]}}', "jsonl", "line 1: the column 'c'"),
     ],
 )
 def test_a_column_that_stands_twice_is_refused(mine, content, kind, words):
@@ -533,14 +533,14 @@ def test_what_the_hub_does_not_have(server):
         ("RevisionNotFoundError", {"revision": "0" * 40}),
         ("RemoteEntryNotFoundError", {"file": "other.jsonl"}),
     ):
-        words = f"cannot be fetched ({why}): correct repo, revision or file"
+        words = f"cannot be fetched ({why}): go online, correct repo, revision or file"
         says(words, changed(server, "aime25", **update))
 
 
 def test_an_unreachable_hub(server, monkeypatch):
     from huggingface_hub import constants
 
-    words = "agentica-org/DeepScaleR-Preview-Dataset: deepscaler.json of b6ae8c60 cannot be fetched"
+    words = "agentica-org/DeepScaleR-Preview-Dataset: deepscaler.json cannot be fetched"
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     says(words, server)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)

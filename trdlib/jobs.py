@@ -19,7 +19,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from trdlib import store
 from trdlib.settings import SettingsError, root
 
 compute = {"seconds": 0.0}  # of this process and its finished jobs
@@ -35,13 +34,6 @@ def model_compute(clock=time.process_time):
         yield
     finally:
         compute["seconds"] += clock() - started
-
-
-def write_timing(stage: str, workers: int = 1) -> None:
-    """Note the model compute of a stage so far, for the closing report."""
-    spent, path = compute["seconds"], root() / "runs" / "timings" / f"{stage}.json"
-    print(f"model compute: {spent:.1f} core-seconds", file=sys.stderr)
-    store.write_json(path, {"core_seconds": spent, "workers": workers})
 
 
 def progress(label: str, iterable=None, **how):

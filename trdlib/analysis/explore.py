@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 
 from trdlib import distill, generate, jobs, models, prompts
-from trdlib.analysis.signals import hidden_at, mistakes, token_losses, token_signals
+from trdlib.analysis.signals import hidden_at, mistakes, token_signals
 from trdlib.divergence import logits_in_chunks
 from trdlib.refine import Pair, pairs, references
 from trdlib.rollout import grade
@@ -38,6 +38,19 @@ LABELS = {
     "y_star": "y*, the reference solution",
     "base": "answer at step 0",
 }
+
+
+@torch.no_grad()
+def token_losses(distiller, rows: list[Pair], batch_size: int = 1) -> list[torch.Tensor]:
+    """The loss at every response token of every row, for looking at: one (n_tokens,) per row."""
+    distiller.eval()
+    result = []
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        inputs = {name: t.to(distiller.device) for name, t in distill.collate(batch).items()}
+        flat = distiller.token_losses(**inputs).cpu()
+        result += list(flat.split([len(pair.response_ids) for pair in batch]))
+    return result
 
 
 class Loaded(NamedTuple):

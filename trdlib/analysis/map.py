@@ -11,17 +11,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 import pandas as pd
-import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from trdlib import generate, jobs, models, stats, store, tasks
-from trdlib.analysis import compare, signals
+from trdlib import jobs, stats, store, tasks
 from trdlib.analysis.measure import correct_counts
 from trdlib.analysis.show import interval
-from trdlib.distill import distill
-from trdlib.evaluate import evaluate
-from trdlib.refine import refine, solve
-from trdlib.rollout import pool, rollout
 from trdlib.run import Run
 from trdlib.settings import Method, Section, SettingsError, root
 
@@ -140,6 +134,10 @@ def _model(run: Run, role: str, value: float) -> str:
 
 def _make(run: Run, seed: int, role: str, value: float) -> None:
     """Make the student or teacher that a knob asks for, if it is missing."""
+    import torch
+
+    from trdlib import models
+
     sources = {r: run.model_path(r, seed) for r in ("student", "teacher")}
     mark = root() / _model(run, role, value).format(seed=seed) / "made_of.json"
     code = store.code_hash(_make)
@@ -168,6 +166,12 @@ def _measure(cell: Cell) -> list[dict]:
     """The experiment of a cell, a record for each temperature: knob, value, temperature;
     {y_o,y_r,y_t}_accuracy; avg_<method> (also base) with _low and _high (these models); best (y_o
     method by test score); right, the accuracy on each problem by method, (seeds, problems)."""
+    from trdlib.analysis import signals
+    from trdlib.distill import distill
+    from trdlib.evaluate import evaluate
+    from trdlib.refine import refine, solve
+    from trdlib.rollout import rollout
+
     run, task = cell.run, tasks.of(cell.run)
     runs, problems = [run.with_(method=method) for method in cell.methods], task.sets()
     train = problems["train"]
@@ -199,6 +203,10 @@ def survey(run: Run) -> pd.DataFrame:
     Columns: those of `_measure`, and each of `gaps` with the fields of `compare.Comparison`,
     adjusted and marked: its cells at one temperature are one family.
     """
+    from trdlib import generate
+    from trdlib.analysis import compare
+    from trdlib.rollout import pool
+
     tasks.of(run).make_models(generate.decode, jobs.run_jobs, generate.batches)
     places, temperatures = cells(run), run.settings.evaluation.temperatures
     for role, (knob, unchanged) in CHANGED.items():

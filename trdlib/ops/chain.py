@@ -5,16 +5,15 @@ from pathlib import Path
 import pandas as pd
 
 from trdlib import store
-from trdlib.analysis.measure import correct_counts
 from trdlib.analysis.signals import cut
+from trdlib.ops import notebooks
 from trdlib.refine import refine, solve
 from trdlib.rollout import answers, rollout
 from trdlib.run import Run
 
 
 def sampled(runs: list[Run], task, problems: pd.DataFrame) -> dict[str, dict[str, pd.DataFrame]]:
-    """{mode: {"y_o": ..., "y_r": ..., "y_t": ...}}: what the runs (of one scale) train on, from the
-    train set; what is on file is read."""
+    """{mode: {"y_o": ..., "y_r": ..., "y_t": ...}}: what the runs (of one scale) train on."""
     needed = {run.recipe.trajectory for run in runs}
     y_o = rollout(runs[0], task, problems) if needed - {"y_t", "y_star"} else None
     tables = {}
@@ -29,18 +28,6 @@ def sampled(runs: list[Run], task, problems: pd.DataFrame) -> dict[str, dict[str
     return tables
 
 
-def counts(correct, k: int, problems: str = "") -> dict:
-    """A measured accuracy, to be resampled and compared: right samples of k, (seeds, problems), and
-    a hash of the problems, so that only what was measured on the same ones is compared."""
-    rows = [[int(value) for value in row] for row in correct]
-    return {"correct": rows, "k": int(k), "problems": problems}
-
-
-def measured(samples: pd.DataFrame, problems: pd.DataFrame) -> dict:
-    """`counts` of a table of samples (with a column seed)."""
-    return counts(*correct_counts(samples), store.content_hash(problems["problem"].tolist()))
-
-
 def validation(run: Run, task, problems: pd.DataFrame, adapters: dict[int, Path]) -> dict:
     """`counts` of the trained students (base seed -> adapter) on the validation set."""
     tables, sampling = [], run.settings.evaluation.validation
@@ -49,4 +36,4 @@ def validation(run: Run, task, problems: pd.DataFrame, adapters: dict[int, Path]
         with store.locked(path):
             found = answers(run, task, problems, path, sampling, seed=seed, adapter=adapter)
         tables.append(found.assign(seed=seed))
-    return measured(pd.concat(tables), problems)
+    return notebooks.measured(pd.concat(tables), problems)

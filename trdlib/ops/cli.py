@@ -8,7 +8,9 @@ from datetime import datetime
 from pathlib import Path
 
 from trdlib import store, tasks
+from trdlib.analysis import map as the_map
 from trdlib.ops import notebooks
+from trdlib.ops.project import lock  # noqa: F401 - a command
 from trdlib.run import Run, get_run, get_runs
 from trdlib.settings import SettingsError, load, read_yaml, root
 
@@ -18,9 +20,8 @@ def models(scale: str) -> None:
     run = get_run(scale, "none", "base")
     used = borrowed(run)
     if gone := next((name for name, found in used.items() if not found), None):
-        make = f"python -m trdlib models --scale {gone.removeprefix('models/').split('/')[0]}"
-        why = f"uses {gone}, which is not there: make them: {make}"
-        raise SettingsError(f"the scale {run.scale} {why}")
+        make = f"python -m trdlib models --scale {gone.split('/')[1]}"
+        raise SettingsError(f"the scale {run.scale} uses {gone}, which is not there: {make}")
     if used:
         store.write_json(root() / "models" / run.scale / "used.json", used)
     else:
@@ -30,8 +31,7 @@ def models(scale: str) -> None:
 
 
 def borrowed(run: Run) -> dict[str, str | None]:
-    """The models of a scale that do not lie in models/<scale>: {folder: hash of its weights, None
-    if it is not there}, {name on the hub: itself}; as models.identity, which needs torch."""
+    """Models of other places: {folder: hash of its weights, None if absent; hub name: itself}."""
     names = [run.model_path(role, seed) for seed in run.settings.seeds
              for role in ("student", "teacher") if getattr(run.settings.models, role)]  # fmt: skip
     others = {name: root() / name for name in names if not name.startswith(f"models/{run.scale}/")}
@@ -44,13 +44,13 @@ def check() -> None:
     settings = load()
     for name, scale in settings.scales.items():
         tasks.check(name, scale)
+        the_map.check(name, scale)
     print(f"params.yaml is valid: scales {', '.join(settings.scales)}")
 
 
 def stamp(scales: list[str]) -> None:
-    """Write to runs/stamps what of code and settings shapes each stage, for DVC; what is unchanged
-    is kept. <notebook>.json: its code; <scale>.json: what of params.yaml, and of files of one's
-    own, shapes its results; models-<scale>.json: what shapes the models that it makes or uses."""
+    """Write to runs/stamps, for DVC: <notebook>.json, its code; <scale>.json, what of params.yaml
+    and one's own files shapes its results; models-<scale>.json, what shapes its models."""
     check()
     settings, paths = load(), sorted((root() / "notebooks").glob("*.ipynb"))
     found = {path.stem: notebooks.made_of(path) for path in paths}
@@ -66,8 +66,8 @@ def stamp(scales: list[str]) -> None:
         about = {"settings": run.settings.model_dump(mode="json", exclude=other)}
         found[run.scale] = about | {"methods": methods, "files": tasks.of(run).files()}
         used = {"used": theirs} if (theirs := borrowed(run)) else {}
-        models = code | run.settings.model_dump(mode="json", include=makes) | used
-        found[f"models-{run.scale}"] = models
+        makers = run.settings.model_dump(mode="json", include=makes)
+        found[f"models-{run.scale}"] = code | makers | used
     for name, value in found.items():
         path = root() / "runs" / "stamps" / f"{name}.json"
         if store.read_json(path, {}) != value:
@@ -75,8 +75,7 @@ def stamp(scales: list[str]) -> None:
 
 
 def report(since: float, update: bool) -> None:
-    """Print the headline tables, how long each stage executed since then took and how much of it
-    was not model compute, and whether it reproduced."""
+    """Print the headline tables, how long each stage took since then, and whether it reproduced."""
     import pandas as pd
 
     from trdlib.analysis import tables
@@ -108,7 +107,7 @@ def report(since: float, update: bool) -> None:
 
 def main() -> int:
     """The command line as cli.yaml has it; the exit status."""
-    rest = "What the pipeline calls: models, stamp, report."
+    rest = "What the pipeline calls: models, stamp, report, lock."
     parser = argparse.ArgumentParser(prog="trdlib", description=__doc__, epilog=rest)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, about in read_yaml(Path(__file__).with_suffix(".yaml")).items():

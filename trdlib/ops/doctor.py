@@ -1,11 +1,11 @@
 """What this machine can run, what is missing, and how to get it: `python -m trdlib doctor`."""
 
 import importlib.metadata
-import importlib.util
 import json
 import platform
 import shutil
 import tomllib
+from importlib.util import find_spec
 
 import httpx
 from huggingface_hub import constants
@@ -42,21 +42,16 @@ def git() -> str:
     """Is this a repository? What works without one."""
     if any((folder / ".git").exists() for folder in (root(), *root().parents)):
         return "here"
-    return ("none here (a copy without .git): for dvc `git init`, or `python -m dvc config --local "
-            "core.no_scm true`, with which all but `make repro SCALE=...` works")  # fmt: skip
-
-
-def missing(*names: str) -> bool:
-    return any(importlib.util.find_spec(name) is None for name in names)
+    return "none here (a copy without .git): for dvc `git init`, or `dvc config core.no_scm true`"
 
 
 def verdict(scale: str, settings: Settings, where: str, memory: int, reach: str) -> list[str]:
-    """Why the scale does not run here as it is, and what to do about it; empty: it runs."""
+    """Why the scale does not run here as it is, and the mend; empty: it runs."""
     run, faults, unit = Run(scale, "none", "base", settings), [], plan.GIB
     how, there = run.settings.models, (run.data / "train.parquet").is_file()
-    if how.backend == "unsloth" and missing("unsloth"):
+    if how.backend == "unsloth" and not find_spec("unsloth"):
         faults.append("the backend unsloth is missing: pip install -e '.[gpu]'")
-    if missing(*ENGINES[how.engine]):
+    if not all(map(find_spec, ENGINES[how.engine])):
         faults.append(f"the engine {how.engine} is missing: {ENGINE_INSTALL[how.engine]}")
     try:
         found = plan.models(run)
@@ -70,14 +65,13 @@ def verdict(scale: str, settings: Settings, where: str, memory: int, reach: str)
     if not where.startswith("GPU") and found["student"].parameters > 1e9:
         faults.append(f"no GPU: it needs one with {need / unit:.0f} GiB (see plan)")
     elif need > memory:
-        faults.append(f"{stage} needs {need / unit:.0f} GiB, there are {memory / unit:.0f}: take a "
-                      "larger GPU, a smaller batch_size, or shorter lengths")  # fmt: skip
+        there = f"there are {memory / unit:.0f}: take a larger GPU, or a smaller batch_size"
+        faults.append(f"{stage} needs {need / unit:.0f} GiB, {there}")
     return faults
 
 
 def command(*, of_project: bool, as_json: bool) -> int:
-    """Print what is here; 0 if every scale of run.scales can run, else 1. Of the project instead:
-    what an accident left of it; 0 if that is nothing."""
+    """Print what is here, or what an accident left of the project; 1 if anything is wrong."""
     settings = load()
     if of_project:
         found = {"wrong": project.wrong(settings), "locks": project.holders()}
@@ -91,8 +85,8 @@ def command(*, of_project: bool, as_json: bool) -> int:
         "Python": f"{platform.python_version()}; {where}; {memory / plan.GIB:.1f} GiB",
         "disk": f"{free:.0f} GiB free", "hub": reach, "git": git(),
         "sandbox": f"{guard}{'' if guard.safe else ' (no code tasks here: they need Linux)'}",
-        **{f"engine {name}": f"missing: {ENGINE_INSTALL[name]}" if missing(*needs) else "here"
-           for name, needs in ENGINES.items()},
+        **{f"engine {name}": "here" if all(map(find_spec, ENGINES[name])) else f"missing: {how}"
+           for name, how in ENGINE_INSTALL.items()},
         "packages": "; ".join(faults) + "; so: make setup" if faults else "as pinned",
     }  # fmt: skip
     for name in settings.scales:

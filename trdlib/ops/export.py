@@ -1,7 +1,4 @@
-"""A trained student as a folder that stock transformers and PEFT load, or as a repo on the hub:
-
-python -m trdlib export tiny/opd/trd --seed 0 --merged --push owner/name
-"""
+"""A trained student as a folder that stock transformers and PEFT load, or as a repo on the hub."""
 
 import re
 import shutil

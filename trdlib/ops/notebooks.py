@@ -2,8 +2,6 @@
 gives (`record`) and is made of (`made_of`; stages and sweeps are done again when that changes)."""
 
 import ast
-import contextlib
-import difflib
 import functools
 import json
 import re
@@ -12,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from trdlib import store
-from trdlib.run import get_runs
-from trdlib.settings import Settings, SettingsError, root
+from trdlib import jobs, store
+from trdlib.analysis.measure import correct_counts
+from trdlib.run import get_runs, plain_value
+from trdlib.settings import Settings, SettingsError, known, root
 
 MIME = "application/vnd.trd.result+json"
 PACKAGE = Path(__file__).parents[1]
@@ -26,8 +26,7 @@ _TYPES = {"str": (str,), "int": (int,), "float": (float, int), "bool": (bool,)} 
 def path_of(name: str) -> Path:
     """The file in notebooks/ of this name; SettingsError if there is none."""
     there = {path.stem: path for path in sorted((root() / "notebooks").glob("*.ipynb"))}
-    if Path(name).stem not in there:
-        raise SettingsError(f"there is no notebook {name!r}: choose from {', '.join(there)}")
+    known("notebook", Path(name).stem, there)
     return there[Path(name).stem]
 
 
@@ -35,24 +34,16 @@ def parameters(notebook) -> dict[str, tuple[str, Any]]:
     """-> {name: (type, default)} of a notebook node, as papermill reads them."""
     from papermill.translators import PythonTranslator
 
-    def literal(text: str) -> Any:
-        with contextlib.suppress(ValueError, SyntaxError):
-            return ast.literal_eval(text)
-        return text  # an expression: nobody here needs its value
-
     tagged = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     found = PythonTranslator.inspect(tagged[0]) if tagged else []
-    return {p.name: (p.inferred_type_name, literal(p.default)) for p in found}
+    return {p.name: (p.inferred_type_name, plain_value(p.default)) for p in found}
 
 
 def check(notebook, given: dict[str, Any], settings: Settings | None = None) -> None:
     """SettingsError in one sentence if a parameter is unknown, of another type, or names no run."""
     takes = parameters(notebook)
     for name, value in given.items():
-        if name not in takes:
-            close = difflib.get_close_matches(name, takes, 1)
-            hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(takes)}"
-            raise SettingsError(f"the notebook has no parameter {name!r}: {hint}")
+        known("such parameter", name, takes)
         kind, default = takes[name]
         right = _TYPES.get(kind, (type(value),))
         if type(value) not in right and (value is not None or default is not None):
@@ -65,8 +56,7 @@ def check(notebook, given: dict[str, Any], settings: Settings | None = None) -> 
 
 
 def record(**found) -> None:
-    """Leave what the notebook found in its output, once, at its end: numbers, texts, and accuracies
-    as `chain.counts` makes them, so that they can be resampled and compared."""
+    """Leave numbers, texts, accuracies (`counts`) in the notebook's output, at its end."""
     from IPython.display import display
 
     shares = {n: np.mean(v["correct"]) / v["k"] for n, v in found.items() if isinstance(v, dict)}
@@ -74,11 +64,30 @@ def record(**found) -> None:
     display({MIME: found, "text/plain": said}, raw=True)
 
 
+def counts(correct, k: int, problems: str = "") -> dict:
+    """A measured accuracy, to be resampled and compared: right samples of k, (seeds, problems), and
+    a hash of the problems, so that only what was measured on the same ones is compared."""
+    rows = [[int(value) for value in row] for row in correct]
+    return {"correct": rows, "k": int(k), "problems": problems}
+
+
+def measured(samples: pd.DataFrame, problems: pd.DataFrame) -> dict:
+    """`counts` of a table of samples (with a column seed)."""
+    return counts(*correct_counts(samples), store.content_hash(problems["problem"].tolist()))
+
+
 def recorded(notebook) -> dict:
     """What an executed notebook left; {} if it left nothing."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     left = [output["data"][MIME] for output in outputs if MIME in output.get("data", {})]
     return left[-1] if left else {}
+
+
+def write_timing(stage: str, workers: int = 1) -> None:
+    """Note the model compute of a stage so far, for the closing report."""
+    spent, path = jobs.compute["seconds"], root() / "runs" / "timings" / f"{stage}.json"
+    print(f"model compute: {spent:.1f} core-seconds", file=sys.stderr)
+    store.write_json(path, {"core_seconds": spent, "workers": workers})
 
 
 def made_of(path: Path) -> dict:
@@ -99,9 +108,8 @@ def made_of(path: Path) -> dict:
 
 
 def hashes(source: str) -> dict[str, str]:
-    """{"trdlib/run.py": hash of what is in it}, of the files that a source needs, directly or not:
-    what an import names, the packages around it, and what a text names: a module, all of a package
-    (f"trdlib.tasks.{name}"), a file beside ("page.html"; a script, and what that imports)."""
+    """{"trdlib/run.py": hash}, of all files that a source needs: what imports name, the packages
+    around it, and what texts name: a module, a package (f"trdlib.tasks.{name}"), a file beside."""
     found, waiting = {}, {*_named(source, None, PACKAGE)}
     while waiting:
         path = waiting.pop()

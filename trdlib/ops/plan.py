@@ -1,12 +1,12 @@
-"""What will happen, before anything runs: `python -m trdlib plan --scale qwen3-8b`.
+"""What will happen, before anything runs; plan.yaml says how that is reckoned.
 
-Rows and tokens follow from the settings and the runs, what they cost from the models' shapes; the
-arithmetic and what it assumes stand in plan.yaml. Pairs are [expected, at most]; hours: expected at
-a GPU's good end to most at its poor end. Not counted: pretraining, the diagnosis, the map.
+Pairs are [expected, at most]; hours: expected at a GPU's good end to most at its poor end. Not
+counted: pretraining, the diagnosis, the map.
 """
 
 import json
 import shlex
+from collections import namedtuple
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,18 +19,10 @@ from trdlib.ops import pilot
 from trdlib.run import Run, get_run, get_runs
 from trdlib.settings import Sampling, SettingsError, read_yaml, root
 
-
-class Machine(NamedTuple):
-    """What computes: its numbers in plan.yaml."""
-
-    memory: float  # GiB
-    teraflops: float
-    bandwidth: float  # GB/s
-    rows: int  # at a time in vLLM
-    factor: float | None = None  # seconds that a pilot took, of those at the good end
-
-
 GIB = 2**30
+# What computes. memory: GiB; bandwidth: GB/s; rows: at a time in vLLM; factor: seconds that a pilot
+# took, of those at the good end.
+Machine = namedtuple("Machine", "memory teraflops bandwidth rows factor", defaults=[None])
 ASSUMED = read_yaml(Path(__file__).with_name("plan.yaml"))
 GPUS = {name: Machine(*numbers) for name, numbers in ASSUMED["gpus"].items()}
 HEADROOM = ASSUMED["headroom"]
@@ -55,8 +47,7 @@ class Model(NamedTuple):
         return 2 * self.config.num_hidden_layers * self.queries * length**2
 
     @property
-    def working(self) -> int:
-        """Transient bytes a token while one layer runs without a graph."""
+    def working(self) -> int:  # transient bytes a token while one layer runs without a graph
         config, width = self.config, self.queries + 2 * self.keys
         return self.item * (4 * config.hidden_size + 2 * width + 3 * config.intermediate_size)
 
@@ -121,8 +112,7 @@ class Work(NamedTuple):
     paged: float = 0  # vLLM's share of the memory, where as many rows go together as fit
 
     @property
-    def memory(self) -> float:
-        """Peak bytes; of vLLM, which fills the GPU, what it needs for one row."""
+    def memory(self) -> float:  # peak bytes; of vLLM, which fills the GPU, of one row
         return self.fixed + self.each[1] * (1 if self.paged else self.batch)
 
     def part(self, share: float = 1, *, expected: bool = False) -> "Work":
@@ -143,11 +133,9 @@ class Work(NamedTuple):
         compute = self.flops / (on.teraflops * 1e12 * np.array(ASSUMED["compute"]))
         read = (turns * self.weights + self.read) / (on.bandwidth * 1e9)
         launch = turns * self.layers * np.array(ASSUMED["launch"]) * (0.1 if self.graphs else 1)
-        ends, apart = (
-            np.max([compute, read / np.array(ASSUMED["bandwidth"]), launch], 0),
-            ASSUMED["uncertain"] ** 0.5,
-        )
-        return ends if on.factor is None else ends[0] * on.factor * np.array([1 / apart, apart])
+        ends = np.max([compute, read / np.array(ASSUMED["bandwidth"]), launch], 0)
+        apart = ASSUMED["uncertain"] ** np.array([-0.5, 0.5])
+        return ends if on.factor is None else ends[0] * on.factor * apart
 
 
 def sampling(run: Run, stage, outs, who: Model, how: Sampling, rows, prompt, new) -> Work:
@@ -293,8 +281,7 @@ def here(run: Run, by_role: dict[str, Model]) -> Machine | None:
 
 
 def row(name: str, works: list[Work], machines: dict[str, tuple[Machine, int]]) -> dict:
-    """A line of the plan, in numbers; seconds on so many machines of a kind: rows of samples are
-    divided among them, a training is not."""
+    """A line of the plan, in numbers; of samples each machine of a kind takes its share."""
     outs = [path.exists() for one in works for path in one.outs]
     trained = sum(len(one.outs) for one in works if not one.sampled)
     found = {
@@ -345,10 +332,7 @@ def command(*, scale: str, gpus: int, price: float, as_json: bool) -> None:
     if price:
         print("rent, expected:", *(f" {name} {a:.3g}-{b:.3g}" for name, (a, b) in rent.items()))
     print(f"{tests} test problems tell how far two methods differ within {half:.1f} points (95 %)")
-    print(
-        f"about {_BYTES(2 * results)} of results on disk (DVC keeps a copy)",
-        ASSUMED["legend"],
-        sep="\n",
-    )
+    print(f"about {_BYTES(2 * results)} of results on disk (DVC keeps a copy)")
+    print(ASSUMED["legend"])
     if not pilots:
         print("for closer ends: python -m trdlib pilot --scale", shlex.quote(scale))

@@ -1,11 +1,12 @@
-"""What an accident left of a project, and what the next `dvc repro` does about it; changes nothing.
-
-`python -m trdlib doctor --project`.
+"""What an accident left of a project, and what the next `dvc repro` does about it; changes nothing
+(`python -m trdlib doctor --project`). `lock` mends a dvc.lock with which DVC does not start.
 """
 
 import contextlib
 import json
-import re
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -19,14 +20,14 @@ SAID = read_yaml(Path(__file__).with_suffix(".yaml"))
 
 
 def wrong(settings: Settings) -> dict[str, str]:
-    """{file or folder: what is wrong with it, and what the next repro does}."""
+    """{file or folder: what is wrong with it, and what the next repro does}. What is half-written
+    may be being written right now: the name of a temporary folder (`store`) tells no process."""
     found, places = {}, [root() / name for name in ("data", "models", "results", "runs")]
     for path in sorted(path for place in places for path in place.rglob("*")):
         name, end = path.relative_to(root()), path.suffix
-        writer = re.search(r"\.(\d+)\.(new|old)\.tmp$", path.name)
         if SAID["left"].keys() & {part.suffix for part in name.parents} or ".locks" in name.parts:
             continue
-        if end in SAID["left"] and not (writer and psutil.pid_exists(int(writer[1]))):
+        if end in SAID["left"]:
             found[str(name)] = SAID["left"][end]
         elif end in (".parquet", ".json", ".ipynb") and (why := _fault(path)):
             found[str(name)] = SAID.get(name.parts[0], SAID["again"]).format(why=why)
@@ -48,16 +49,11 @@ def _fault(path: Path) -> str | None:
 
 
 def _lock(settings: Settings) -> str | None:
-    """What is wrong with dvc.lock, which DVC writes in place, so that a kill cuts it off."""
+    """What is wrong with dvc.lock."""
     path, lacking = root() / "dvc.lock", []
-    try:
-        stages = yaml.safe_load(path.read_bytes())["stages"]
-        cut = [name for name, stage in stages.items() if not {"cmd", "outs"} <= stage.keys()]
-    except FileNotFoundError:
+    if not path.is_file():
         return SAID["lock"]["absent"]
-    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError):
-        cut = ["all"]
-    if cut:
+    if (stages := _stages(path.read_bytes())) is None:
         return SAID["lock"]["cut"]
     for name, stage in yaml.safe_load((root() / "dvc.yaml").read_bytes())["stages"].items():
         outs = [out if isinstance(out, str) else next(iter(out)) for out in stage["outs"]]
@@ -66,6 +62,30 @@ def _lock(settings: Settings) -> str | None:
             full = f"{name}@{scale}" if scale else name
             lacking += [full] if all(there) and full not in stages else []
     return SAID["lock"]["lacks"].replace("{stages}", ", ".join(lacking)) if lacking else None
+
+
+def _stages(raw: bytes) -> dict | None:
+    """The stages in a dvc.lock; None if it is cut off, as by a kill: DVC writes it in place."""
+    with contextlib.suppress(yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError):
+        stages = yaml.safe_load(raw)["stages"]
+        if all(stage["cmd"] and stage["outs"] for stage in stages.values()) and raw[-1:] == b"\n":
+            return stages
+
+
+def lock() -> None:
+    """Move a dvc.lock that is cut off aside (.damaged), and put git's in its place, if there is one
+    and it is whole. One that is whole, or not there, is left alone."""
+    path, found = root() / "dvc.lock", b""
+    if not path.is_file() or _stages(path.read_bytes()) is not None:
+        return
+    os.replace(path, f"{path}.damaged")
+    with contextlib.suppress(FileNotFoundError):  # no git
+        git = ["git", "-C", str(root()), "show", "HEAD:./dvc.lock"]
+        found = subprocess.run(git, capture_output=True).stdout
+    if there := _stages(found):
+        store.write_whole(path, lambda new: new.write_bytes(found))
+    said = SAID["lock"]["from_git" if there else "from_nowhere"]
+    print("dvc.lock was cut off:", said.format(**SAID["lock"]), file=sys.stderr)
 
 
 def holders() -> list[str]:

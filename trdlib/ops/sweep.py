@@ -1,7 +1,6 @@
 """A sweep: one notebook, run over a grid or a random sample of its parameters (docs/sweeps.md).
 
-A name is a parameter of the notebook or, dotted, a setting of params.yaml. A folder,
-runs/sweeps/<name>, has sweep.json (what is swept), an executed <job>.ipynb of each job
+runs/sweeps/<name> has sweep.json (what is swept), an executed <job>.ipynb of each job
 (<job>.failed.ipynb is tried again) and table.csv. What is as it was is not run again.
 """
 
@@ -18,10 +17,11 @@ import numpy as np
 import pandas as pd
 from scipy.stats import loguniform, uniform
 
-from trdlib import jobs, store, tasks
+from trdlib import jobs, stats, store, tasks
+from trdlib.analysis import compare
 from trdlib.ops import notebooks
 from trdlib.run import get_run, plain_value
-from trdlib.settings import Scale, SettingsError, check_name, load, root
+from trdlib.settings import Scale, SettingsError, check_name, known, load, root
 
 SEED = "seed"  # the one name whose values are repetitions of a point, not points
 
@@ -36,19 +36,16 @@ class Job(NamedTuple):
 def axis(text: str) -> tuple[str, Any]:
     """`name=1,2,3`, `name=0..4`, `name=log:1e-6:1e-4`, `name=uniform:0:1` -> the name, and a list
     of its values or a distribution (scipy's) to draw them from."""
-    name, _, values = text.partition("=")
+    (name, _, values), listed = text.partition("="), None
     if found := re.fullmatch(r"(-?\d+)\.\.(-?\d+)", values):
-        listed: Any = list(range(int(found[1]), int(found[2]) + 1))
+        listed = list(range(int(found[1]), int(found[2]) + 1))
     elif found := re.fullmatch(r"(log|uniform):([^:]+):([^:]+)", values):
-        low, high = map(plain_value, found.groups()[1:])
-        right = isinstance(low, int | float) and isinstance(high, int | float)
-        right = right and (low > 0 if found[1] == "log" else True) and low < high < np.inf
-        listed = right and (
-            loguniform(low, high) if found[1] == "log" else uniform(low, high - low)
-        )
-    else:  # at the commas that no bracket encloses
-        outside = re.split(r",(?![^\[{]*[\]}])", values) if values else []
-        listed = [plain_value(value) for value in outside]
+        (low, high), log = map(plain_value, found.groups()[1:]), found[1] == "log"
+        numbers = isinstance(low, int | float) and isinstance(high, int | float)
+        if numbers and low < high < np.inf and (low > 0 or not log):
+            listed = loguniform(low, high) if log else uniform(low, high - low)
+    elif values:  # at the commas that no bracket encloses
+        listed = [plain_value(value) for value in re.split(r",(?![^\[{]*[\]}])", values)]
     if not (name and listed):
         forms = "1, 1,2,3, 0..4, or with --sample log:1e-6:1e-4 (above 0) or uniform:0:1"
         raise SettingsError(f"-p {text}: write name=values, values being {forms}, low < high")
@@ -132,7 +129,7 @@ def _execute(notebook: Path, folder: Path, job: Job) -> str:
 
 def read(name: str) -> tuple[pd.DataFrame, list[str]]:
     """The jobs of a sweep, one a row, and the names of its parameters. Columns: these, what the
-    notebook recorded (accuracies by `chain.counts`), job, seconds, error ("": none)."""
+    notebook recorded (accuracies by `notebooks.counts`), job, seconds, error ("": none)."""
     folder, rows = root() / "runs" / "sweeps" / name, []
     if not (folder / "sweep.json").is_file():
         raise FileNotFoundError(f"{name} is no sweep: run python -m trdlib sweep first")
@@ -151,9 +148,41 @@ def table(done: pd.DataFrame) -> pd.DataFrame:
     return found.infer_objects()
 
 
-def command(
-    notebook: str, given: list[str], *, name, sample, seed, workers, dry_run, as_json
-) -> int:  # fmt: skip
+def metrics(done: pd.DataFrame) -> list[str]:
+    """The accuracies that every finished job recorded."""
+    finished = done["error"] == ""
+    return [name for name in done if all(isinstance(v, dict) for v in done[name][finished])]
+
+
+def rank(done, names: list[str], metric: str, *, resamples=10000, confidence=0.95) -> pd.DataFrame:
+    """The points from best to worst; jobs that differ in the seed alone are one point. Columns: the
+    names that differ; seeds, problems; value, low, high (fractions, these models); behind,
+    behind_low, behind_high: what the best is ahead, if on the same problems and seeds; separate:
+    `compare.marked` for new models (so never with one seed), corrected for all pairs of points."""
+    known("accuracy that every job recorded", metric, metrics(done))
+    done, how = done[done["error"] == ""], {"resamples": resamples, "confidence": confidence}
+    differ = [n for n in names if n != SEED and done[n].map(str).nunique() > 1]
+    found = []
+    for _, mine in done.groupby([str(row) for row in done[differ].values.tolist()]):
+        mine = mine.sort_values(SEED) if SEED in mine else mine
+        rates = np.concatenate([np.array(m["correct"]) / m["k"] for m in mine[metric]])
+        asked = [m["problems"] for m in mine[metric]], list(mine.get(SEED, []))
+        found.append((mine[differ].iloc[0].to_dict(), rates, asked))
+    found.sort(key=lambda point: -point[1].mean())
+    _, best, same = found[0]
+    rows, pairs = [], len(found) * (len(found) - 1) / 2
+    for values, rates, asked in found:
+        row = {**values, "seeds": len(rates), "problems": rates.shape[1]}
+        row |= stats.bootstrap(rates, **how)._asdict() | {"separate": False}
+        if asked == same:
+            gap = compare.compare(best, rates, **how)
+            row |= {"behind": gap.value, "behind_low": gap.low, "behind_high": gap.high}
+            row["separate"] = bool(compare.marked(gap.new_low, gap.new_high, gap.p * pairs))
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def command(notebook, given: list[str], *, name, sample, seed, workers, dry_run, as_json) -> int:
     """`python -m trdlib sweep`; 1 if a job failed."""
     path, axes = notebooks.path_of(notebook), dict(axis(text) for text in given)
     if len(axes) < len(given):

@@ -1,5 +1,6 @@
 """Did it reproduce? The metrics of a run beside those that git's HEAD holds, cell by cell."""
 
+import contextlib
 import subprocess
 import tempfile
 from pathlib import Path
@@ -15,23 +16,18 @@ PLACE, WORDS = "results/metrics", read_yaml(Path(__file__).with_suffix(".yaml"))
 def cells(folder: Path, scales) -> dict[tuple[str, str], dict]:
     """{(scale/mode, method temperature benchmark): what was measured} below a project's folder."""
     paths = [p for p in (folder / PLACE).glob("*/*/*.json") if p.parts[-3] in scales]
-    return {
-        ("/".join(path.parts[-3:-1]), f"{path.stem} {temperature} {name}"): cell
-        for path in paths
-        for temperature, benchmarks in store.read_json(path)["benchmarks"].items()
-        for name, cell in benchmarks.items()
-    }
+    read = [(p, *at) for p in paths for at in store.read_json(p)["benchmarks"].items()]
+    return {("/".join(path.parts[-3:-1]), f"{path.stem} {temperature} {name}"): cell
+            for path, temperature, cells in read for name, cell in cells.items()}  # fmt: skip
 
 
 def committed(scales) -> dict[tuple[str, str], dict]:
     """`cells` of HEAD; {} without git, or where it has none."""
     git = ["git", "-C", str(root()), "archive", "--format=tar", "HEAD", PLACE]
     with tempfile.TemporaryDirectory() as folder:
-        try:
+        with contextlib.suppress(FileNotFoundError, subprocess.CalledProcessError):
             tar = subprocess.run(git, capture_output=True, check=True).stdout
             subprocess.run(["tar", "-x", "-C", folder], input=tar, check=True)
-        except (FileNotFoundError, subprocess.CalledProcessError):
-            return {}
         return cells(Path(folder), scales)
 
 

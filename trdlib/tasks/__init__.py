@@ -1,10 +1,9 @@
 """What is asked, who says what is right, and what is known of a mistake: one Task for each run.
 
-A scale's `task` in params.yaml is one of TASKS, a module of this folder (math and code have the
-published problems), or a Python file of your own, `task: mine/sums.py`, with
-`draw(rng, steps) -> (problem, answer, solution)`, three texts, as in story.py, and, as it likes,
-`grade(pairs) -> verdicts`, one for each (response, answer), else answers are mathematics;
-`first_wrong(problem, tokens)` as in modular.py; and `problem(text)`, the same of what is typed.
+A scale's `task` is one of TASKS, a module of this folder (math and code: published problems), or a
+Python file of your own, with `draw(rng, steps) -> (problem, answer, solution)` as in story.py,
+and, as it likes, `grade(pairs) -> verdicts` on (response, answer), else answers are mathematics;
+`first_wrong(problem, tokens)` and `problem(text)` as in modular.py.
 """
 
 import functools
@@ -28,8 +27,7 @@ def _own(name: str, source: str) -> ModuleType:
     module = sys.modules[name] = ModuleType(name)
     exec(compile(source, name, "exec"), module.__dict__)
     if not callable(getattr(module, "draw", None)):
-        how = "write it, as in trdlib/tasks/story.py"
-        raise SettingsError(f"{name} has no draw(rng, steps) -> (problem, answer, solution): {how}")
+        raise SettingsError(f"{name} has no draw(rng, steps): write it, as story.py has it")
     module.OPTIONS, code = {name: {}}, store.source_hash(source)
     if own := getattr(module, "grade", None):
         module.grade = lambda run, pairs: [*map(bool, own([(t, r["answer"]) for t, r in pairs]))]
@@ -114,22 +112,14 @@ class Task:
         pairs = list(pairs)
         said = getattr(self.module, "grade", math.grade)(self.run, pairs)
         if len(said) != len(pairs):
-            gave = f"grade(pairs) gave {len(said)} verdicts for {len(pairs)} pairs"
-            raise SettingsError(f"{self.name}: {gave}")
+            said = f"grade(pairs) gave {len(said)} verdicts for {len(pairs)} pairs"
+            raise SettingsError(f"{self.name}: {said}")
         return said
 
     @property
     def grader(self) -> str:
         """Hash of the code behind a verdict."""
         return getattr(self.module, "grader", math.grader)(self.run)
-
-    @property
-    def has_models(self) -> bool:
-        """Are the models there that the scale makes itself?"""
-        run, made = self.run, self.pretraining or self.packaged
-        roles = [r for r in ("student", "teacher") if made and getattr(run.settings.models, r)]
-        places = (run.model_path(role, seed) for role in roles for seed in run.settings.seeds)
-        return all((root() / place).is_dir() for place in places)
 
     def make_models(self, decode, run_jobs, batches) -> None:
         """Pretrain or unpack what the scale makes itself; what is there and right is kept."""

@@ -1,8 +1,6 @@
-r"""Two answers as mathematics: read whole or not at all, and compared exactly.
-
-The grammar, and the comparison of sets and intervals, are Math-Verify's. Here nothing is rounded,
-formulas are equal if they are at points of both signs, and `10^{10^9}` is a letter of its own.
-"""
+r"""Two answers as mathematics: read whole or not at all, and compared exactly. Math-Verify's
+grammar and comparison of sets; but nothing is rounded, formulas are equal if they are at points of
+both signs, and `10^{10^9}` is a letter of its own."""
 
 import random
 import re
@@ -31,7 +29,7 @@ class _Reader(_Latex2Sympy):
             return sympy.UnevaluatedExpr(value)  # else 2(3) is 2 + 3, as in 2\frac{1}{2}
         if not isinstance(value, sympy.Pow | sympy.factorial):
             return value
-        base, power = (value.args[0].doit(), value.args[-1].doit())
+        base, power = value.args[0].doit(), value.args[-1].doit()
         size = max(abs(base.p), base.q).bit_length() if base.is_Rational else 1
         if not power.is_Rational or base in (0, 1, -1) or size * abs(power) <= BITS:
             return value

@@ -1,10 +1,8 @@
 """Published problem sets: files at one commit of the hub, or one's own, in the one schema.
 
-Paper section 3: DeepScaleR to train on; AIME24, AIME25, HMMT Feb 2025, BeyondAIME and the 39
-problems of AMO-Bench whose answer is no description, at the pins of public code (the authors' are
-unknown); for code see code.py. Of the train set we drop, and count, problems without an answer or a
-required solution, that occur twice, or in a benchmark: in the same words, see `normal`. Validation
-and train problems are drawn by a hash of their text.
+Paper section 3, at the pins of public code (hub.yaml; the authors' are unknown). Of the train set
+we drop, and count, problems without an answer or a required solution, that occur twice, or in a
+benchmark (in the same words: `normal`). Validation and train are drawn by a hash of their text.
 """
 
 import gzip
@@ -121,8 +119,8 @@ def check(name: str, scale: Scale) -> None:
         if one.format and scale.task != "code":
             raise SettingsError(f"scales.{name}: {one.format} is of the task code, not of math")
     if "opsd" in scale.modes and not found.require_solution:
-        wants = "shows the teacher a solution: set data.require_solution, or drop opsd from modes"
-        raise SettingsError(f"scales.{name}: mode opsd {wants}")
+        mend = "set data.require_solution, or drop opsd from modes"
+        raise SettingsError(f"scales.{name}: mode opsd shows the teacher a solution: {mend}")
 
 
 def sizes(scale: Scale) -> dict[str, int]:
@@ -146,9 +144,8 @@ def fetch(one: Source, root: str | None) -> Path:
     if (path := one.place(root)).is_file():
         return path
     if one.repo is None or root is not None:
-        how = "correct file" if one.repo is None else "set data.root to null to use the hub"
-        name = os.path.relpath(path, settings.root())
-        raise SettingsError(f"{name} does not exist: put it there, or {how}")
+        mend = "put it there, or correct " + ("file" if one.repo is None else "data.root")
+        raise SettingsError(f"{os.path.relpath(path, settings.root())} does not exist: {mend}")
     try:
         if one.sha256:
             url = f"{GITHUB}/{one.repo}/releases/download/{one.revision}/{one.file}"
@@ -160,9 +157,8 @@ def fetch(one: Source, root: str | None) -> Path:
             return Path(download(one.repo, one.file, repo_type="dataset", revision=one.revision))
     except Exception as error:  # of the hub, its client or the network, in many classes
         why = str(error) if isinstance(error, RuntimeError) else type(error).__name__
-        how = f"repo, revision or file, go online, or set data.root to a folder with {one.repo}/..."
-        fault = f"{one} of {one.revision[:8]} cannot be fetched ({why}): correct {how}"
-        raise SettingsError(fault) from None
+        mend = f"go online, correct repo, revision or file, or put {one.repo}/... in data.root"
+        raise SettingsError(f"{one} cannot be fetched ({why}): {mend}") from None
 
 
 def read(one: Source, root: str | None) -> tuple[list[dict], str]:
@@ -175,26 +171,26 @@ def read(one: Source, root: str | None) -> tuple[list[dict], str]:
     try:
         if kind == "parquet":
             table = ParquetFile(path).read()
-            rows = _plain(tuple((name, 0) for name in table.column_names), "") and table.to_pylist()
+            rows = _row([(name, 0) for name in table.column_names]) and table.to_pylist()
         else:
-            found = _from_json(gzip.decompress(raw) if path.suffix == ".gz" else raw, kind)
-            rows = [_plain(row, f"row {number}: ") for number, row in enumerate(found)]
+            rows = _from_json(gzip.decompress(raw) if path.suffix == ".gz" else raw, kind)
         bad = [number for number, row in enumerate(rows) if not isinstance(row, dict)]
         if bad or not rows:
             raise ValueError(f"row {bad[0]} is no object with columns" if bad else "it is empty")
     except Exception as error:  # of gzip, JSON or parquet, in many classes
-        fault = f"{one} is not a valid {kind} file of rows ({' '.join(str(error).split())[:120]})"
-        raise SettingsError(f"{fault}: correct it, or fetch it again") from None
+        why = " ".join(str(error).split())[:120]
+        mend = "correct it, or fetch it again"
+        raise SettingsError(f"{one} is not a valid {kind} file of rows ({why}): {mend}") from None
     return rows, sha256
 
 
 def _from_json(raw: bytes, kind: str) -> list:
-    """By hand: `datasets` makes dates of texts. Objects are tuples of pairs, see `_plain`."""
+    """By hand: `datasets` makes dates of texts."""
     rows, lines = [], raw.splitlines() if kind == "jsonl" else [raw]
     for number, line in enumerate(lines, 1):
         try:
             if line.strip():
-                rows.append(json.loads(line.decode("utf-8-sig"), object_pairs_hook=tuple))
+                rows.append(json.loads(line.decode("utf-8-sig"), object_pairs_hook=_row))
         except ValueError as error:
             raise ValueError(f"line {number}: {error}" if kind == "jsonl" else error) from None
     if kind == "json" and not (rows and isinstance(rows[0], list)):
@@ -202,16 +198,12 @@ def _from_json(raw: bytes, kind: str) -> list:
     return rows[0] if kind == "json" else rows
 
 
-def _plain(value, where: str):
-    """A value of _from_json as Python has it; ValueError if a column stands twice, where it is."""
-    if isinstance(value, list):
-        return [_plain(one, where) for one in value]
-    if not isinstance(value, tuple):
-        return value
-    names = [name for name, _ in value]
+def _row(pairs: list[tuple]) -> dict:
+    """A row, or an object in one; ValueError if a column stands twice in it."""
+    names = [name for name, _ in pairs]
     if len({*names}) < len(names):
-        raise ValueError(f"{where}the column {max(names, key=names.count)!r} stands twice")
-    return {name: _plain(one, where) for name, one in value}
+        raise ValueError(f"the column {max(names, key=names.count)!r} stands twice")
+    return dict(pairs)
 
 
 def text(value) -> str:
@@ -252,16 +244,16 @@ def records(one: HubSet, rows: Iterable[dict], answer_of: Callable) -> Iterator[
 def load(one: HubSet, root: str | None, read_rows: Callable) -> tuple[pd.DataFrame, dict]:
     """One set, and what the report says of it. read_rows(set, rows of its files, left_out) yields
     rows of the schema; it may count in left_out why it leaves out some."""
-    sizes, hashes, left_out, first = [], [], {}, one.sources[0]
+    files, left_out, first = [], {}, one.sources[0]  # files: (rows, hash)
 
     def rows():
         for source in one.sources:  # one at a time: some have gigabytes
             found, sha256 = read(source, root)
-            hashes.append(sha256)
-            sizes.append(len(found))
+            files.append((len(found), sha256))
             yield from found
 
     frame = pd.DataFrame([*read_rows(one, rows(), left_out)], columns=schema.COLUMNS)
+    sizes, hashes = zip(*files, strict=True)
     if len(two := frame["id"][frame["id"].duplicated()]):
         raise SettingsError(f"{one.name}: the id {two.iloc[0]!r} stands twice: correct columns.id")
     if (count := sum(sizes)) != one.rows or (one.file and len(frame) != one.problems):

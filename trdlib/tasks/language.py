@@ -1,7 +1,6 @@
 """Tiny languages, shared by `modular` and `tinycode`, which stand in for mathematics and for code
-where a laptop can show the mechanism of the paper (sections 1 and 4). A problem is its text; those
-of HELD_OUT_FROM steps and more are dealt into splits by a hash of it, so all sets are disjoint.
-"""
+(paper, sections 1 and 4). Problems of HELD_OUT_FROM steps and more are dealt into splits by a hash
+of their text, so all sets are disjoint."""
 
 import random
 import re
@@ -86,8 +85,7 @@ def write(rng: random.Random, habits: Habits, todo: list, state, say, mistaken, 
     """-> the pieces of a solution's lines, and the state after them. todo: what each line must do;
     say(step, what, state) -> ((before, line, after), state) does it; mistaken(step) -> (step,
     what), a later step if it skips; believed(what, state) -> what it is taken for, or None."""
-    pieces: list[Piece] = []
-    step, repair = 0, None  # repair: [lines to go, step, state] of an error that will be noticed
+    pieces, step, repair = [], 0, None  # repair: [lines to go, step, state] of an error noticed
     while step < len(todo) or repair:
         noticed = repair and (repair[0] <= 0 or step >= len(todo))
         if noticed:
@@ -120,10 +118,10 @@ class Departure(NamedTuple):
 
 
 def departure(tokens, lines, onsets, *, redo: bool, opening=None) -> Departure | None:
-    """The first wrong token of a response (`right` in the first way to write it), taken back or
-    not; None if none is. tokens: the end of the turn included. lines: of the solution after the
-    opening, each in all ways to write it, as tokens; the last one ends the turn. Onsets may stand
-    between them, and what was reached be written again (redo: with all that follow it)."""
+    """The first wrong token of a response, taken back or not; None if none is. tokens: the end of
+    the turn included. lines: of the solution after the opening, each in all ways to write it; the
+    last ends the turn. Onsets may stand between them, and what was reached come again (redo: with
+    all that follow it)."""
 
     def may_follow(reached: int) -> list[tuple[int, list[str]]]:
         numbers = (n for n in (reached, *range(reached)) if n < len(lines))

@@ -1,7 +1,5 @@
-r"""Published problems whose answers are mathematics: is this answer right?
-
-Cheap exact rules first, algebra.py for the rest. The authors' grader is Math-Verify on the whole
-response; where we differ, and how an answer may be written, says math.yaml.
+r"""Published problems whose answers are mathematics: is this answer right? Cheap exact rules first,
+algebra.py for the rest. Where we differ from the authors (Math-Verify on all of it) says math.yaml.
 """
 
 import functools
@@ -34,9 +32,8 @@ def _pattern(text: str) -> re.Pattern:
 
 
 _REWRITE = [(_pattern(pattern), by) for pattern, by in _WRITTEN["rewrite"]]
-_UNIT, _CONDITION, _RELATION, _NAMED, _DIFFER, _UNREAD = map(
-    _pattern, _WRITTEN["patterns"].values()
-)
+_PATTERNS = map(_pattern, _WRITTEN["patterns"].values())
+_UNIT, _CONDITION, _RELATION, _NAMED, _DIFFER, _UNREAD = _PATTERNS
 
 
 def after_thinking(response: str) -> str | None:

@@ -25,8 +25,7 @@ def is_right(problem: str, text: str) -> bool:
 
 
 def first_wrong(problem: str, tokens: list[str]) -> Departure | None:
-    """Where a response (its tokens, the end of its turn included) leaves the clean solution, whose
-    lines an onset word, with its comma, may open."""
+    """Where a response leaves the clean solution; an onset word, with its comma, may open lines."""
     lines, words = text_of(clean(problem)).splitlines(keepends=True), language.pattern("modular")
     spelled = [[re.findall(words, line)] for line in lines]
     spelled[-1][0].append(language.END)

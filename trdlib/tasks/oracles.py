@@ -1,11 +1,10 @@
 """When an output counts as right: the rules of EvalPlus, LiveCodeBench and TACO.
 
 Pasted in front of the tests in the sandbox: standard library only, and EvalPlus's numpy. Sources:
-- EvalPlus 0.3.1 (evalplus/eval/__init__.py, _special_oracle.py): equality, else closeness for
-  floats, and the oracles of a few tasks. Deviation: it fails every solution of HumanEval/32
-  (`find_zero`), whose passed inputs it does not count; here the polynomial decides, as it intends.
+- EvalPlus 0.3.1 (evalplus/eval/__init__.py, _special_oracle.py). Deviation: it fails every solution
+  of HumanEval/32 (`find_zero`); here the polynomial decides, as it intends.
 - LiveCodeBench (lcb_runner/evaluation/testing_util.py): a list may be a tuple; lines of output are
-  compared without the white space around them, or number by number as exact decimals.
+  stripped, or compared number by number as exact decimals.
 - TACO (metrics/testing_util.py): the value may stand in a list of one; rows may be tuples.
 """
 
@@ -41,8 +40,7 @@ def _matches(got, want, rule, entry, args, atol) -> bool:
 
 
 def judge(call, groups, rule, entry, atol) -> None:
-    """Raise AssertionError at the first input on which call is wrong. groups: [[(args, want)]];
-    atol: of floats, None where none are close (all but EvalPlus)."""
+    """AssertionError at the first wrong input. groups: [[(args, want)]]; atol: None is exact."""
     for cases in groups:
         tolerance = atol  # once a float was expected it stays, as in EvalPlus
         for args, want in cases:

@@ -1,9 +1,8 @@
 """Pretraining of the tiny models: student and teacher of a base seed, from one foundation.
 
-The recipe is ours, measured in prototypes. A language (modular, tinycode) has build_tokenizer,
-clean and is_right; its KINDS (chain, trail, tinycode) have random_problem(rng, steps, **VARIED),
-write(rng, problem, habits), rewrite(rng, problem, attempt) where that is not the clean solution,
-and what is shown how often, in whose habits (language.yaml).
+Our recipe. A language (modular, tinycode) has build_tokenizer, clean and is_right; its KINDS have
+random_problem(rng, steps, **VARIED), write(rng, problem, habits), rewrite(rng, problem, attempt)
+where that is not the clean solution, and what is shown how often (language.yaml).
 """
 
 import functools
@@ -60,11 +59,9 @@ def example(rng, tokenizer, language, of: str, mixture: dict[str, float], proble
         pieces = writer.rewrite(rng, problem, attempt)
     else:
         pieces = language.clean(problem)
-    encoded, learn = (
-        tokenizer([p.text for p in pieces], add_special_tokens=False),
-        [False] * len(ids),
-    )
-    for piece, tokens in zip(pieces, encoded["input_ids"], strict=True):
+    encoded = tokenizer([p.text for p in pieces], add_special_tokens=False)["input_ids"]
+    learn = [False] * len(ids)
+    for piece, tokens in zip(pieces, encoded, strict=True):
         ids += tokens
         learn += [piece.learn] * len(tokens)
     return [*ids, tokenizer.eos_token_id], [*learn, True]
@@ -138,8 +135,8 @@ def accuracy(language: ModuleType, model, tokenizer, name: str, decode, batches)
     right = 0
     for indices in batches(contexts, 256):
         done = decode(model, [contexts[i] for i in indices], **how)
-        for i, (ids, _) in zip(indices, done, strict=True):
-            right += language.is_right(asked[i], tokenizer.decode(ids, skip_special_tokens=True))
+        texts = tokenizer.batch_decode([ids for ids, _ in done], skip_special_tokens=True)
+        right += sum(map(language.is_right, [asked[i] for i in indices], texts))
     return right / len(asked)
 
 

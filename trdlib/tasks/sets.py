@@ -74,15 +74,15 @@ def check(sets: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     everything = pd.concat(sets)
     same = everything[everything["problem"].duplicated(keep=False)]
     if len(same):
-        one, other, *_ = same[same["problem"] == same["problem"].iloc[0]].itertuples()
-        where = f"as {one.id} (answer {one.answer}) and {other.id} (answer {other.answer})"
-        raise ValueError(f"{one.Index[0]}: the problem {one.problem!r} stands twice, {where}")
+        a, b, *_ = same[same["problem"] == same["problem"].iloc[0]].itertuples()
+        where = f"as {a.id} (answer {a.answer}) and {b.id} (answer {b.answer})"
+        raise ValueError(f"{a.Index[0]}: the problem {a.problem!r} stands twice, {where}")
     return sets
 
 
 def draw(settings: Data, task: ModuleType) -> dict[str, pd.DataFrame]:
-    """All sets, no problem twice. task: has row(rng, part, split), split being "train",
-    "validation" or "test", or draw(rng, steps) -> (problem, answer, solution)."""
+    """All sets, no problem twice. task: has row(rng, part, "train" or "validation" or "test"), or
+    draw(rng, steps), -> (problem, answer, solution)."""
     row = getattr(task, "row", lambda rng, part, split: task.draw(rng, rng.choice(part.steps)))
     frames, seen = {}, set()
     for name, parts in settings.parts.items():

@@ -1,12 +1,10 @@
 """The task `tinycode`: a specification -> a Python function, in a tiny language of its own.
 
-It stands in for competitive programming (paper section 3). A problem is a list of clauses,
-`f(x): a add 3; b reverse`, its answer a Python function with one statement per clause, each on the
-value of the one before: `a = [v + 3 for v in x]`, `b = a[::-1]`. Whatever computes the same on the
-lists INPUTS is right: y* is in another hand (the second ways, language.yaml) than most programs of
-the models, and a rewrite keeps what is right. A wrong statement spoils the values that follow,
-until an onset comment (`# Wait`) and all from there on again. It is local: the next clause still
-says what to do. The student takes a part of the clauses for others.
+It stands in for competitive programming (paper section 3): `f(x): a add 3; b reverse` asks for a
+function of `a = [v + 3 for v in x]` and `b = a[::-1]`. Whatever computes the same on INPUTS is
+right: y* is in another hand (the second ways, language.yaml) than most programs of the models. A
+wrong statement spoils what follows, until an onset comment (`# Wait`) and all from there on again.
+It is local: the next clause still says what to do. The student takes some clauses for others.
 """
 
 import functools

@@ -31,8 +31,8 @@ def random_problem(rng: random.Random, steps: int, *, flag: str = "#", unknown: 
 
 def write(rng: random.Random, problem: str, habits: Habits = RIGHT) -> list[Piece]:
     """A walk. Who believes guesses letters unknown to the student, who rechecks steps back blindly
-    (at most twice). Who slipped notices with probability correct_slip at each line start: an onset
-    word, the first wrong step again and right, and on. Till then a `#` trail turns at random."""
+    (at most twice). Who slipped may notice at a line's start: an onset word, the first wrong step
+    again and right, and on. Till then a `#` trail turns at random."""
     flag, letters = problem[5], problem[6:]
     pieces, totals = [], [0]  # totals: the sum before each step so far, and after the last
     slip, backs, wrong = habits.slip, 0, None  # wrong: the first wrong step
