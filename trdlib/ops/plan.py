@@ -267,8 +267,8 @@ def here(run: Run, by_role: dict[str, Model]) -> Machine | None:
     """The machine of the scale's pilot, as fast as it was there; None if there was none."""
     found, ours, theirs = pilot.read(run), 0.0, 0.0
     place, ones = found.get("device", ""), np.ones(2)
-    like = GPUS["A100"] if place.startswith("GPU") else Machine(*ASSUMED["cpu"])
-    like = next((gpu for name, gpu in GPUS.items() if name in place), like)
+    usual = GPUS["A100"] if place.startswith("GPU") else Machine(*ASSUMED["cpu"])
+    like = next((gpu for name, gpu in GPUS.items() if name in place), usual)
     like = like._replace(memory=found.get("memory", 0) / GIB)
     for name, part in found.get("parts", {}).items():
         if part["seconds"]:

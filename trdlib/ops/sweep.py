@@ -201,8 +201,8 @@ def command(notebook, given: list[str], *, name, sample, seed, workers, dry_run,
     print(head, file=sys.stderr if as_json else sys.stdout)
     if dry_run:
         words = [[w for n, v in job.given.items() for w in ("-p", n, _typed(v))] for job in left]
-        lines = [shlex.join(["papermill", f"notebooks/{path.name}", f"{job.name}.ipynb", *more])
-                 for job, more in zip(left, words, strict=True)]  # fmt: skip
+        files = [["papermill", f"notebooks/{path.name}", f"{job.name}.ipynb"] for job in left]
+        lines = [shlex.join([*some, *more]) for some, more in zip(files, words, strict=True)]
         print(json.dumps([job.given for job in left]) if as_json else "\n".join(lines))
         return 0
     store.write_json(file, about)

@@ -17,7 +17,7 @@ import pandas as pd
 
 from trdlib import store
 from trdlib.settings import Scale, SettingsError, root
-from trdlib.tasks import math, pretrain, sets, story
+from trdlib.tasks import hub, math, pretrain, sets, story
 
 TASKS = ("modular", "tinycode", "story", "math", "code")
 
@@ -105,7 +105,7 @@ class Task:
     @property
     def notes(self) -> dict:
         """Of published sets: where they are from, what was left out and why."""
-        return {} if self.data else self.module.notes(self.run)
+        return store.read_json(self.run.data / hub.REPORT, {})
 
     def grade(self, pairs: Iterable[tuple[str, dict]]) -> list[bool]:
         """One verdict per (text of a finished response, row of the problem set)."""

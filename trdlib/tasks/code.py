@@ -23,7 +23,7 @@ from trdlib import prompts, sandbox, store
 from trdlib.sandbox import jail, verdicts
 from trdlib.settings import SettingsError
 from trdlib.tasks import hub, math, oracles
-from trdlib.tasks.hub import check, files, notes, sizes  # noqa: F401 - of every published task
+from trdlib.tasks.hub import check, files, sizes  # noqa: F401 - of every published task
 
 SECONDS = {"humaneval": 4, "mbpp": 4, "livecodebench": 6, "taco": 4}  # CPU time of a call or run
 TOTAL = 60  # and of all calls of a problem

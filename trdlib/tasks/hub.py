@@ -318,17 +318,12 @@ def problem_sets(found: HubData, read_rows: Callable, fits=None) -> tuple[dict, 
     return schema.check(parts | benchmarks), reports
 
 
-def notes(run) -> dict[str, dict]:
-    """The report of the sets on file; its `sources`: commits, hashes, rows, what was left out."""
-    return store.read_json(run.data / REPORT, {})
-
-
 def prepare(run, made_by: list, read_rows: Callable, fits=None) -> dict[str, pd.DataFrame]:
     """All sets of a run, and REPORT: kept if settings, files and made_by are, see problem_sets."""
     found, folder = section(run.settings, run.scale), run.data
     sources = [one.sources for one in found.sets.values()]
     stamp = store.content_hash(found.model_dump(exclude={"root"}), sources, files(run), made_by)
-    if notes(run).get("made_by") == stamp:
+    if store.read_json(folder / REPORT, {}).get("made_by") == stamp:
         frames = {name: store.load(folder / f"{name}.parquet") for name in sizes(run.settings)}
         if all(frame is not None for frame in frames.values()):
             answers = pd.concat(frames)["answer"]  # the large ones are in files of code.py

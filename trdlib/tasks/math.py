@@ -17,7 +17,7 @@ import yaml
 
 from trdlib import store
 from trdlib.tasks import hub
-from trdlib.tasks.hub import check, files, notes, sizes  # noqa: F401 - of every published task
+from trdlib.tasks.hub import check, files, sizes  # noqa: F401 - of every published task
 
 SECONDS = 5  # of CPU time for one answer; three times that when it is tried again, alone
 LONGEST = 2_000  # characters; what is longer is no final answer, and would cost time to read
