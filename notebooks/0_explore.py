@@ -39,7 +39,7 @@ trained: bool = False  # look at the student after training
 # %%
 import pandas as pd
 
-from trdlib import tasks
+from trdlib import store, tasks
 from trdlib.analysis import explore
 from trdlib.evaluate import evaluate
 from trdlib.refine import refine, solve
@@ -137,7 +137,7 @@ explore.frame(explore.live(loaded, task, mine, draw=0))
 
 # %%
 page = root() / "runs" / "explore" / f"{scale}-{mode}-{method}-{seed}.html"
-print(explore.export(view, page).relative_to(root()))
+print(store.write_text(page, explore.page(view)).relative_to(root()))
 text = view["texts"][0]
 spelled = [view["vocabulary"][str(i)] for i in text["ids"]]
 pd.DataFrame({"token": spelled, "token_id": text["ids"], **text["values"]}).round(3).head(12)

@@ -38,7 +38,7 @@ import numpy as np
 import pandas as pd
 
 from trdlib import jobs, models, store, tasks
-from trdlib.analysis.signals import token_losses
+from trdlib.analysis.explore import token_losses
 from trdlib.distill import build, distill, training_sets
 from trdlib.ops import notebooks
 from trdlib.ops.chain import sampled, validation

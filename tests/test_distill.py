@@ -10,7 +10,7 @@ import torch
 from transformers import Trainer
 
 from trdlib import distill, models, prompts, rollout, store
-from trdlib.analysis import signals
+from trdlib.analysis import explore
 from trdlib.ops.chain import sampled
 from trdlib.refine import Pair, next_round, refine, solve, training_sets
 from trdlib.run import get_run
@@ -178,7 +178,7 @@ def test_the_loss_equals_plain_logits(project, mode):
     teacher, _ = load(f"models/tiny/0/{path}")
     with torch.no_grad():
         expected = plain_losses(distiller.eval(), ROWS, teacher)
-    found = signals.token_losses(distiller, ROWS, batch_size=3)
+    found = explore.token_losses(distiller, ROWS, batch_size=3)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-5)
     loss = distiller(**distill.collate(ROWS))["loss"]
@@ -188,9 +188,9 @@ def test_the_loss_equals_plain_logits(project, mode):
 def test_the_clip_caps_each_token(project):
     distiller = smoke_distiller("forward_kl_clip")
     free = distiller.recipe.model_copy(update={"clip": None})
-    capped = torch.cat(signals.token_losses(distiller, ROWS))
+    capped = torch.cat(explore.token_losses(distiller, ROWS))
     distiller.recipe = free
-    full = torch.cat(signals.token_losses(distiller, ROWS))
+    full = torch.cat(explore.token_losses(distiller, ROWS))
     assert (full > 0.1).any()
     torch.testing.assert_close(capped, full.clamp(max=0.1))
 
@@ -407,7 +407,7 @@ def test_a_twin_has_other_random_numbers(smoke, task, sets):
 def test_pruning_ends_at_the_first_token_that_the_teacher_gives_up(project):
     distiller = smoke_distiller("reverse_kl")
     teacher = distiller._teacher[0]
-    full = signals.token_losses(distiller, ROWS)
+    full = explore.token_losses(distiller, ROWS)
     surprise = []
     for pair in ROWS:
         ids = torch.tensor([[*pair.teacher_ids, *pair.response_ids]])
@@ -419,7 +419,7 @@ def test_pruning_ends_at_the_first_token_that_the_teacher_gives_up(project):
     distiller.recipe = distiller.recipe.model_copy(update={"prune_below": below})
     cut = 0
     for ours, usual, given in zip(
-        signals.token_losses(distiller, ROWS, batch_size=3), full, surprise, strict=True
+        explore.token_losses(distiller, ROWS, batch_size=3), full, surprise, strict=True
     ):
         end = next((i for i, p in enumerate(given) if p < below), len(given))
         torch.testing.assert_close(ours[:end], usual[:end])

@@ -25,8 +25,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_audit import defined
 
-from trdlib import distill, models, prompts, tasks
-from trdlib.analysis import explore, signals
+from trdlib import distill, models, prompts, store, tasks
+from trdlib.analysis import explore
 from trdlib.evaluate import evaluate
 from trdlib.refine import Pair, refine, rows_of, training_sets
 from trdlib.rollout import rollout
@@ -131,7 +131,7 @@ def test_a_view_shows_what_training_sees(project, made):
         run = get_run("smoke", "opd", method)
         task = tasks.of(run)
         rows = training_sets([run], problems, {"opd": tables})[0].rows[0]
-        losses = signals.token_losses(distill.build(run, 0), rows)
+        losses = explore.token_losses(distill.build(run, 0), rows)
         case = notebook.cases(problems, tables, 0)[3:4]
         row = rows_of(problems, case)[0]
         loaded = explore.load(run, 0)
@@ -292,9 +292,9 @@ def script_of(page: str) -> str:
     return re.search(r'<script type="module">(.*?)</script>', page, re.DOTALL)[1]
 
 
-def test_an_export_is_one_safe_file(tmp_path):
-    harmless = explore.export(a_view(["a", "b", "c", "d", "e"]), tmp_path / "a.html").read_text()
-    page = explore.export(a_view(HOSTILE), tmp_path / "b.html").read_text(encoding="utf-8")
+def test_an_export_is_one_safe_file():
+    harmless = explore.page(a_view(["a", "b", "c", "d", "e"]))
+    page = explore.page(a_view(HOSTILE))
     for tag in ("<script", "</script", "<img", "<svg", "<noscript", "</noscript", "<pre", "</pre"):
         assert page.count(tag) == harmless.count(tag), tag
     stored = re.search(r'<script type="application/json" id="trd-view">(.*?)</script>', page, re.S)
@@ -401,7 +401,7 @@ def by_keyboard(browser, root) -> None:
 
 @pytest.mark.xdist_group("browser")
 def test_the_export_works_from_disk(browser, tmp_path):
-    page = explore.export(a_view(HOSTILE), tmp_path / "hostile.html")
+    page = store.write_text(tmp_path / "hostile.html", explore.page(a_view(HOSTILE)))
     browser.get(page.as_uri())
     root = wait(browser, lambda: find(browser, "main"))[0]
     by_keyboard(browser, root)

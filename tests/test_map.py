@@ -8,7 +8,7 @@ from conftest import REPOSITORY
 from test_audit import defined
 
 from trdlib import distill, models, settings, tasks
-from trdlib.analysis import compare, signals
+from trdlib.analysis import compare, explore, signals
 from trdlib.analysis import map as the_map
 from trdlib.refine import training_sets
 from trdlib.rollout import rollout
@@ -89,20 +89,14 @@ def test_a_wrong_map_is_one_sentence(project, change, message):
     run = get_run("smoke", settings=loaded.model_copy(update={"scales": scales}))
     with pytest.raises(settings.SettingsError, match=message):
         the_map.cells(run)
-    if section:  # `python -m trdlib check` says it too, and nothing of a scale without a map
-        with pytest.raises(settings.SettingsError, match=message):
-            the_map.check("smoke", scale)
-    else:
-        assert the_map.check("smoke", scale) is None
 
 
 def test_the_map_is_of_the_task_modular():
-    scales = settings.load(REPOSITORY / "params.yaml").scales
-    other = scales["tiny-code"].model_copy(update={"map": scales["tiny"].map})
-    with pytest.raises(
-        settings.SettingsError, match=r"scales\.x\.map: the map is of the task modular"
-    ):
-        the_map.check("x", other)
+    loaded = settings.load(REPOSITORY / "params.yaml")
+    other = loaded.scales["tiny-code"].model_copy(update={"map": loaded.scales["tiny"].map})
+    run = get_run("x", settings=loaded.model_copy(update={"scales": {"x": other}}))
+    with pytest.raises(settings.SettingsError, match=r"x\.map: the map is of the task modular"):
+        the_map.section(run)
 
 
 def test_survey_measures_every_cell_once(project, monkeypatch):
@@ -176,7 +170,7 @@ def test_without_onsets_both_sides_are_renormalised_on_the_rest(smoke):
     tables = {"opd": {"y_o": rollout(run, task, train)}}
     rows = training_sets([run], train, tables)[0].rows[0][:3]
     distiller = distill.build(run, 0)
-    found = torch.cat(signals.token_losses(distiller, rows))
+    found = torch.cat(explore.token_losses(distiller, rows))
     tokenizer = models.load_tokenizer(run.model_path("student", 0))
     onsets = tokenizer.convert_tokens_to_ids(list(run.settings.onsets))
     assert sorted(set(range(len(tokenizer))) - set(distiller.vocabulary.tolist())) == sorted(onsets)
@@ -196,5 +190,5 @@ def test_without_onsets_both_sides_are_renormalised_on_the_rest(smoke):
         terms = target.exp() * (target - student)
         expected.append(terms.nan_to_num(0).sum(-1))
     assert torch.allclose(found.double(), torch.cat(expected), atol=1e-5)
-    usual = torch.cat(signals.token_losses(distill.build(plain, 0), rows))
+    usual = torch.cat(explore.token_losses(distill.build(plain, 0), rows))
     assert not torch.allclose(found, usual, atol=1e-4)

@@ -64,33 +64,31 @@ def test_a_job_that_breaks_ends_the_run_with_its_own_error(cluster):
         jobs.run_jobs(break_on_two, [(i,) for i in range(4)])
 
 
-def hold_on(number, folder):
-    """A job that notes each of its beginnings, and goes on once there is a file `go`."""
-    (Path(folder) / f"{number}-{ray.get_runtime_context().get_node_id()}").touch()
-    while not (Path(folder) / "go").exists():
+def hang_on(number, dying):
+    """A job that notes each of its beginnings, and has no end on the node that will die."""
+    here = ray.get_runtime_context().get_node_id()
+    Path(f"{number}-{here}").touch()
+    while here == dying:
         time.sleep(0.1)
     return number
 
 
 def test_of_a_node_that_dies_the_jobs_run_elsewhere(cluster, project):
-    """One of two nodes is killed while both are at work: its job begins again on the other."""
     dying = max(cluster.worker_nodes, key=lambda node: node.node_id)
 
     def kill():
-        while len(list(project.glob("*-*"))) < 2:
+        while not list(project.glob(f"*-{dying.node_id}")):
             time.sleep(0.1)
         cluster.remove_node(dying, allow_graceful=False)
-        (project / "go").touch()
 
     killer = threading.Thread(target=kill)
     killer.start()
-    found = jobs.run_jobs(hold_on, [(i, str(project)) for i in range(4)])
+    found = jobs.run_jobs(hang_on, [(i, dying.node_id) for i in range(4)])
     killer.join()
     assert found == [0, 1, 2, 3]
-    begun = [path.name.split("-") for path in project.glob("*-*")]
-    twice = [number for number in "0123" if sum(begin[0] == number for begin in begun) == 2]
+    begun = [path.name.split("-") for path in project.glob("?-*")]
     (lost,) = [number for number, node in begun if node == dying.node_id]
-    assert twice == [lost]
+    assert sorted(number for number, _ in begun) == sorted(["0", "1", "2", "3", lost])
 
 
 def test_a_node_without_the_files_says_so(cluster, project):
@@ -105,7 +103,7 @@ def test_a_node_without_the_files_says_so(cluster, project):
 
 def test_no_cluster_is_one_sentence(project, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    with pytest.raises(SettingsError, match=r"no Ray cluster answers at RAY_ADDRESS=127\.0\.0\.1:1"):
+    with pytest.raises(SettingsError, match="no Ray cluster answers at RAY_ADDRESS=127"):
         jobs.on_ray()
 
 

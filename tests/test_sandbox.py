@@ -714,10 +714,8 @@ def test_every_other_system_call_fails(level):
     """
     from trdlib.sandbox import kernel  # where it runs, this can be imported
 
-    column = kernel.ARCHITECTURE[0]
-    allowed = {numbers[column] for numbers in kernel.SYSCALLS.values()}
-    looked_at = {kernel.number(n) for n in ("clone", "fcntl", "ioctl", "tgkill", "prlimit64")}
-    others = sorted(set(range(1024)) - allowed - looked_at - {335, 336})
+    looked_at = {kernel.NUMBERS[n] for n in ("clone", "fcntl", "ioctl", "tgkill", "prlimit64")}
+    others = sorted(set(range(1024)) - {*kernel.ALLOWED.values()} - looked_at - {335, 336})
     program = "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\ndef error(number):\n"
     program += "    ctypes.set_errno(0)\n    libc.syscall(number, 0, 0, 0, 0, 0, 0)\n"
     program += (
@@ -784,10 +782,11 @@ def test_a_jail_that_is_killed_is_replaced():
 def test_a_python_below_tmp_is_readable_and_stays_as_it_is(level, monkeypatch):
     """As where the project, and with it numpy, was cloned to a folder of /tmp."""
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
-        os.chmod(folder, 0o755)
         Path(folder, "there.py").write_text("value = 41")
-        readable, hidden, path = sandbox._folders()
-        more = ([*readable, folder], hidden, [*path, folder])
+        for one in (folder, f"{folder}/there.py"):
+            os.chmod(one, 0o777)  # the user who runs it may write there: the jail must not let it
+        found = sandbox._folders()
+        more = found | {name: [*found[name], folder] for name in ("readable", "path")}
         monkeypatch.setattr(sandbox, "_folders", lambda: more)
         reads = "import there\ndef f(): return there.value + 1"
         assert sandbox.check(reads, "assert f() == 42") == (True, "")

@@ -149,7 +149,7 @@ def test_components_are_those_of_a_mixed_model():
     assert components(gap) == pytest.approx(expected, rel=2e-3)
     # and so is the standard error behind the interval
     by_hand = expected[0] / 6 + expected[1] / 20 + expected[2] / 120
-    assert stats._parts(gap).sum() == pytest.approx(by_hand, rel=2e-3)
+    assert compare._parts(gap).sum() == pytest.approx(by_hand, rel=2e-3)
     assert fit.bse_fe.iloc[0] ** 2 == pytest.approx(by_hand, rel=2e-3)
 
 
@@ -218,7 +218,7 @@ VARIANCES = [  # of seeds, problems, rest: none, some, or nearly all of it betwe
 def covered(rng, seeds, problems, variances, trials, level):
     """How often the interval for new models at 1 - level has the truth in it."""
     gaps = [crossed(rng, seeds, problems, *variances) for _ in range(trials)]
-    return np.mean([abs(gap.mean()) <= stats._half(gap, level) for gap in gaps])
+    return np.mean([abs(gap.mean()) <= compare._half(gap, level) for gap in gaps])
 
 
 @pytest.mark.parametrize("size", SIZES)

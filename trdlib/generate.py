@@ -61,10 +61,9 @@ def decode(
 ) -> list[Completion]:  # fmt: skip
     """Sample one response for each prompt, all in one batch; temperature 0 is greedy.
 
-    Prompts of different lengths are padded on the left, with mask and positions to match. The
-    result depends on the whole batch (one stream of random numbers serves it), not on timing.
-    On a GPU, a model that has Unsloth's forward is decoded by `model.generate`: that forward keeps
-    its keys and values elsewhere, and replays its steps as CUDA graphs.
+    Prompts of different lengths are padded on the left. The result depends on the whole batch (one
+    stream of random numbers serves it). On a GPU, Unsloth's forward is left to `model.generate`: it
+    keeps its keys and values elsewhere, and replays its steps as CUDA graphs.
     """
     filters = {"temperature": temperature, "top_p": top_p, "top_k": top_k} if temperature else {}
     graphs = model.device.type == "cuda" and model.forward.__module__.startswith("unsloth")

@@ -83,9 +83,7 @@ def on_ray() -> int:
         if not ray.is_initialized():
             ray.init(log_to_driver=False, logging_level="ERROR")
     except ImportError:
-        raise SettingsError(
-            "RAY_ADDRESS is set: pip install -e '.[cluster]', or unset it"
-        ) from None
+        raise SettingsError("RAY_ADDRESS needs Ray: pip install -e '.[cluster]'") from None
     except (ConnectionError, RuntimeError, ValueError) as error:
         why = f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']} ({error})"
         raise SettingsError(f"{why}: start one with `ray start --head`, or unset it") from None
@@ -94,21 +92,18 @@ def on_ray() -> int:
 
 
 def _there(folder: Path, proof: str, function, job: tuple):
-    """A job on a node of the cluster, in the project's folder; a node's files are this process's
-    if it sees the file `proof`, which was made for this call."""
+    """A job on a node of the cluster. Its files are ours if it sees `proof`, made for this call."""
     if not Path(proof).is_file():
-        raise SettingsError(
-            f"node {socket.gethostname()} does not share the folder {folder} with the process that "
-            "started the jobs: mount it there under the same path, or leave the node out"
-        )
+        what = f"node {socket.gethostname()} does not share the folder {folder} with us"
+        raise SettingsError(f"{what}: mount it there under the same path, or leave the node out")
     os.chdir(folder)
     os.environ.pop("RAY_ADDRESS", None)  # what a job runs in parts, it runs there
     return _timed(function, job)
 
 
 def _by_ray(function, jobs: list[tuple], workers: int):
-    """As `_here`. A job takes a GPU where there are any, or its share if `workers` share one, else
-    a core. Of a node that dies the jobs run again, elsewhere; what they had stored is read."""
+    """As `_here`. A job takes a GPU (`workers` share one) where there are any, else a core. Of a
+    node that dies the jobs run again, elsewhere; what they had stored is read."""
     import ray
 
     share = {"num_gpus": 1 / workers} if "GPU" in ray.cluster_resources() else {"num_cpus": 1}

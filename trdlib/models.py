@@ -201,10 +201,8 @@ def head(model, vocabulary: int | torch.Tensor | None) -> Head:
     layer, config = model.get_output_embeddings(), model.config.get_text_config()
     weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
     if weight is None or weight.dtype.itemsize < 2 or hasattr(layer, "base_layer"):
-        raise SettingsError(
-            f"{type(model).__name__} has no output head that the losses can read: it is missing, "
-            "quantised, or has an adapter"
-        )
+        why = "is missing, quantised, or has an adapter: the losses cannot read it"
+        raise SettingsError(f"the output head of {type(model).__name__} {why}")
 
     def given(*names: str) -> list[float]:
         return [v for n in names if isinstance(v := getattr(config, n, None), int | float)]

@@ -23,11 +23,6 @@ CODE_SIZES = {"humaneval_plus": 164, "mbpp_plus": 378}  # LiveCodeBench's is not
 CELL = ["task", "student", "benchmark", "metric"]
 TOKEN_LEVEL = ("forward_kl", "reverse_kl", "forward_kl_clip", "reverse_kl_topk")
 REPEATED = 1e-3  # columns of repeats less likely than this are not taken for measurements
-CLAIMS = (  # gains in the paper's text; of the last two it does not say against what
-    ("opsd", "Qwen3-8B", "amobench", 0.205),  # pass@16, 0.410 -> 0.615
-    ("opd", "Qwen3-1.7B", "aime24", 0.046),
-    ("opd", "Qwen3-4B", "amobench", 0.128),
-)
 
 
 def runs() -> pd.DataFrame:
@@ -201,11 +196,9 @@ def with_test(found: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
 def differences(table: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     """trd minus base, the best and the mean token-level baseline: per benchmark and metric, and
     averaged over the benchmarks of a student (benchmark "mean"). A checkpoint evaluated twice
-    counts with its mean. The best baseline is picked by the value tested, which favours it.
-
-    p by `same`: NaN without a size, where nothing varies, and where values are `repeated`, which no
-    mean contains. p_holm: all tests of the table are one family.
-    """
+    counts with its mean. The best baseline is picked by the value tested, which favours it. p by
+    `same`: NaN without a size, where nothing varies, and where values are `repeated`, which no mean
+    contains. p_holm: all tests of the table are one family."""
     keys, of_mean = [*CELL, "mode"], {"value": ("value", "mean")}
     of_mean["variance"] = ("variance", lambda v: v.sum(skipna=False) / len(v) ** 2)
     rows = measurements(table[table["subset"] == "all"]).rename(columns={"method": "other"})
@@ -236,9 +229,9 @@ def differences(table: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
 
 
 def claimed(table: pd.DataFrame) -> pd.DataFrame:
-    """Each of CLAIMS beside every pair of raw rows that could be behind it: a row for each (claim,
-    metric, trd row, other row). matches: the difference is the stated one to its decimal."""
-    stated = pd.DataFrame(CLAIMS, columns=["mode", "student", "benchmark", "claimed"])
+    """Each of claims.csv beside every pair of raw rows that could be behind it, by (claim, metric,
+    trd row, other row). matches: the difference is the stated one to its decimal."""
+    stated = pd.read_csv(settings.root() / "results" / "published" / "claims.csv")
     rows = measurements(table[table["subset"] == "all"])
     rows = stated.merge(rows, on=["student", "benchmark"], suffixes=("", "_run"))
     rows = rows.query("mode_run == mode or mode_run == 'none'")

@@ -1,11 +1,10 @@
 """Prefix-failure signals: what the teacher says along y_o and along y_r, before any training.
 
 Paper section 1: after a wrong step the teacher is a mixture of going on and turning back; since the
-frozen prefix never turns back, it proposes the same correction over and over, and the mass on
-epistemic onset tokens is the signature. All is measured at step 0, on the tokens and contexts of
-training, in nats, at temperature 1. Ours: the list of onset words (params.yaml); curves aligned at
-the first mistake where the task knows it, else along the relative position; intervals from
-resampling problems, whose tokens, samples and base seeds go together.
+frozen prefix never turns back, it proposes the same correction over and over: the mass on epistemic
+onset tokens is the signature. All at step 0, on the tokens and contexts of training, in nats, at
+temperature 1. Ours: the onset words (params.yaml); curves aligned at the first mistake if known,
+else by relative position; problems resampled, with their tokens, samples and base seeds together.
 """
 
 import difflib
@@ -47,12 +46,10 @@ def diagnose(run: Run, task, problems: pd.DataFrame, y_o, y_r) -> Diagnosis:
 
 
 def responses(run: Run, task, problems: pd.DataFrame, y_o, y_r) -> pd.DataFrame:
-    """y_o and y_r of the first diagnosis.problems problems, one row per response.
-
-    trajectory and row (the same for an attempt and its rewrite) name a response. Besides the
-    columns of a generation file: source, verdict (of the *attempt*: "passed" or "failed"), those of
-    `mistakes`, start (`wrong` of its y_o); of y_r prompt_truncated, attempt (the y_o) and `kept`.
-    """
+    """y_o and y_r of the first diagnosis.problems problems, one row per response, named by
+    trajectory and row (an attempt's and its rewrite's are the same). Besides the columns of a
+    generation file: source, verdict (of the *attempt*: "passed" or "failed"), those of `mistakes`,
+    start (`wrong` of its y_o); of y_r prompt_truncated, attempt (the y_o) and `kept`."""
     wanted = y_o["id"].isin(problems["id"][: run.settings.diagnosis.problems])
     y_o, y_r = y_o[wanted].reset_index(drop=True), y_r[wanted].reset_index(drop=True)
     y_r = y_r.drop(columns="y_o_correct").assign(attempt=y_o["text"])
@@ -145,11 +142,9 @@ def with_likelihoods(responses: pd.DataFrame, tokens: pd.DataFrame) -> pd.DataFr
 
 
 def estimates(run: Run, table, quantities: list[str], by: list[str], over="") -> pd.DataFrame:
-    """Mean of each quantity in each cell (source and `by`), with an interval over problems.
-
-    table: a row per token or response, with id and source; NaN is left out. over: a column to
-    divide by, instead of the number of rows. -> source, *by, quantity, value, low, high, problems.
-    """
+    """Mean of each quantity in each cell (source and `by`), with an interval over problems. table:
+    a row per token or response, with id and source; NaN is left out. over: a column to divide by,
+    not the number of rows. -> source, *by, quantity, value, low, high, problems."""
     how, found, tail = run.settings.evaluation, [], (1 - run.settings.evaluation.confidence) / 2
     for source, mine in table.groupby("source", sort=True):
         ids = np.sort(mine["id"].unique())
@@ -190,15 +185,9 @@ def curves(run: Run, tokens: pd.DataFrame) -> pd.DataFrame:
 
 def summary(run: Run, responses: pd.DataFrame, tokens: pd.DataFrame) -> pd.DataFrame:
     """The numbers: one row per (source, trajectory, verdict, quantity), with their intervals.
-    verdict: of the attempt, or "all". Quantities, per response: correct, fail_to_pass and
-    pass_to_fail (shares of all attempts), unfinished, n_tokens, kept, prompt_truncated, departed
-    (it has a wrong token), and those of `with_likelihoods`. Per token: forward_kl, reverse_kl,
-    teacher_entropy, onset_mass; onset_share (of the forward KL, due to onset words), own_share (of
-    the reverse KL, due to the token that is there). Where the first mistake is known: kl_before,
-    kl_at, kl_after, tokens_before ... (shares of forward KL and tokens, over the attempts with a
-    mistake; y_r is cut at the same token), own_at and right_at (the teacher's mass on the wrong and
-    the right token), own_after and onset_after (on the token that is there, on onset words).
-    """
+    verdict: of the attempt, or "all". What the quantities are, in words and units, says notebook
+    10_report. Shares are of all attempts; kl_ and tokens_before, _at and _after, of the attempts
+    with a known mistake (y_r is cut at the same token); departed: it has a wrong token."""
     failed, rewrite = responses["verdict"] == "failed", responses["trajectory"] == "y_r"
     rows = responses.assign(
         unfinished=~responses["finished"],

@@ -20,8 +20,8 @@ import jinja2
 import pandas as pd
 import torch
 
-from trdlib import distill, generate, jobs, models, prompts, store
-from trdlib.analysis.signals import hidden_at, mistakes, token_losses, token_signals
+from trdlib import distill, generate, jobs, models, prompts
+from trdlib.analysis.signals import hidden_at, mistakes, token_signals
 from trdlib.divergence import logits_in_chunks
 from trdlib.refine import Pair, pairs, references
 from trdlib.rollout import grade
@@ -38,6 +38,19 @@ LABELS = {
     "y_star": "y*, the reference solution",
     "base": "answer at step 0",
 }
+
+
+@torch.no_grad()
+def token_losses(distiller, rows: list[Pair], batch_size: int = 1) -> list[torch.Tensor]:
+    """The loss at every response token of every row, for looking at: one (n_tokens,) per row."""
+    distiller.eval()
+    result = []
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        inputs = {name: t.to(distiller.device) for name, t in distill.collate(batch).items()}
+        flat = distiller.token_losses(**inputs).cpu()
+        result += list(flat.split([len(pair.response_ids) for pair in batch]))
+    return result
 
 
 class Loaded(NamedTuple):
@@ -126,11 +139,9 @@ def view(
     loaded: Loaded, task, tables: dict, row: dict, sample: int = 0, *, trained: bool = False
 ) -> dict:
     """One problem with all its texts and its reference solution, scored: what the page shows.
-
     tables: {"y_o": ..., "y_r": ..., "y_t": ...}, or answers, {"base": ..., method: ...}; row: of
     the problem set. trained: under the student after training (answers of the method always are,
-    of base never). ValueError if no table has the sample, SettingsError if nothing teaches it.
-    """
+    of base never). ValueError if no table has the sample, SettingsError if nothing teaches it."""
     run, recipe, tokenizer = loaded.run, loaded.run.recipe, loaded.tokenizer
     if run.mode == "opsd" and not row["solution"]:
         why = "has no reference solution, and in mode opsd nothing else teaches"
@@ -156,16 +167,14 @@ def view(
     about = {"scale": run.scale, "mode": run.mode, "method": run.method, "seed": loaded.seed}
     about |= recipe.model_dump(include={"divergence", "trajectory", "clip", "top_k"})
     each = {t["name"]: t["ids"] for t in shown}
-    same = {
-        f"{a}/{b}": matches(each[a], each[b], breaks) for a, b in itertools.combinations(each, 2)
-    }
+    two = itertools.combinations(each, 2)
     return {
         "run": about,
         "problem": {k: row[k] or "" for k in ("id", "source", "problem", "answer", "solution")},
         "vocabulary": {str(i): text for i, text in spelled.items()},
         "end": tokenizer.eos_token_id,
         "texts": shown,
-        "matches": same,
+        "matches": {f"{a}/{b}": matches(each[a], each[b], breaks) for a, b in two},
     }
 
 
@@ -212,8 +221,8 @@ def live(loaded: Loaded, task, row: dict, *, trained: bool = False, draw: int = 
 
 
 def page(view: dict) -> str:
-    """One view as a page of its own, HTML that needs no network. Model output stands in it as data
-    only: as JSON without "<", and as text. A policy lets no script but the page's own run."""
+    """One view as a page of its own, HTML that opens from disk or a mail. Model output
+    is data only: JSON without "<", and text. A policy lets no script but the page's own run."""
     source = Path(__file__).with_name("explore.html").read_text(encoding="utf-8")
     script = re.search(r'<script type="module">(.*?)</script>', source, re.DOTALL)[1]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -230,8 +239,3 @@ def frame(view: dict):
 
     how = 'sandbox="allow-scripts" style="width: 100%; height: 800px; border: 0; resize: vertical"'
     return HTML(f'<iframe title="the view" {how} srcdoc="{html.escape(page(view))}"></iframe>')
-
-
-def export(view: dict, path: str | Path) -> Path:
-    """Write one view as a page: it opens from disk or a mail."""
-    return store.write_text(path, page(view))

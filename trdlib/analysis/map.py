@@ -1,9 +1,9 @@
 """The map: when does TRD help? One knob at a time, on the procedural problems `trail`.
 
-The paper says why token-level methods on y_o should fail (section 1: prefix failure); it cannot
+The paper says why token-level methods on y_o should fail (section 1: prefix failure), but cannot
 turn the causes on and off. Here each cell is an experiment in mode OPD, a scale of its own (a `Run`
-with other settings, as resumable as any), in which one thing differs from the cell where every knob
-rests; some turn several. One learning rate serves all. Notebook 6_map shows and writes it.
+with other settings, as resumable as any): it turns one knob, or some, of the cell where all rest.
+One learning rate serves all. Notebook 6_map shows and writes it.
 """
 
 import itertools
@@ -17,16 +17,13 @@ from trdlib import jobs, stats, store, tasks
 from trdlib.analysis.measure import correct_counts
 from trdlib.analysis.show import interval
 from trdlib.run import Run
-from trdlib.settings import Method, Scale, Section, SettingsError, root
+from trdlib.settings import Method, Section, SettingsError, root
 
 BENCHMARK, MODE, BEST = "trail", "opd", "best y_o method"
 # role -> the knob that changes its weights, and the value at which it does not
 CHANGED = {"student": ("student_strength", 0), "teacher": ("teacher_temperature", 1)}
-COMPARED = {  # name of a gap -> (minuend, subtrahend)
-    "to_best": ("trd", BEST),
-    "to_off_policy": ("trd", "off_policy"),
-    "to_sft_refined": ("trd", "sft_refined"),
-}
+COMPARED = {"to_best": ("trd", BEST)}  # name of a gap -> (minuend, subtrahend)
+COMPARED |= {f"to_{control}": ("trd", control) for control in ("off_policy", "sft_refined")}
 Knob = Literal[
     "locality",  # share of problems on which a wrong turn does not spoil what follows
     "prompts",  # training problems, and so optimizer steps
@@ -58,12 +55,12 @@ class Map(Section):
         }
 
 
-def check(name: str, scale: Scale) -> Map | None:
-    """The section `map` of a scale, None where it has none; SettingsError if it is wrong."""
-    where = f"scales.{name}.map"
+def section(run: Run) -> Map:
+    """What the run's scale says of its map; SettingsError if it has none, or a wrong one."""
+    scale, where = run.settings, f"scales.{run.scale}.map"
     plan = tasks.sets.section(Map, scale.map, where)
     if plan is None:
-        return None
+        raise SettingsError(f"{run.scale} has no map: give it a section map, as the scale tiny has")
     if scale.task != "modular":
         raise SettingsError(f"{where}: the map is of the task modular, not of {scale.task}")
     if absent := {*plan.methods, *plan.oracles} - scale.methods.keys():
@@ -81,13 +78,6 @@ def gaps(plan: Map, recipes: dict[str, Method]) -> dict[str, tuple[str, str]]:
         if recipes[method] == recipes[oracle].model_copy(update=plain):
             found[oracle] = (oracle, method)
     return found
-
-
-def section(run: Run) -> Map:
-    """What the run's scale says of its map; SettingsError if it has none, or a wrong one."""
-    if plan := check(run.scale, run.settings):
-        return plan
-    raise SettingsError(f"{run.scale} has no map: give it a section map, as the scale tiny has")
 
 
 class Cell(NamedTuple):
@@ -182,9 +172,8 @@ def _measure(cell: Cell) -> list[dict]:
     from trdlib.refine import refine, solve
     from trdlib.rollout import rollout
 
-    run, runs = cell.run, [cell.run.with_(method=method) for method in cell.methods]
-    task = tasks.of(run)
-    problems = task.sets()
+    run, task = cell.run, tasks.of(cell.run)
+    runs, problems = [run.with_(method=method) for method in cell.methods], task.sets()
     train = problems["train"]
     y_o = rollout(run, task, train)
     texts = {"y_o": y_o, "y_r": refine(run, task, train, y_o), "y_t": solve(run, task, train)}

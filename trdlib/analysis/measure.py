@@ -1,14 +1,11 @@
-"""The metrics that tables are made from, counted in the samples of an evaluation.
-
-They are those of stats.py. What cannot be measured raises: no metric defaults to zero.
-"""
+"""The metrics that tables are made from (stats.py), counted in the samples of an evaluation.
+What cannot be measured raises: no metric defaults to zero."""
 
 import numpy as np
 import pandas as pd
 
 from trdlib import stats, store
 from trdlib.run import Run
-from trdlib.stats import avg_at_k, pass_at_k
 
 
 def correct_counts(samples: pd.DataFrame) -> tuple[np.ndarray, int]:
@@ -21,18 +18,15 @@ def correct_counts(samples: pd.DataFrame) -> tuple[np.ndarray, int]:
 
 
 def _metrics(samples: pd.DataFrame, problems: pd.DataFrame, run: Run) -> dict:
-    """One benchmark: avg@k, pass@k, n, k, intervals, lengths. Plain JSON.
-
-    `correct` keeps the right samples per seed and problem (problems sorted by id), from which
-    tables and comparisons are made without the generations.
-    """
+    """One benchmark: avg@k, pass@k, n, k, intervals, lengths; plain JSON. correct: the right
+    samples per seed and problem (sorted by id), all that tables and comparisons need."""
 
     def estimate(values: np.ndarray) -> dict:  # the last digits of an interval differ by machine
         found = stats.accuracy(values, **run.settings.evaluation.interval)._asdict()
         return {name: round(value, 6) for name, value in found.items()}
 
     right, k = correct_counts(samples)
-    passed = np.vectorize(lambda c: pass_at_k(k, int(c), k))(right)
+    passed = np.vectorize(lambda c: stats.pass_at_k(k, int(c), k))(right)
     return {
         "k": k,
         "n": right.shape[1],
@@ -40,7 +34,7 @@ def _metrics(samples: pd.DataFrame, problems: pd.DataFrame, run: Run) -> dict:
         "problems": store.content_hash(problems["problem"].tolist()),
         "avg_at_k": estimate(right / k),
         "pass_at_k": estimate(passed),
-        "avg_at_k_by_seed": [avg_at_k(row / k) for row in right],
+        "avg_at_k_by_seed": [stats.avg_at_k(row / k) for row in right],
         "pass_at_k_by_seed": [float(row.mean()) for row in passed],
         "mean_tokens": float(samples["n_tokens"].mean()),
         "unfinished": float((~samples["finished"]).mean()),

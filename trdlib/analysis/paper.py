@@ -1,5 +1,7 @@
 """Ours beside the paper: our tables, the authors' raw files, and what the paper prints."""
 
+import itertools
+
 import pandas as pd
 
 from trdlib.analysis import audit, tables
@@ -28,19 +30,18 @@ def against_paper(settings: Settings) -> pd.DataFrame:
     # math first, OPD first, students as they are published
     for task, mode, student in sorted(cells.to_numpy(), key=lambda c: (c[0] != "math", c[1])):
         ours = _ours(settings, scale_of(student, task), mode)
-        here = "task == @task and student == @student and mode in ['none', @mode]"
-        for row in published.query(here).itertuples():
-            for metric in METRICS:
-                about = row.method, row.subset, row.run, row.benchmark, metric
-                mine = ours.get((row.method + _SUBSETS[row.subset], *about[3:]), MISSING)
-                ends = (getattr(row, metric + end) for end in ("", "_new_low", "_new_high"))
-                theirs = interval(*ends)
-                if theirs != DASH and row.samples != SAMPLES:
-                    theirs += f", {row.samples} samples"
-                paper = printed.get((mode, student, row.method, *about[3:]))
-                paper = interval(paper if row.subset == "all" else None, None, None)
-                records.append((task, mode, student, *about, mine, theirs, paper))
-    return pd.DataFrame(records, columns=[*_ROW, "ours", "authors", "paper"])
+        here = published.query("task == @task and student == @student and mode in ['none', @mode]")
+        for row, metric in itertools.product(here.to_dict("records"), METRICS):
+            key = row["benchmark"], metric
+            mine = ours.get((row["method"] + _SUBSETS[row["subset"]], *key), MISSING)
+            theirs = interval(*(row[metric + end] for end in ("", "_new_low", "_new_high")))
+            if theirs != DASH and row["samples"] != SAMPLES:
+                theirs += f", {row['samples']} samples"
+            paper = printed.get((mode, student, row["method"], *key))
+            paper = interval(paper if row["subset"] == "all" else None, None, None)
+            row |= {"mode": mode, "metric": metric}
+            records.append(row | {"ours": mine, "authors": theirs, "paper": paper})
+    return pd.DataFrame(records)[[*_ROW, "ours", "authors", "paper"]]
 
 
 def _ours(settings: Settings, scale: str, mode: str) -> dict[tuple[str, str, str], str]:

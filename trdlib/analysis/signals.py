@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from trdlib import distill, models
+from trdlib import models
 from trdlib.divergence import logits_in_chunks
 from trdlib.refine import rows_of
 from trdlib.run import Run
@@ -73,20 +73,3 @@ def cut(run: Run, task, problems: pd.DataFrame, y_o: pd.DataFrame) -> pd.DataFra
         raise SettingsError(f"y_o_cut: the task {task.name} knows no first wrong token")
     wrong = mistakes(run, task, problems, y_o)["wrong"]
     return y_o.assign(token_ids=up_to(y_o["token_ids"], wrong))
-
-
-@torch.no_grad()
-def token_losses(
-    distiller: distill.Distiller, rows: list[distill.Pair], batch_size: int = 1
-) -> list[torch.Tensor]:
-    """The loss at every response token of every row, for looking at: one (n_tokens,) per row."""
-    distiller.eval()
-    result = []
-    for start in range(0, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
-        inputs = {
-            name: tensor.to(distiller.device) for name, tensor in distill.collate(batch).items()
-        }
-        flat = distiller.token_losses(**inputs).cpu()
-        result += list(flat.split([len(pair.response_ids) for pair in batch]))
-    return result

@@ -1,8 +1,7 @@
 """From metrics files to tables, and the README's headline. Notebook 7 writes the page.
 
-Differences are paired by problem. Each has two intervals (these models, new models) and belongs to
-a named family, the table in which it stands; a star is `compare.marked` within that. What has not
-been run is shown as missing.
+A paired difference has two intervals (these models, new models) and belongs to a named family, the
+table in which it stands; a star is `compare.marked` within that. What was not run is missing.
 """
 
 import itertools
@@ -16,7 +15,7 @@ from trdlib import store, tasks
 from trdlib.analysis import compare
 from trdlib.analysis.show import DASH, MISSING, interval
 from trdlib.run import Run
-from trdlib.settings import REFERENCES, root
+from trdlib.settings import REFERENCES, read_yaml, root
 
 HEADLINE = ("base", "teacher", "reverse_kl", "forward_kl", "trd", "sft_refined", "off_policy")
 BEST, BEST_ROUNDS = "best y_o method", "best y_o method with rounds"
@@ -29,6 +28,7 @@ _COLUMNS = ["method", "temperature", "benchmark", "run", "k", "n", "mean_tokens"
 _COLUMNS += [f"{metric}_{end}" for metric in ("avg", "pass") for end in _ENDS]
 _COLUMNS += ["learning_rate", "at_edge", "trajectory_accuracy", "trajectory_like_reference", "rows"]
 _PAIR = ["family", "ours", "against", "theirs", "benchmark", "temperature"]
+_SAID = read_yaml(Path(__file__).with_name("tables.yaml"))
 _SHARES = ["share_seeds", "share_problems", "share_rest"]
 
 
@@ -101,11 +101,9 @@ def families(run: Run) -> dict[str, list[tuple[str, str]]]:
 
 def _best(run: Run, found: dict, place: tuple[str, float], *, in_rounds: bool) -> str | None:
     """The method on all of y_o with the highest test score, which favours it, of those run."""
-    score = {}
-    for name in run.methods:
-        recipe = run.settings.methods[name]
-        whole = recipe.trajectory == "y_o" and recipe.subset == "all" and not recipe.again
-        if whole and (recipe.rounds > 1) == in_rounds and found[name]:
+    plain, score = ("y_o", "all", 0, in_rounds), {}
+    for name, one in ((name, run.settings.methods[name]) for name in run.methods):
+        if (one.trajectory, one.subset, one.again, one.rounds > 1) == plain and found[name]:
             score[name] = found[name][place]["avg_at_k"]["value"]
     return max(score, key=score.get, default=None)
 
@@ -183,33 +181,21 @@ def rule(found: pd.DataFrame) -> str:
     """What the stars of a family mean, how many there are, and what it could have seen."""
     seen = found.dropna(subset="p")
     if seen.empty:
-        return "Of new models nothing is known (one base seed, or no spread): nothing is marked."
-    shares = [f"{share:.0%}" for share in seen[_SHARES].mean()]
-    low, middle, high = (100 * seen["mde"].quantile([0, 0.5, 1])).round(1)
-    return (
-        "`*`: the interval for new models excludes zero, and so does the test behind it at "
-        f"{compare.MARK_LEVEL:.0%} after Holm's correction for the {len(seen)} comparisons of this "
-        f"table (marked: {seen['marked'].sum()}). With {compare.POWER:.0%} power a star would show "
-        f"a difference of {middle} points (median; {low} to {high}). The variance for new models "
-        f"is {shares[0]} base seeds, {shares[1]} problems, {shares[2]} the rest (samples, and how "
-        "a seed fares on a problem), on average."
-    )
+        return _SAID["unknown"]
+    words = {"seen": len(seen), "marked": seen["marked"].sum(), "shares": [*seen[_SHARES].mean()]}
+    points = [*(100 * seen["mde"].quantile([0, 0.5, 1])).round(1)]
+    return _SAID["rule"].format(compare=compare, points=points, **words)
 
 
 def how(run: Run, table: pd.DataFrame) -> str:
     """How numbers are made, and what to know of the rewrites before rows are compared."""
     done, asked = table[table["run"]], run.settings.evaluation
     if done.empty:
-        return "Nothing has been run yet."
+        return _SAID["nothing"]
     problems = " or ".join(map(str, sorted(done["n"].astype(int).unique())))
     samples = " and ".join(f"{asked.at(t).samples} at {t:g}" for t in asked.temperatures)
-    text = (
-        f"Percent, mean of {len(run.settings.seeds)} base seeds, {problems} problems, samples of "
-        f"each by temperature: {samples}. Accuracies: [{asked.confidence:.0%} interval for *these "
-        "models*: problems resampled, exact at 0 and 100%]. Differences, paired by problem, have "
-        "one for *new models* too: base models and trainings are random. The best y_o method is "
-        "picked per benchmark and temperature by its test score, which favours it."
-    )
+    words = {"seeds": len(run.settings.seeds), "problems": problems, "samples": samples}
+    text = _SAID["how"].format(confidence=asked.confidence, **words)
     on_rewrites = table["method"].isin(["trd", "sft_refined"])
     for same in table.loc[on_rewrites, "trajectory_like_reference"].dropna()[-1:]:
         text += f" {same:.2%} of the rewrites are the reference solution word for word"
@@ -220,13 +206,7 @@ def how(run: Run, table: pd.DataFrame) -> str:
 def paths(run: Run) -> dict[str, Path]:
     """Where the tables and the figures of this scale and mode go, by what they are."""
     place = f"{run.scale}/{run.mode}"
-    files = {
-        **{kind: f"tables/{place}.{kind}" for kind in ("md", "csv")},
-        "differences": f"tables/{place}_differences.csv",
-        "summary": f"summary/{place}.json",  # avg@k in percent, for `dvc exp show`
-        **{"cost_csv": f"cost/{place}.csv", "png": f"figures/{place}.png"},
-    }
-    return {what: run.results / file for what, file in files.items()}
+    return {what: run.results / file.format(place) for what, file in _SAID["files"].items()}
 
 
 def write(run: Run, table: pd.DataFrame, found: pd.DataFrame, page: str) -> list[Path]:
@@ -244,19 +224,16 @@ def headline(run: Run) -> str:
     table, found = collect(run), differences(run)
     primary, decisive = run.settings.evaluation.temperatures[0], found[found["family"] == DECISIVE]
     shown = table["method"].isin(HEADLINE) & (table["temperature"] == primary)
-    grid, seeds = accuracies(table[shown]), {}
+    grid = accuracies(table[shown])
     for (against, t), here in decisive.groupby(["against", "temperature"], sort=False):
         grid.loc[f"**trd minus {against}**, T = {t:g}"] = by_benchmark(here, gain).loc[against]
-        if t == primary:
-            seeds[f"... {against}, by base seed"] = by_benchmark(here, _by_seed).loc[against]
-    for name in list(seeds)[:2]:
-        grid.loc[name] = seeds[name]
-    return (
-        f"**{run.mode.upper()}, scale {run.scale}**, temperature {primary:g} where none is named. "
-        f"{how(run, table)} In rows of differences: [interval for new models]. "
-        f"{'' if decisive.empty else rule(decisive)} All rows and both intervals: [the whole "
-        f"table]({paths(run)['md'].relative_to(root())}).\n\n{grid.to_markdown()}\n"
-    )
+    seeds = by_benchmark(decisive[decisive["temperature"] == primary], _by_seed)
+    for against in seeds.index[:2]:
+        grid.loc[f"... {against}, by base seed"] = seeds.loc[against]
+    words = {"mode": run.mode.upper(), "scale": run.scale, "primary": primary}
+    words |= {"how": how(run, table), "rule": "" if decisive.empty else rule(decisive)}
+    words |= {"page": paths(run)["md"].relative_to(root()), "grid": grid.to_markdown()}
+    return _SAID["headline"].format(**words)
 
 
 def update_readme(path: Path, run: Run) -> bool:

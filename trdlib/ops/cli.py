@@ -45,7 +45,8 @@ def check() -> None:
     settings = load()
     for name, scale in settings.scales.items():
         tasks.check(name, scale)
-        the_map.check(name, scale)
+        if scale.map:
+            the_map.section(get_run(name, "none", "base", settings))
     print(f"params.yaml is valid: scales {', '.join(settings.scales)}")
 
 

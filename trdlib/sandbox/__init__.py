@@ -2,9 +2,8 @@
 
 `check(program, tests)` runs the tests against the program; `run(program, stdin)` runs the program
 as a script. **The verdict cannot be forged from inside**: program and tests do not share a process
-(but for tests that cannot be run otherwise), and only plain data passes between the two.
-docs/sandbox.md says what a program can do, what protects, where, and what remains possible. This
-file is the client; launcher.py starts the locked processes, with kernel.py; jail.py they run.
+(but for tests that cannot be run otherwise), and only plain data passes between the two; more in
+docs/sandbox.md. This is the client; launcher.py starts, with kernel.py, processes that run jail.py.
 """
 
 import contextlib
@@ -51,8 +50,8 @@ class Output(NamedTuple):
     reason: str  # why it failed ("" if it did not)
 
 
-def _folders() -> tuple[list[str], list[str], list[str]]:
-    """(what a program may read, what of it is hidden, its sys.path)"""
+def _folders() -> dict[str, list[str]]:
+    """What a program may read, what of it is hidden, its sys.path."""
     stdlib = os.path.realpath(sysconfig.get_path("stdlib"))
     dynamic = os.path.realpath(sysconfig.get_config_var("DESTSHARED") or stdlib)
     path = [stdlib, dynamic] if os.path.isdir(dynamic) else [stdlib]
@@ -63,15 +62,14 @@ def _folders() -> tuple[list[str], list[str], list[str]]:
         path.append(os.path.dirname(folder))
         hidden = [one for one in hidden if one not in path]
         readable += [one for one in (folder, f"{folder}.libs") if os.path.isdir(one)]
-    return readable, hidden, path
+    return {"readable": readable, "hidden": hidden, "path": path}
 
 
 class _Jail:
     """A launcher, which starts locked processes on request. One thread at a time."""
 
     def __init__(self, *, namespaces: bool, landlock: bool = True):
-        walls = {"namespaces": namespaces, "landlock": landlock}
-        walls |= zip(("readable", "hidden", "path"), _folders(), strict=True)
+        walls = {"namespaces": namespaces, "landlock": landlock, **_folders()}
         self.control, theirs = socket.socketpair()
         self.control.settimeout(60)
         config = json.dumps({"control": theirs.fileno(), "walls": walls})
@@ -121,10 +119,6 @@ def _file(data: bytes):
         file.write(data)
         file.flush()
         return open(file.name, "rb")
-
-
-def _pipe():
-    return [open(end, mode) for end, mode in zip(os.pipe(), ("rb", "wb"), strict=True)]
 
 
 class Protection(NamedTuple):
@@ -201,13 +195,12 @@ def _with_jail(work: Callable, *args, seconds: float, memory_mb: int):
         one = _take()
         try:
             result = work(one, *args, seconds=seconds, memory_mb=memory_mb)
+            _idle.append(one)
+            return result
         except BaseException as error:
             one.kill()
             if last or not isinstance(error, Died):
                 raise
-        else:
-            _idle.append(one)
-            return result
 
 
 def _end(status: socket.socket, hang_up: bool = False) -> dict:
@@ -225,7 +218,7 @@ def _end(status: socket.socket, hang_up: bool = False) -> dict:
 
 def _check(one: _Jail, program: str, tests: str, **limits) -> Verdict | None:
     """None: these tests need the program in their own process."""
-    said, say = _pipe()
+    said, say = map(open, os.pipe(), ("rb", "wb"))
     ours, theirs = socket.socketpair()
     with said:
         with say, ours, theirs:
@@ -245,8 +238,8 @@ def _check(one: _Jail, program: str, tests: str, **limits) -> Verdict | None:
 
 
 def _run(one: _Jail, program: str, stdin: str, **limits) -> Output:
-    printed, out = _pipe()
-    notes, note = _pipe()
+    printed, out = map(open, os.pipe(), ("rb", "wb"))
+    notes, note = map(open, os.pipe(), ("rb", "wb"))
     with printed, notes:
         with out, note, _file(stdin.encode("utf-8", "surrogateescape")) as source:
             status = one.start("script", program, [source, out, NULL, note], **limits)

@@ -35,20 +35,12 @@ def _error(above: list[str]) -> type:
     return _ERRORS.setdefault(above[0], type(above[0], (base,), {}))
 
 
-def _imported(name: str):
-    """A module of the program: our own, where every program has it."""
-    known = name in sys.stdlib_module_names or name == "numpy"
-    return importlib.import_module(name) if known else types.ModuleType(name)
-
-
-def _items(kind: type) -> tuple:
-    return (lambda value, each: [*map(each, kind.__iter__(value))],
-            lambda items: kind(map(unpack, items)))  # fmt: skip
-
-
+_COMMON = sys.stdlib_module_names | {"numpy"}  # a program's module of this name is our own
 # Plain data that JSON has no word for: type -> (how its value is written, how that is read).
 _PLAIN = {
-    **{kind: _items(kind) for kind in (tuple, set, frozenset, deque)},
+    **{kind: (lambda value, each, kind=kind: [*map(each, kind.__iter__(value))],
+              lambda items, kind=kind: kind(map(unpack, items)))
+       for kind in (tuple, set, frozenset, deque)},
     dict: (lambda value, each: [[each(k), each(v)] for k, v in dict.items(value)],
            lambda pairs: {unpack(key): unpack(value) for key, value in pairs}),
     bytes: (lambda value, _: bytes(value).decode("latin-1"), lambda text: bytes(text, "latin-1")),
@@ -56,9 +48,9 @@ _PLAIN = {
     complex: (lambda value, _: [value.real, value.imag], lambda parts: complex(*parts)),
     **{kind: (lambda value, each: [*map(each, (value.start, value.stop, value.step))],
               lambda parts, kind=kind: kind(*map(unpack, parts))) for kind in (range, slice)},
-    Decimal: (lambda value, _: str(value), Decimal),
-    Fraction: (lambda value, _: str(value), Fraction),
-    types.ModuleType: (lambda value, _: value.__name__, _imported),
+    **{kind: (lambda value, _: str(value), kind) for kind in (Decimal, Fraction)},
+    types.ModuleType: (lambda value, _: value.__name__, lambda name: importlib.import_module(name)
+                       if name in _COMMON else types.ModuleType(name)),
     **{kind: (lambda value, each: [*map(each, value)], lambda items: iter([*map(unpack, items)]))
        for kind in (Iterator, MappingView)},
 }  # fmt: skip
@@ -223,11 +215,8 @@ class Stop(BaseException):
 # What a test may expect. Not StopIteration: it would end a loop of the tests early, and silently.
 # Not UnicodeError and its kind: their constructors take more than a message.
 _NOT = StopIteration | StopAsyncIteration | Warning | BaseExceptionGroup | UnicodeError
-_ERRORS = {
-    name: kind
-    for name, kind in vars(builtins).items()
-    if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, _NOT)
-}
+_MAY = {name: kind for name, kind in _TYPES.items() if issubclass(kind, Exception)}
+_ERRORS = {name: kind for name, kind in _MAY.items() if not issubclass(kind, _NOT)}
 
 
 class Thing:

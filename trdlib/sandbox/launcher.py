@@ -22,57 +22,52 @@ import signal
 import socket
 import sys
 import time
+from pathlib import Path
 
 import jail  # both lie beside this file
 import kernel
-from kernel import BIND, NODEV, NOEXEC, NOSUID, PRIVATE, RDONLY, REC, REMOUNT, mount
+from kernel import BIND, NODEV, NOEXEC, NOSUID, PRIVATE, RDONLY, REC, REMOUNT, call
 
 ID = 65534  # who a locked process is, inside
 THREADS, NAP = 64, 0.005  # seconds between two looks at a locked process
 UNIQUE_ID = 0x70000000  # outside, where we are root: a user of its own for each process
 
 
-def _below_tmp(readable: list[str]) -> dict[str, str]:
-    """Readable folders that a process's own /tmp covers, and where it finds them again."""
-    covered = [folder for folder in readable if folder.startswith("/tmp/")]
-    return {folder: f"/.readable/{number}" for number, folder in enumerate(covered)}
-
-
-def build(readable: list[str], hidden: list[str]) -> None:
+def build(walls: dict) -> None:
     """Leave the host: new namespaces, and a root that holds the readable folders and /tmp."""
     user, group = os.geteuid(), os.getegid()
     flags = kernel.NEWNS | kernel.NEWNET | kernel.NEWIPC | kernel.NEWUTS | kernel.NEWCGROUP
-    kernel.unshare(flags if user == 0 else flags | kernel.NEWUSER)
+    call("unshare", flags if user == 0 else flags | kernel.NEWUSER)
     if user != 0:
         ids = {"setgroups": "deny", "uid_map": f"{ID} {user} 1", "gid_map": f"{ID} {group} 1"}
         for name, text in ids.items():
-            with open(f"/proc/self/{name}", "w") as file:
-                file.write(text)
+            Path(f"/proc/self/{name}").write_text(text)
     socket.sethostname("sandbox")
     os.chdir("/")
     root = "/proc"  # a folder that is there on every system and that nothing below needs
-    mount("none", "/", None, REC | PRIVATE)
-    mount("none", root, "tmpfs", NOSUID | NODEV | NOEXEC, "size=1m,nr_inodes=256,mode=755")
+    call("mount", "none", "/", None, REC | PRIVATE)
+    call("mount", "none", root, "tmpfs", NOSUID | NODEV | NOEXEC, "size=1m,nr_inodes=256,mode=755")
     os.umask(0o022)
-    for folder in readable:
+    for folder in walls["readable"]:
         kernel.bind(folder, root + folder)
-        kernel.make_read_only(root + folder)
-    for folder in hidden:
-        if os.path.isdir(root + folder):
-            mount("none", root + folder, "tmpfs", RDONLY | NOSUID | NODEV, "size=4k,mode=755")
-    for folder, again in _below_tmp(readable).items():
-        kernel.bind(root + folder, root + again)  # as read-only as the original
+    for at in filter(os.path.isdir, (root + folder for folder in walls["hidden"])):
+        call("mount", "none", at, "tmpfs", RDONLY | NOSUID | NODEV, "size=4k,mode=755")
+    for folder, again in walls["again"].items():
+        kernel.bind(root + folder, root + again)
     os.makedirs(root + "/tmp", exist_ok=True)
-    kernel.enter_root(root)
-    mount("none", "/", None, REMOUNT | BIND | RDONLY | NOSUID | NODEV | NOEXEC)
+    os.chdir(root)
+    call("pivot_root", ".", ".")
+    call("umount2", ".", 2)  # let go of the old one
+    os.chdir("/")
+    call("mount", "none", "/", None, REMOUNT | BIND | RDONLY | NOSUID | NODEV | NOEXEC)
 
 
 def lock_in(walls: dict, seconds: float, memory: int, unique: int) -> None:
     """From here on this process can compute, read the stdlib, write to /tmp, and nothing else."""
     if walls["namespaces"]:
         options = f"size={jail.LONGEST},nr_inodes=256,mode=1777"
-        mount("none", "/tmp", "tmpfs", NOSUID | NODEV | NOEXEC, options)
-        for folder, again in _below_tmp(walls["readable"]).items():
+        call("mount", "none", "/tmp", "tmpfs", NOSUID | NODEV | NOEXEC, options)
+        for folder, again in walls["again"].items():
             kernel.bind(again, folder)
         os.chdir("/tmp")
     for name, value in (
@@ -84,7 +79,7 @@ def lock_in(walls: dict, seconds: float, memory: int, unique: int) -> None:
         kind = getattr(resource, f"RLIMIT_{name}")
         value = min(value, resource.getrlimit(kind)[1] % 2**64)  # infinity is -1
         resource.setrlimit(kind, (value, value))
-    kernel.prctl(38, 1)  # PR_SET_NO_NEW_PRIVS
+    call("prctl", 38, 1)  # PR_SET_NO_NEW_PRIVS
     if walls["landlock"]:
         kernel.landlock(walls["readable"], walls["path"], ["/tmp"] if walls["namespaces"] else [])
     if walls["nobody"]:  # where neither user exists we stay root, without any of its powers
@@ -94,9 +89,9 @@ def lock_in(walls: dict, seconds: float, memory: int, unique: int) -> None:
                 os.setresgid(one, one, one)
                 os.setresuid(one, one, one)
                 break
-    kernel.drop_capabilities()
-    kernel.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    kernel.prctl(4, 0)  # PR_SET_DUMPABLE
+    call("capset", (0x20080522).to_bytes(8, sys.byteorder), bytes(24))  # none is left
+    call("prctl", 1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    call("prctl", 4, 0)  # PR_SET_DUMPABLE
     kernel.seccomp()
 
 
@@ -117,8 +112,7 @@ def _preload() -> None:
 def _locked(fds: list[int], ready: int, walls: dict, ask: dict, unique: int) -> None:
     """One program or examiner. Says on ready that it is locked in, before it runs anything."""
     payload, *rest = fds
-    with os.fdopen(payload, "rb") as file:
-        text = file.read().decode("utf-8", "surrogatepass")
+    text = os.pread(payload, os.fstat(payload).st_size, 0).decode("utf-8", "surrogatepass")
     os.setsid()
     for number, fd in enumerate(rest):  # 0 input, 1 output, 2 errors, 3 and 4 channels
         os.dup2(fd, number)
@@ -139,7 +133,7 @@ def _locked(fds: list[int], ready: int, walls: dict, ask: dict, unique: int) -> 
 def _keep(status: int, fds: list[int], walls: dict, ask: dict, unique: int) -> None:
     """Start the locked process, wait, kill it at its limit or when the host hangs up, report."""
     if walls["namespaces"]:
-        kernel.unshare(kernel.NEWPID | kernel.NEWNS)
+        call("unshare", kernel.NEWPID | kernel.NEWNS)
     locked, ready = os.pipe()
     child = os.fork()
     if child == 0:
@@ -172,22 +166,21 @@ def _keep(status: int, fds: list[int], walls: dict, ask: dict, unique: int) -> N
     os._exit(0)
 
 
-def _public(folder: str) -> bool:
-    """Everybody reaches it."""
-    return os.stat(folder).st_mode & 1 and (folder == "/" or _public(os.path.dirname(folder)))
-
-
 def main(config: dict) -> None:
     """Build the jail, say so, fork a keeper for each request of the host until it is gone."""
     control = socket.socket(fileno=config["control"])
     walls, host, unique = config["walls"], os.getppid(), os.getpid() * 64
+    below = [folder for folder in walls["readable"] if folder.startswith("/tmp/")]
+    # A process's own /tmp covers these: where it finds them again.
+    walls["again"] = {folder: f"/.readable/{n}" for n, folder in enumerate(below)}
     _preload()
     root = os.geteuid() == 0
     walls["landlock"] = walls["landlock"] and kernel.landlock_version() > 0
     if walls["namespaces"]:
-        build(walls["readable"], walls["hidden"])
+        build(walls)
     elif walls["landlock"]:
-        root = root and all(map(_public, walls["readable"]))
+        paths = [path for one in walls["readable"] for path in (one, *Path(one).parents)]
+        root = root and all(os.stat(path).st_mode & 1 for path in paths)  # everybody reaches it
     else:
         raise OSError("the kernel has no Landlock")
     release = [int(part) for part in os.uname().release.split(".")[:2] if part.isdigit()]
@@ -207,7 +200,7 @@ def main(config: dict) -> None:
         if os.fork() == 0:
             try:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                kernel.prctl(1, signal.SIGKILL)
+                call("prctl", 1, signal.SIGKILL)
                 control.close()
                 _keep(status, fds, walls, json.loads(message), unique)
             finally:

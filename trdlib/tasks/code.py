@@ -1,22 +1,7 @@
-r"""Published programming problems: TACO to train on; HumanEval+, MBPP+ and LiveCodeBench.
+"""Published programming problems: TACO to train on; HumanEval+, MBPP+ and LiveCodeBench.
 
-A problem's `answer` is JSON that says how a program is tested, one of
-- `{"kind": "evalplus", "suite", "entry", "atol", "groups": [[[args, want], ...], ...]}`
-- `{"kind": "calls", "rule": "livecodebench" or "taco", "entry", "cases": [[args, want], ...]}`
-- `{"kind": "stdin", "rule", "cases": [[input, output], ...]}`
-- `{"kind": "asserts", "tests": "assert f(1) == 2"}`
-- `{"kind": "file", "name": "<hash>.json.gz"}`: one of these, beside the sets, where it is large.
-args and want are as jail.pack writes them, `solution` is a reference program in a ```python block,
-or ""; oracles.py says which outputs are right. Where we differ from the benchmarks' own graders:
-1. What is read: the last complete ```python block after the thinking block, else the last one
-   without a language. EvalPlus takes the longest part that parses, LiveCodeBench a pair of fences.
-2. Time is CPU time, SECONDS per call or run, not wall time: a verdict does not depend on the load.
-   (EvalPlus allows max(1 s, 4 x the reference's time), LiveCodeBench 6 s.)
-3. A script that exits with an error has failed (LiveCodeBench forgives `exit(1)`).
-4. Results are compared as plain data (sandbox): a numpy number is a number.
-5. Integers have any number of digits (LiveCodeBench: 50,000, as there).
-As there: a program that begins with `from __future__` is a SyntaxError after the imports that
-LiveCodeBench and TACO put in front of it.
+code.yaml says how a problem is tested, which its `answer` holds, and where we differ from the
+benchmarks' own graders. `solution` is a reference program in a ```python block, or "".
 """
 
 import base64
@@ -32,6 +17,8 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import yaml
+
 from trdlib import prompts, sandbox, store
 from trdlib.sandbox import jail, verdicts
 from trdlib.settings import SettingsError
@@ -42,15 +29,9 @@ SECONDS = {"humaneval": 4, "mbpp": 4, "livecodebench": 6, "taco": 4}  # CPU time
 TOTAL = 60  # and of all calls of a problem
 MEMORY_MB = 4096  # as EvalPlus and LiveCodeBench
 INLINE = 50_000  # characters of an answer that stays in the table
-
-# A fenced block, by CommonMark's rules: it ends with a fence of the same sign that is at least as
-# long and less than four columns further in. One that is never closed reaches to the end.
-_BLOCK = re.compile(
-    r"^(?P<indent>[ \t]*)(?P<fence>(?P<sign>[`~])(?P=sign){2,}+)[ \t]*(?P<language>[^\s`]*)"
-    r"(?:[^`\n]|(?!(?P=sign))`)*$(?P<content>.*?)(?:\n(?!(?P=indent)(?: {4}| {0,3}\t))[ \t]*"
-    r"(?P=fence)(?P=sign)*[^\S\n]*$|(?P<unclosed>\Z))",
-    re.MULTILINE | re.DOTALL,
-)
+_WRITTEN = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+_KEYS, PRELUDES = _WRITTEN["kinds"], _WRITTEN["preludes"]
+_BLOCK = re.compile(_WRITTEN["block"], re.MULTILINE | re.DOTALL)
 
 
 def program_of(response: str) -> str | None:
@@ -65,27 +46,6 @@ def program_of(response: str) -> str | None:
     indent, lines = len(last["indent"]), last["content"].split("\n")[1:]
     lines = [line[indent:] if not line[:indent].strip() else line.lstrip() for line in lines]
     return "\n".join(lines) if any(map(str.strip, lines)) else None
-
-
-# LiveCodeBench and TACO run every program after imports like these.
-_STARS = (
-    "string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random",
-    "statistics", "itertools", "functools", "operator", "io", "sys", "json", "builtins", "typing",
-)  # fmt: skip
-PRELUDES = {
-    "livecodebench": "".join(f"from {name} import *\n" for name in _STARS)
-    + f"import {', '.join(_STARS[:-2])}\nsys.setrecursionlimit(50000)\n"
-    + "sys.set_int_max_str_digits(50000)\n",
-    "taco": "import sys, time, itertools, collections, math, fractions, random, heapq\n"
-    "from itertools import accumulate, product, permutations, combinations\n"
-    "from collections import Counter, OrderedDict, deque, defaultdict, ChainMap\n"
-    "from functools import lru_cache\n"
-    "from math import sqrt, sin, cos, tan, ceil, fabs, floor, gcd, exp, log, log2\n"
-    "from typing import List, Tuple\nfrom heapq import *\n",
-}
-# What tests of each kind have.
-_KEYS = {"evalplus": ("suite", "entry", "atol", "groups"), "calls": ("rule", "entry", "cases"),
-         "stdin": ("rule", "cases"), "asserts": ("tests",)}  # fmt: skip
 
 
 def tests_of(answer: str, folder: Path | None = None) -> dict:
@@ -146,7 +106,8 @@ def grade(run, pairs: Iterable[tuple[str, dict]]) -> list[bool]:
 
 
 def grader(run) -> str:
-    return store.code_hash(math, jail, sandbox, oracles, sys.modules[__name__])
+    code = store.code_hash(math, jail, sandbox, oracles, sys.modules[__name__])
+    return store.content_hash(_WRITTEN, code)
 
 
 def _answer(tests: dict, folder: Path) -> str:
