@@ -1,5 +1,4 @@
-"""What a notebook takes (`check`, before papermill's engine `trd` or a sweep starts a kernel),
-gives (`record`) and is made of (`made_of`; stages and sweeps are done again when that changes)."""
+"""What a notebook takes (`check`), gives (`record`) and is made of (`made_of`, for DVC, sweeps)."""
 
 import ast
 import functools
@@ -65,8 +64,7 @@ def record(**found) -> None:
 
 
 def counts(correct, k: int, problems: str = "") -> dict:
-    """A measured accuracy, to be resampled and compared: right samples of k, (seeds, problems), and
-    a hash of the problems, so that only what was measured on the same ones is compared."""
+    """A measured accuracy: right samples of k, (seeds, problems), and a hash of the problems."""
     rows = [[int(value) for value in row] for row in correct]
     return {"correct": rows, "k": int(k), "problems": problems}
 
@@ -91,8 +89,7 @@ def write_timing(stage: str, workers: int = 1) -> None:
 
 
 def made_of(path: Path) -> dict:
-    """{"cells": hash of each code cell, "trdlib": {file: hash}}, of what a notebook's code uses;
-    comments, docstrings, layout and outputs are no part of it."""
+    """{"cells": hash of each code cell, "trdlib": {file: hash}}, less comments, layout, outputs."""
     cells, found, code = json.loads(path.read_bytes())["cells"], [], ""
     for cell in ("".join(c["source"]) for c in cells if c["cell_type"] == "code"):
         try:

@@ -1,5 +1,4 @@
-"""A pilot before the bill: the method's own steps on the first problems of a scale's train set,
-with its first base seed, under runs/pilot/<scale>; `plan` uses it until settings change."""
+"""A pilot before the bill, for `plan`: the method's own steps on a scale's first problems."""
 
 import contextlib
 import shlex
@@ -67,8 +66,7 @@ def _sampled(run: Run, request, sampling, path: Path) -> tuple[list[str], dict]:
 
 
 def measure(run: Run, rows: int) -> dict:
-    """What y_o of the first problems is like, and in each mode y_r of it: {"device": ..., "parts":
-    {"y_o" or "y_r opd": `_sampled`}}, on file too. What is there is not sampled again."""
+    """{"device": ..., "parts": {"y_o", or "y_r" of a mode: `_sampled`}}, on file too, and kept."""
     from trdlib import prompts
     from trdlib.rollout import Request
 

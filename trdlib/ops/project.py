@@ -1,6 +1,4 @@
-"""What an accident left of a project, and what the next `dvc repro` does about it; changes nothing
-(`python -m trdlib doctor --project`). `lock` mends a dvc.lock with which DVC does not start.
-"""
+"""What an accident left of a project: `doctor --project` says it, `lock` mends dvc.lock."""
 
 import contextlib
 import json
@@ -73,8 +71,7 @@ def _stages(raw: bytes) -> dict | None:
 
 
 def lock() -> None:
-    """Move a dvc.lock that is cut off aside (.damaged), and put git's in its place, if there is one
-    and it is whole. One that is whole, or not there, is left alone."""
+    """Move a dvc.lock that is cut off aside (.damaged), and put git's, if whole, in its place."""
     path, found = root() / "dvc.lock", b""
     if not path.is_file() or _stages(path.read_bytes()) is not None:
         return

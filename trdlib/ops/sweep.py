@@ -9,8 +9,9 @@ import json
 import re
 import shlex
 import sys
+from collections import namedtuple
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import nbformat
 import numpy as np
@@ -24,18 +25,13 @@ from trdlib.run import get_run, plain_value
 from trdlib.settings import Scale, SettingsError, check_name, known, load, root
 
 SEED = "seed"  # the one name whose values are repetitions of a point, not points
-
-
-class Job(NamedTuple):
-    name: str  # of its file
-    values: dict[str, Any]  # as the sweep names them
-    given: dict[str, Any]  # as the notebook takes them: settings are part of the scale
-    stamp: str  # hash of these, of the settings and of the code
+# A job. name: of its file; values: as the sweep names them; given: as the notebook takes them, settings
+# in the scale; stamp: a hash of these, of the settings and of the code.
+Job = namedtuple("Job", "name values given stamp")
 
 
 def axis(text: str) -> tuple[str, Any]:
-    """`name=1,2,3`, `name=0..4`, `name=log:1e-6:1e-4`, `name=uniform:0:1` -> the name, and a list
-    of its values or a distribution (scipy's) to draw them from."""
+    """`a=1,2,3`, `a=0..4`, `a=log:1e-6:1e-4`, `a=uniform:0:1` -> name, list or distribution."""
     (name, _, values), listed = text.partition("="), None
     if found := re.fullmatch(r"(-?\d+)\.\.(-?\d+)", values):
         listed = list(range(int(found[1]), int(found[2]) + 1))
@@ -53,8 +49,7 @@ def axis(text: str) -> tuple[str, Any]:
 
 
 def points(axes: dict[str, Any], sample: int | None, seed: int = 0) -> list[dict]:
-    """All combinations of the values, or a random sample of them (the seeds are never sampled);
-    what is drawn from a distribution has four significant digits, so that it can be typed again."""
+    """All combinations, or a random sample (never of the seeds), in four significant digits."""
     drawn = [name for name, values in axes.items() if not isinstance(values, list)]
     if sample is None:
         if drawn:
@@ -128,8 +123,7 @@ def _execute(notebook: Path, folder: Path, job: Job) -> str:
 
 
 def read(name: str) -> tuple[pd.DataFrame, list[str]]:
-    """The jobs of a sweep, one a row, and the names of its parameters. Columns: these, what the
-    notebook recorded (accuracies by `notebooks.counts`), job, seconds, error ("": none)."""
+    """A row for each job: parameters, what was recorded, job, seconds, error; and the names."""
     folder, rows = root() / "runs" / "sweeps" / name, []
     if not (folder / "sweep.json").is_file():
         raise FileNotFoundError(f"{name} is no sweep: run python -m trdlib sweep first")

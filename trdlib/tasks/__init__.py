@@ -36,8 +36,7 @@ def _own(name: str, source: str) -> ModuleType:
 
 
 def check(name: str, scale: Scale) -> tuple:
-    """The module of a scale's task, and its sections: data (None: published problems), pretraining
-    and packaged (None: not there). SettingsError, in one sentence, on the first fault of them."""
+    """The module of a scale's task; data (None: published), pretraining, packaged; or a fault."""
     where, own = f"scales.{name}", root() / scale.task
     if scale.task in TASKS:
         module = importlib.import_module(f"trdlib.tasks.{scale.task}")

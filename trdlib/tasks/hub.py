@@ -242,8 +242,7 @@ def records(one: HubSet, rows: Iterable[dict], answer_of: Callable) -> Iterator[
 
 
 def load(one: HubSet, root: str | None, read_rows: Callable) -> tuple[pd.DataFrame, dict]:
-    """One set, and what the report says of it. read_rows(set, rows of its files, left_out) yields
-    rows of the schema; it may count in left_out why it leaves out some."""
+    """One set, its report. read_rows(set, rows, left_out: counts of why) yields the schema's."""
     files, left_out, first = [], {}, one.sources[0]  # files: (rows, hash)
 
     def rows():

