@@ -1,8 +1,7 @@
 """A sweep: one notebook, run over a grid or a random sample of its parameters (docs/sweeps.md).
 
 runs/sweeps/<name> has sweep.json (what is swept), an executed <job>.ipynb of each job
-(<job>.failed.ipynb is tried again) and table.csv. What is as it was is not run again.
-"""
+(<job>.failed.ipynb is tried again) and table.csv. What is as it was is not run again."""
 
 import itertools
 import json
@@ -25,8 +24,7 @@ from trdlib.run import get_run, plain_value
 from trdlib.settings import Scale, SettingsError, check_name, known, load, root
 
 SEED = "seed"  # the one name whose values are repetitions of a point, not points
-# A job. name: of its file; values: as the sweep names them; given: as the notebook takes them, settings
-# in the scale; stamp: a hash of these, of the settings and of the code.
+# A job; values: as the sweep names them; given: as the notebook takes them, settings in the scale
 Job = namedtuple("Job", "name values given stamp")
 
 
