@@ -31,7 +31,7 @@ from trdlib.settings import Sampling, SettingsError, read_yaml
 TOP = 8  # candidates of student and teacher that are shown at each position
 SHOWN = ("divergence", "forward_kl", "reverse_kl", "student_logp", "teacher_logp")
 SHOWN += ("student_entropy", "teacher_entropy", "onset_mass")
-LABELS = read_yaml(Path(__file__).with_name("tables.yaml"))["labels"]
+LABELS = read_yaml(Path(__file__).with_name("explore.yaml"))
 
 
 @torch.no_grad()

@@ -192,10 +192,8 @@ def _measure(cell: Cell) -> list[dict]:
 
 def survey(run: Run) -> pd.DataFrame:
     """Run every cell that is not there yet; the map, a row per cell and temperature. Fractions.
-
     Columns: those of `_measure`, and each of `gaps` with the fields of `compare.Comparison`,
-    adjusted and marked: its cells at one temperature are one family.
-    """
+    adjusted and marked: its cells at one temperature are one family."""
     from trdlib import generate
     from trdlib.analysis import compare
     from trdlib.rollout import pool
