@@ -1,10 +1,9 @@
 """What the authors' published result files say, and how noisy that is. Notebook 8_audit asks.
 
-They hold avg@k and pass@k of each run, no counts by problem, and one training run each: how those
+They hold avg@k and pass@k (fractions) of single training runs, no counts by problem: how trainings
 vary is in nothing here. The accuracies p_i of the problems are taken to follow the Beta with mean
-avg@k under which all k samples of a problem fail with probability 1 - pass@k. Its intraclass
-correlation rho = Var(p_i) / (p (1 - p)) gives two errors. `same`: the same problems are sampled
-again. `new`: the problems are drawn as well. Values are fractions.
+avg@k under which all k samples of a problem fail with probability 1 - pass@k. Its correlation rho =
+Var(p_i) / (p (1 - p)) gives two errors: `same`, these problems sampled again, `new`, others drawn.
 """
 
 import functools

@@ -72,10 +72,9 @@ def p_value(gap) -> float:
 
 
 def compare(ours, theirs, *, resamples: int, confidence: float, family: int = 1) -> Comparison:
-    """Ours minus theirs, paired by problem; both (seeds, problems), accuracy of each problem, else
-    ValueError. family: how many comparisons share the level of a star, for the smallest difference
-    that would get one. Without any spread the interval of these models is `exact_reach` each way.
-    """
+    """Ours minus theirs, paired by problem; both (seeds, problems), accuracies, else ValueError.
+    family: how many comparisons share the level of a star, for the smallest difference that would
+    get one. Without any spread the interval of these models is `exact_reach` each way."""
     ours, theirs = (np.atleast_2d(np.asarray(a, dtype=float)) for a in (ours, theirs))
     if ours.shape != theirs.shape:
         shapes = f"{ours.shape} and {theirs.shape}"

@@ -26,18 +26,12 @@ from trdlib.divergence import logits_in_chunks
 from trdlib.refine import Pair, pairs, references
 from trdlib.rollout import grade
 from trdlib.run import Run
-from trdlib.settings import Sampling, SettingsError
+from trdlib.settings import Sampling, SettingsError, read_yaml
 
 TOP = 8  # candidates of student and teacher that are shown at each position
 SHOWN = ("divergence", "forward_kl", "reverse_kl", "student_logp", "teacher_logp")
 SHOWN += ("student_entropy", "teacher_entropy", "onset_mass")
-LABELS = {
-    "y_o": "y_o, the student's attempt",
-    "y_r": "y_r, the teacher's rewrite of it",
-    "y_t": "y_t, the teacher's own solution",
-    "y_star": "y*, the reference solution",
-    "base": "answer at step 0",
-}
+LABELS = read_yaml(Path(__file__).with_name("explore.yaml"))
 
 
 @torch.no_grad()

@@ -42,14 +42,10 @@ def _metrics(samples: pd.DataFrame, problems: pd.DataFrame, run: Run) -> dict:
     }
 
 
-def measure(
-    runs: list[Run], sets: dict[str, pd.DataFrame], samples: list[dict], choices: list[dict | None]
-) -> list[dict]:
+def measure(runs: list[Run], sets: dict, samples: list[dict], choices: list) -> list[dict]:
     """The metrics of each run from its samples (see `evaluate`), written to its metrics file:
-    {"benchmarks": {temperature: {benchmark: ...}}}.
-
-    choices: how each was trained (distill.Trained.choice), None for the rows that are not.
-    """
+    {"benchmarks": {temperature: {benchmark: ...}}}. sets: {benchmark: problems}; choices: how each
+    was trained (distill.Trained.choice), None for the rows that are not."""
     found = []
     for run, at, choice in zip(runs, samples, choices, strict=True):
         metrics = {"run": {"scale": run.scale, "mode": run.mode, "method": run.method}}

@@ -21,12 +21,10 @@ def token_signals(
     student_hidden, student_head, teacher_hidden, teacher_head, targets, *, onsets, rights
 ) -> dict[str, torch.Tensor]:
     """The signals at N positions, each (N,); KL, entropy and log-probability in nats.
-
     Hidden states (N, H): where the tokens targets (N,) are predicted. onsets: token ids; rights
     (N,): the right token, or -1. *_logp: of the target. onset_mass, right_mass (NaN where unknown):
     the teacher's probability. onset_kl: what the onset words add to the forward KL; own_kl: what
-    the target adds to the reverse KL.
-    """
+    the target adds to the reverse KL."""
     parts = []
     students = logits_in_chunks(student_hidden, student_head)
     teachers = logits_in_chunks(teacher_hidden, teacher_head)

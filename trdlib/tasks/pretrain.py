@@ -1,8 +1,8 @@
 """Pretraining of the tiny models: student and teacher of a base seed, from one foundation.
 
-A language (modular, tinycode) has build_tokenizer, clean, is_right; its KINDS random_problem(rng,
-steps, **VARIED), write(rng, problem, habits), rewrite(rng, problem, attempt) if not the clean one.
-"""
+Our recipe. A language (modular, tinycode) has build_tokenizer, clean and is_right; its KINDS have
+random_problem(rng, steps, **VARIED), write(rng, problem, habits), rewrite(rng, problem, attempt)
+where that is not the clean solution, and what is shown how often (language.yaml)."""
 
 import functools
 import random

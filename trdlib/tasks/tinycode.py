@@ -1,9 +1,9 @@
 """The task `tinycode`: a specification -> a Python function, in a tiny language of its own.
 
-It stands in for competitive programming (paper section 3): `f(x): a add 3; b reverse` asks for
-`a = [v + 3 for v in x]`, `b = a[::-1]`. What computes the same on INPUTS is right: y* is in another
-hand (the second ways, language.yaml) than the models' own. A wrong statement spoils what follows,
-but it is local: the next clause still says what to do. The student takes some clauses for others.
+It stands in for competitive programming (paper section 3): `f(x): a add 3; b reverse` asks for a
+function of `a = [v + 3 for v in x]` and `b = a[::-1]`. Whatever computes the same on INPUTS is
+right: y* is in another hand (language.yaml) than most programs of the models. A wrong statement
+spoils what follows, until an onset comment (`# Wait`), but the next clause still says what to do.
 """
 
 import functools
@@ -36,7 +36,8 @@ _MEANING = {op: eval(f"lambda S, K: {''.join(own)}") for op, (own, _) in WAYS.it
 INPUTS = language.WRITTEN["inputs"]
 build_tokenizer = functools.partial(language.word_tokenizer, "code")
 Clause = tuple[str, int | None]  # operation, operand
-# What shares a process: no dot, quote or foreign name, so that no program reaches another.
+# What shares a process: no dot, no quote, and no names but the language's own, so that no program
+# reaches another, or stops what runs it otherwise than by taking too much.
 _NAME, _OTHER = re.compile(r"[^\W\d]\w*"), re.compile(r"[^\w\s\[\]():,+*%<>=!#-]")
 _NAMES = {*_NAME.findall(" ".join(language.WRITTEN["words"]["code"]))}
 _MANY = """
@@ -176,7 +177,8 @@ def first_wrong(problem: str, tokens: list[str]) -> Departure | None:
 
 
 def _verdicts(pairs: list[tuple[str, str]]) -> list[Verdict]:
-    """Of (program, answer). Harmless programs share a process, unless one takes too much."""
+    """Of (program, answer): each program prints what f returns for INPUTS, and that is compared
+    here, out of its reach. Harmless programs share a process, unless one takes too much."""
     programs = [f"{text}\nprint([f(xs) for xs in {INPUTS}])\n" for text, _ in pairs]
     alone, texts = len(pairs) == 1, " ".join(text for text, _ in pairs)
     if alone or not (_OTHER.search(texts) or set(_NAME.findall(texts)) - _NAMES):

@@ -1,6 +1,7 @@
 """`Route#AIqyG`: a flag, then one letter per step; a hidden table gives each letter one of four
-turns, and a running sum modulo 10 follows. The student knows half the letters. With the flag `#`
-it is not local (prefix failure): after a wrong turn later turns are random; with `=` it is."""
+turns, and a running sum modulo 10 follows. The student knows half the letters. Not local with the
+flag `#`: after a wrong turn the walker is lost, later turns are random, and the rest of the rollout
+teaches nothing. That is prefix failure. With the flag `=` the table holds on."""
 
 import random
 
@@ -28,8 +29,9 @@ def random_problem(rng: random.Random, steps: int, *, flag: str = "#", unknown: 
 
 
 def write(rng: random.Random, problem: str, habits: Habits = RIGHT) -> list[Piece]:
-    """A walk. Who believes guesses letters unknown to the student, who rechecks steps back blindly,
-    who slipped may notice at a line's start; till then a `#` trail turns at random."""
+    """A walk. Who believes guesses letters unknown to the student, who rechecks steps back blindly
+    (at most twice). Who slipped may notice at a line's start: an onset word, the first wrong step
+    again and right, and on. Till then a `#` trail turns at random."""
     flag, letters = problem[5], problem[6:]
     pieces, totals = [], [0]  # totals: the sum before each step so far, and after the last
     slip, backs, wrong = habits.slip, 0, None  # wrong: the first wrong step
