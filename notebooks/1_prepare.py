@@ -41,8 +41,7 @@ from trdlib.settings import root
 run = get_run(scale)
 task = tasks.of(run)
 sets = task.sets()
-if not task.has_models:
-    task.make_models(generate.decode, jobs.run_jobs, generate.batches)
+task.make_models(generate.decode, jobs.run_jobs, generate.batches)
 
 # %% [markdown]
 # ## The problem sets

@@ -37,7 +37,7 @@ from trdlib.settings import SettingsError, load
         ("methods.trd.clip=0.1", "data attempts rewrites"),
         ("evaluation.sampling.temperature=0.5", "data attempts rewrites"),  # chooses the rate
         ("tracker=tensorboard", "data attempts rewrites folder choice samples metrics"),
-        ("lora.r=4", "data attempts rewrites folder choice samples metrics"),  # as it is
+        ("lora.r=16", "data attempts rewrites folder choice samples metrics"),  # as it is
     ],
 )
 def test_a_change_has_files_of_its_own_and_shares_the_rest(project, change, shared):

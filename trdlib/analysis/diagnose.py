@@ -1,10 +1,9 @@
 """Prefix-failure signals: what the teacher says along y_o and along y_r, before any training.
 
-Paper section 1: after a wrong step the teacher is a mixture of going on and turning back; since the
-frozen prefix never turns back, it proposes the same correction over and over: the mass on epistemic
-onset tokens is the signature. All at step 0, on the tokens and contexts of training, in nats, at
-temperature 1. Ours: the onset words (params.yaml); curves aligned at the first mistake if known,
-else by relative position; problems resampled, with their tokens, samples and base seeds together.
+Paper section 1: after a wrong step the teacher proposes the same correction over and over, which
+the frozen prefix never takes: the mass on epistemic onset tokens is the signature. All at step 0,
+on the tokens and contexts of training, in nats, at temperature 1. Ours: the onset words; curves
+aligned at the first mistake if known, else by relative position; problems resampled, whole.
 """
 
 import difflib

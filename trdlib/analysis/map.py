@@ -1,9 +1,8 @@
 """The map: when does TRD help? One knob at a time, on the procedural problems `trail`.
 
-The paper says why token-level methods on y_o should fail (section 1: prefix failure), but cannot
-turn the causes on and off. Here each cell is an experiment in mode OPD, a scale of its own (a `Run`
-with other settings, as resumable as any): it turns one knob, or some, of the cell where all rest.
-One learning rate serves all. Notebook 6_map shows and writes it.
+The paper says why token-level methods on y_o should fail (section 1), but cannot turn the causes on
+and off. Here each cell is an experiment in OPD, a `Run` with other settings, as resumable as any:
+it turns one knob, or some, of the cell where all rest. One learning rate serves all.
 """
 
 import itertools
@@ -24,15 +23,9 @@ BENCHMARK, MODE, BEST = "trail", "opd", "best y_o method"
 CHANGED = {"student": ("student_strength", 0), "teacher": ("teacher_temperature", 1)}
 COMPARED = {"to_best": ("trd", BEST)}  # name of a gap -> (minuend, subtrahend)
 COMPARED |= {f"to_{control}": ("trd", control) for control in ("off_policy", "sft_refined")}
-Knob = Literal[
-    "locality",  # share of problems on which a wrong turn does not spoil what follows
-    "prompts",  # training problems, and so optimizer steps
-    "rollout_temperature",  # of y_o
-    "refinement_temperature",  # of y_r and y_t: worse text, scored by as sharp a teacher
-    "teacher_temperature",  # divides the teacher's logits: fuzzy when it writes and when it scores
-    "student_strength",  # student + strength x (teacher - student), weight by weight
-    "rounds",  # fresh y_o and y_r of the student as it is then, so many times in the one epoch
-]
+# params.yaml says what each knob does, beside its values at the scale tiny.
+Knob = Literal["locality", "prompts", "rollout_temperature", "refinement_temperature",
+               "teacher_temperature", "student_strength", "rounds"]  # fmt: skip
 
 
 class Map(Section):

@@ -1,8 +1,7 @@
 """From metrics files to tables, and the README's headline. Notebook 7 writes the page.
 
 A paired difference has two intervals (these models, new models) and belongs to a named family, the
-table in which it stands; a star is `compare.marked` within that. What was not run is missing.
-"""
+table in which it stands; a star is `compare.marked` within that. What was not run is missing."""
 
 import itertools
 import re

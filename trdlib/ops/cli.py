@@ -21,7 +21,8 @@ def models(scale: str) -> None:
     used = borrowed(run)
     if gone := next((name for name, found in used.items() if not found), None):
         make = f"python -m trdlib models --scale {gone.split('/')[1]}"
-        raise SettingsError(f"the scale {run.scale} uses {gone}, which is not there: {make}")
+        why = f"uses {gone}, which is not there: make them: {make}"
+        raise SettingsError(f"the scale {run.scale} {why}")
     if used:
         store.write_json(root() / "models" / run.scale / "used.json", used)
     else:

@@ -1,8 +1,7 @@
 """What will happen, before anything runs; plan.yaml says how that is reckoned.
 
 Pairs are [expected, at most]; hours: expected at a GPU's good end to most at its poor end. Not
-counted: pretraining, the diagnosis, the map.
-"""
+counted: pretraining, the diagnosis, the map."""
 
 import json
 import shlex

@@ -1,8 +1,7 @@
 """A sweep: one notebook, run over a grid or a random sample of its parameters (docs/sweeps.md).
 
 runs/sweeps/<name> has sweep.json (what is swept), an executed <job>.ipynb of each job
-(<job>.failed.ipynb is tried again) and table.csv. What is as it was is not run again.
-"""
+(<job>.failed.ipynb is tried again) and table.csv. What is as it was is not run again."""
 
 import itertools
 import json

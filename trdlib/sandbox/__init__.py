@@ -268,9 +268,8 @@ def check(program: str, tests: str, *, seconds: float = 10, memory_mb: int = 102
 
     Tests that hand a function or an object of their own to the program are run once more, in its
     process; it has passed if a word is printed that it was not told. seconds: of CPU time, for the
-    program (loading and all calls) and again for the tests; the wall clock stops both after three
-    times that and two seconds. memory_mb: of address space, for each. ValueError: these are no
-    tests. SandboxError: nothing protects here, see protection().
+    program and again for the tests; the wall clock stops both after three times that and two
+    seconds. memory_mb: of address space. ValueError: no tests. SandboxError: see protection().
     """
     jail.compiled(tests)
     limits = {"seconds": seconds, "memory_mb": memory_mb}

@@ -2,8 +2,7 @@
 
 Those two talk over fd 3 in plain data and nothing else: `pack` and `unpack`, which tests and
 drivers inside may use too (`from jail import unpack`). What is not plain stays in the program: the
-examiner has its number. Nothing but the stdlib.
-"""
+examiner has its number. Nothing but the stdlib."""
 
 import builtins
 import contextlib

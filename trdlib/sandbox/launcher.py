@@ -4,9 +4,8 @@
    (trusted)  builds     └─ keeper ── examiner   (the tests; contained too)
               the jail      kills at the limit
 
-The launcher builds the jail once and forks a keeper for each request; the keeper forks the process
-that is locked in (`lock_in`), kills it at its limit and reports how it ended, over a socket that
-the locked process does not have. No secret is ever in the memory that a program is forked from.
+The keeper forks the process that is locked in (`lock_in`), and reports how it ended, over a socket
+that this does not have. No secret is ever in the memory that a program is forked from.
 """
 
 import builtins

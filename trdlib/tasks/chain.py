@@ -1,7 +1,6 @@
 """`Compute:6o-6p-0`: a left-to-right chain of + - * modulo 7, solved line by line (start at 6; line
 o subtracts 6, line p 0). Local: after a wrong line, the next line is still a valid lesson. The
-student holds systematic false beliefs (a quarter of the facts).
-"""
+student holds systematic false beliefs (a quarter of the facts)."""
 
 import operator
 import random

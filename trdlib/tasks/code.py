@@ -1,8 +1,7 @@
 """Published programming problems: TACO to train on; HumanEval+, MBPP+ and LiveCodeBench.
 
 code.yaml says how a problem is tested, which its `answer` holds, and where we differ from the
-benchmarks' own graders. `solution` is a reference program in a ```python block, or "".
-"""
+benchmarks' own graders. `solution` is a reference program in a ```python block, or ""."""
 
 import base64
 import contextlib

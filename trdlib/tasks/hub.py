@@ -2,8 +2,7 @@
 
 Paper section 3, at the pins of public code (hub.yaml; the authors' are unknown). Of the train set
 we drop, and count, problems without an answer or a required solution, that occur twice, or in a
-benchmark (in the same words: `normal`). Validation and train are drawn by a hash of their text.
-"""
+benchmark (in the same words: `normal`). Validation and train are drawn by a hash of their text."""
 
 import gzip
 import hashlib

@@ -1,11 +1,9 @@
 """When an output counts as right: the rules of EvalPlus, LiveCodeBench and TACO.
 
-Pasted in front of the tests in the sandbox: standard library only, and EvalPlus's numpy. Sources:
-- EvalPlus 0.3.1 (evalplus/eval/__init__.py, _special_oracle.py). Deviation: it fails every solution
-  of HumanEval/32 (`find_zero`); here the polynomial decides, as it intends.
-- LiveCodeBench (lcb_runner/evaluation/testing_util.py): a list may be a tuple; lines of output are
-  stripped, or compared number by number as exact decimals.
-- TACO (metrics/testing_util.py): the value may stand in a list of one; rows may be tuples.
+Pasted in front of the tests in the sandbox: standard library, and EvalPlus's numpy. EvalPlus 0.3.1
+(eval/__init__.py, _special_oracle.py; it fails every solution of HumanEval/32, `find_zero`: here
+the polynomial decides); LiveCodeBench (evaluation/testing_util.py): a list may be a tuple, output
+is stripped, or exact decimals; TACO (metrics/testing_util.py): a list of one, rows may be tuples.
 """
 
 import math

@@ -2,8 +2,7 @@
 
 Our recipe. A language (modular, tinycode) has build_tokenizer, clean and is_right; its KINDS have
 random_problem(rng, steps, **VARIED), write(rng, problem, habits), rewrite(rng, problem, attempt)
-where that is not the clean solution, and what is shown how often (language.yaml).
-"""
+where that is not the clean solution, and what is shown how often (language.yaml)."""
 
 import functools
 import random

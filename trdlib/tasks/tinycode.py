@@ -2,9 +2,8 @@
 
 It stands in for competitive programming (paper section 3): `f(x): a add 3; b reverse` asks for a
 function of `a = [v + 3 for v in x]` and `b = a[::-1]`. Whatever computes the same on INPUTS is
-right: y* is in another hand (the second ways, language.yaml) than most programs of the models. A
-wrong statement spoils what follows, until an onset comment (`# Wait`) and all from there on again.
-It is local: the next clause still says what to do. The student takes some clauses for others.
+right: y* is in another hand (language.yaml) than most programs of the models. A wrong statement
+spoils what follows, until an onset comment (`# Wait`), but the next clause still says what to do.
 """
 
 import functools

@@ -1,8 +1,7 @@
 """`Route#AIqyG`: a flag, then one letter per step; a hidden table gives each letter one of four
 turns, and a running sum modulo 10 follows. The student knows half the letters. Not local with the
 flag `#`: after a wrong turn the walker is lost, later turns are random, and the rest of the rollout
-teaches nothing. That is prefix failure. With the flag `=` the table holds on.
-"""
+teaches nothing. That is prefix failure. With the flag `=` the table holds on."""
 
 import random
 
