@@ -38,13 +38,11 @@ LABELS = read_yaml(Path(__file__).with_name("explore.yaml"))
 def token_losses(distiller, rows: list[Pair], batch_size: int = 1) -> list[torch.Tensor]:
     """The loss at every response token of every row, for looking at: one (n_tokens,) per row."""
     distiller.eval()
-    result = []
-    for start in range(0, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
+    batches, found = (rows[i : i + batch_size] for i in range(0, len(rows), batch_size)), []
+    for batch in batches:
         inputs = {name: t.to(distiller.device) for name, t in distill.collate(batch).items()}
-        flat = distiller.token_losses(**inputs).cpu()
-        result += list(flat.split([len(pair.response_ids) for pair in batch]))
-    return result
+        found += distiller.token_losses(**inputs).cpu().split([len(p.response_ids) for p in batch])
+    return found
 
 
 class Loaded(NamedTuple):
