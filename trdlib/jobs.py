@@ -1,9 +1,8 @@
 """Run the jobs of a stage: in processes here that die with their parent, or on Ray; clock them.
 
-One CPU core decodes a tiny model about as fast as two do, so a stage gives each core its own job.
-A process that holds a GPU runs its jobs itself, one after the other. Where RAY_ADDRESS names a
-cluster, its nodes take the jobs: they read and write the project's folder, so all must share it.
-"""
+Two cores decode a tiny model hardly faster than one, so a stage gives each its own job. Who holds a
+GPU runs its jobs itself. Where RAY_ADDRESS names a cluster, its nodes take them: they read and
+write the project's folder, so all must share it."""
 
 import contextlib
 import gc
@@ -75,17 +74,20 @@ def _here(function, jobs: list[tuple], workers: int):
 def on_ray() -> int:
     """How many places a Ray cluster has for jobs: its GPUs, or its CPUs if it has none; 0: there is
     no RAY_ADDRESS. SettingsError, in one sentence, if there is one and no cluster answers."""
-    if not os.environ.get("RAY_ADDRESS"):
+    if not (address := os.environ.get("RAY_ADDRESS")):
         return 0
     try:
         import ray
 
         if not ray.is_initialized():
+            host, _, port = address.rpartition(":")
+            if host and "/" not in host:  # ray.init would ask in vain for many minutes
+                socket.create_connection((host, int(port)), 10).close()
             ray.init(log_to_driver=False, logging_level="ERROR")
     except ImportError:
         raise SettingsError("RAY_ADDRESS needs Ray: pip install -e '.[cluster]'") from None
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        why = f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']} ({error})"
+    except (OSError, RuntimeError, ValueError) as error:
+        why = f"no Ray cluster answers at RAY_ADDRESS={address} ({error})"
         raise SettingsError(f"{why}: start one with `ray start --head`, or unset it") from None
     has = ray.cluster_resources()
     return int(has.get("GPU") or has.get("CPU", 0))

@@ -2,8 +2,7 @@
 
 `refine` is the step that TRD adds. What the teacher sees is said in prompts.teacher_prompts.
 `trajectory` says which text a method trains on: y_o, y_r, y_t, y_star, or y_o cut by an oracle;
-`pairs` puts it into the contexts of student and teacher.
-"""
+`pairs` puts it into the contexts of student and teacher."""
 
 from itertools import compress
 from pathlib import Path

@@ -1,8 +1,7 @@
 """y_o: the student's own attempts at the training problems (paper section 1), graded.
 
 Also the one way in which prompts become a graded table of sampled token ids, `table`, which the
-steps behind this one use too: refine.py, distill.py (validation) and evaluate.py.
-"""
+steps behind this one use too: refine.py, distill.py (validation) and evaluate.py."""
 
 import importlib
 import shutil
