@@ -218,7 +218,7 @@ def execute(scale, mode, method) -> str:
         text = str(error)
         if loaded and not isinstance(error, SettingsError):
             raise
-        if "\n" in text.strip() or not 15 <= len(text) <= 600:
+        if "\n" in text.strip() or not 15 <= len(text) <= 900:
             raise AssertionError(f"no sentence: {text[:300]!r}") from error
         return "refused"
 
