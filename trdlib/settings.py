@@ -232,6 +232,7 @@ class Models(Section):
     date: Annotated[str, BeforeValidator(lambda v: str(date.fromisoformat(str(v))))] = DATE
     engine: Literal[tuple(ENGINES)] = "transformers"  # who samples (engines.py)
     gpu_share: Probability = 0.85  # of its memory, for vllm
+    gpus: Count = 1  # of one engine of vllm (tensor parallelism)
     server: Server = Server()  # vLLM's, for the engine openai; it shapes no sample
 
     def faults(self) -> dict:
