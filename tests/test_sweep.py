@@ -158,6 +158,10 @@ def test_a_grid_is_whole_and_a_sample_is_drawn():
     assert len({(p["a"], p["b"]) for p in some}) == 4
     with pytest.raises(SettingsError, match="no more than 6 points"):
         sweep.points(axes, 6)
+    narrow = dict([sweep.axis("rate=uniform:1:1.01")])  # of four digits there are eleven values
+    assert len(sweep.points(narrow, 8)) == 8
+    with pytest.raises(SettingsError, match="different points are too many"):
+        sweep.points(narrow, 50)
     for kind, middle in (("log", 1e-4), ("uniform", 0.005)):
         drawn = dict(map(sweep.axis, (f"rate={kind}:1e-6:1e-2", "r=2,4")))
         with pytest.raises(SettingsError, match="say --sample"):

@@ -56,8 +56,10 @@ def points(axes: dict[str, Any], sample: int | None, seed: int = 0) -> list[dict
     rest = {n: values for n, values in axes.items() if n != SEED}
     if not drawn and sample >= np.prod([len(values) for values in rest.values()]):
         raise SettingsError(f"the grid has no more than {sample} points: drop --sample")
-    rng, found = np.random.default_rng(seed), []
+    rng, found, tries = np.random.default_rng(seed), [], 0
     while len(found) < sample:
+        if (tries := tries + 1) > 100 * sample + 1000:
+            raise SettingsError(f"{sample} different points are too many here: lower --sample")
         one = {n: float(f"{v.rvs(random_state=rng):.4g}") if n in drawn else v[rng.integers(len(v))]
                for n, v in rest.items()}  # fmt: skip
         found += [one] if one not in found else []
