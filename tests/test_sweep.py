@@ -144,7 +144,15 @@ def test_values_and_ranges():
     assert sweep.axis("method=trd,sft") == ("method", ["trd", "sft"])
     assert sweep.axis("seeds=[0, 1],[2]") == ("seeds", [[0, 1], [2]])
     assert sweep.axis("clip=None,0.1") == ("clip", [None, 0.1])
-    for text in ("seed", "seed=", "seed=3..1", "x=log:0:1", "x=uniform:2:1", "x=log:a:b"):
+    for text in (
+        "seed=0..99999999",
+        "seed",
+        "seed=",
+        "seed=3..1",
+        "x=log:0:1",
+        "x=uniform:2:1",
+        "x=log:a:b",
+    ):
         with pytest.raises(SettingsError, match=f"-p {text}"):
             sweep.axis(text)
 

@@ -132,6 +132,9 @@ def part(**changes):
         (part(options={"unknown": 2}), r"data.train.0.options.unknown: .* not 2"),
         (part(kind="chain", options={"unknown": 1}), r"no such option 'unknown'"),
         (part(steps=[]), r"data.train.0.steps"),
+        (part(problems=True), r"data.train.0.problems: .* not 'True'"),
+        (part(problems=10**12), r"data.train.0.problems: .* less than or equal to 10000000"),
+        ({"data": part()["data"] | {"validation": []}}, r"data.validation: .* at least 1 item"),
         (part(task="trail"), r"data.train.0.task: unknown key"),
         ({"pretraining": {"shape": {}}}, r"^scales.smoke.pretraining.tokens_per_step: missing"),
         (

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 import pandas as pd
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field
 
 from trdlib import jobs, stats, store, tasks
 from trdlib.analysis.measure import correct_counts
 from trdlib.analysis.show import interval
 from trdlib.run import Run
-from trdlib.settings import Method, Section, SettingsError, root
+from trdlib.settings import Count, Method, Positive, Section, SettingsError, root
 
 BENCHMARK, MODE, BEST = "trail", "opd", "best y_o method"
 # role -> the knob that changes its weights, and the value at which it does not
@@ -35,9 +35,9 @@ class Map(Section):
     points: dict[str, dict[Knob, float]] = Field({})  # several at once, under a name
     methods: tuple[str, ...]
     oracles: tuple[str, ...] = ()  # methods only for the knob `locality`
-    steps: tuple[PositiveInt, ...] = Field(min_length=1)
-    test_problems: PositiveInt
-    learning_rate: PositiveFloat
+    steps: tuple[Count, ...] = Field(min_length=1)
+    test_problems: Count
+    learning_rate: Positive
 
     def faults(self) -> dict:
         missing = [knob for knob in get_args(Knob) if not self.knobs.get(knob)]

@@ -32,7 +32,8 @@ def axis(text: str) -> tuple[str, Any]:
     """`a=1,2,3`, `a=0..4`, `a=log:1e-6:1e-4`, `a=uniform:0:1` -> name, list or distribution."""
     (name, _, values), listed = text.partition("="), None
     if found := re.fullmatch(r"(-?\d+)\.\.(-?\d+)", values):
-        listed = list(range(int(found[1]), int(found[2]) + 1))
+        low, high = map(int, found.groups())
+        listed = list(range(low, high + 1)) if high - low < 10_000 else None
     elif found := re.fullmatch(r"(log|uniform):([^:]+):([^:]+)", values):
         (low, high), log = map(plain_value, found.groups()[1:]), found[1] == "log"
         numbers = isinstance(low, int | float) and isinstance(high, int | float)
@@ -41,7 +42,7 @@ def axis(text: str) -> tuple[str, Any]:
     elif values:  # at the commas that no bracket encloses
         listed = [plain_value(value) for value in re.split(r",(?![^\[{]*[\]}])", values)]
     if not (name and listed):
-        forms = "1, 1,2,3, 0..4, or with --sample log:1e-6:1e-4 (above 0) or uniform:0:1"
+        forms = "1, 1,2,3, 0..4 (up to 10,000), or, with --sample, log:1e-6:1e-4 or uniform:0:1"
         raise SettingsError(f"-p {text}: write name=values, values being {forms}, low < high")
     return name, listed
 

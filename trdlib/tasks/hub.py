@@ -20,10 +20,10 @@ from typing import Literal, NamedTuple
 import pandas as pd
 import yaml
 from pyarrow.parquet import ParquetFile
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from trdlib import settings, store
-from trdlib.settings import Name, Scale, Section, SettingsError
+from trdlib.settings import Count, Name, Scale, Section, SettingsError
 from trdlib.tasks import sets as schema
 
 sys.set_int_max_str_digits(0)  # problems have long integers
@@ -60,9 +60,9 @@ class HubSet(Section):
     files: tuple[str, ...] = ()  # of your own in the format, instead of the published ones
     # What the file calls the columns of our schema; without id it is the row's number.
     columns: dict[Literal["problem", "answer", "solution", "id"], str] = Field({})
-    rows: PositiveInt  # in the file, or in all files
+    rows: Count  # in the file, or in all files
     leave_out: dict[str, str] = Field({})  # column -> value: rows that are not wanted
-    kept: PositiveInt | None = None  # rows after that
+    kept: Count | None = None  # rows after that
 
     def faults(self) -> dict:
         own, names = self.repo or self.columns or self.leave_out, [*self.columns.values()]
@@ -93,8 +93,8 @@ class HubData(Section):
     """The section `data` of a scale with published problems."""
 
     train: HubSet
-    train_problems: PositiveInt | None = None  # drawn by a hash; None: all that are left
-    validation_problems: PositiveInt  # held out of the train set, by the same hash
+    train_problems: Count | None = None  # drawn by a hash; None: all that are left
+    validation_problems: Count  # held out of the train set, by the same hash
     benchmarks: dict[Name, HubSet] = Field(min_length=1)
     require_solution: bool = False  # train problems without a reference solution are left out
     root: str | None = None  # a folder with <repo>/<file> that stands in for the hub

@@ -9,10 +9,8 @@ import random
 from pathlib import Path
 from types import ModuleType
 
-from pydantic import PositiveFloat, PositiveInt
-
 from trdlib import prompts, store
-from trdlib.settings import Section, root
+from trdlib.settings import Count, Positive, Section, root
 from trdlib.tasks.language import draw, text_of
 
 LOG = "pretraining.json"  # in a model's folder: its recipe, and how its training went
@@ -20,14 +18,14 @@ MAX_ROUNDS = 4  # of a stage, before it counts as not converging
 
 
 class Stage(Section):  # rounds of so many steps are repeated until the thresholds hold
-    steps: PositiveInt
-    muon_lr: PositiveFloat
-    adamw_lr: PositiveFloat
+    steps: Count
+    muon_lr: Positive
+    adamw_lr: Positive
 
 
 class Pretraining(Section):
-    shape: dict[str, PositiveInt]
-    tokens_per_step: PositiveInt
+    shape: dict[str, Count]
+    tokens_per_step: Count
     foundation: Stage
     student: Stage
     teacher: Stage

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import pandas as pd
 import pydantic
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from trdlib import store
-from trdlib.settings import Name, Section, SettingsError, first_fault, known
+from trdlib.settings import Count, Name, Natural, Section, SettingsError, first_fault, known
 
 COLUMNS = ["id", "source", "problem", "answer", "solution"]
 
@@ -19,8 +19,8 @@ class ProblemSet(Section):
     """Procedural problems of one kind; validated in the context of a task's OPTIONS of each."""
 
     kind: str = Field("", validate_default=True)  # may be left out where the task has one only
-    problems: PositiveInt
-    steps: tuple[PositiveInt, ...] = Field(min_length=1)
+    problems: Count
+    steps: tuple[Count, ...] = Field(min_length=1)
     options: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}  # noqa: RUF012 - frozen
 
     @pydantic.field_validator("kind")
@@ -41,10 +41,10 @@ class ProblemSet(Section):
 class Data(Section):
     """The section `data` of a procedural task."""
 
-    train: tuple[ProblemSet, ...]
-    validation: tuple[ProblemSet, ...]
-    benchmarks: dict[Name, ProblemSet]
-    seed: int = 0
+    train: tuple[ProblemSet, ...] = Field(min_length=1)
+    validation: tuple[ProblemSet, ...] = Field(min_length=1)
+    benchmarks: dict[Name, ProblemSet] = Field(min_length=1)
+    seed: Natural = 0
 
     @property
     def parts(self) -> dict[str, tuple[ProblemSet, ...]]:
