@@ -1,7 +1,7 @@
 """What is asked, who says what is right, and what is known of a mistake: one Task for each run.
 
 A scale's `task` is one of TASKS, a module of this folder (math and code: published problems), or a
-Python file of your own, with `draw(rng, steps) -> (problem, answer, solution)` as in story.py,
+Python file of your own, with `draw(rng, steps) -> (problem, answer, solution)` as in words.py,
 and, as it likes, `grade(pairs) -> verdicts` on (response, answer), else answers are mathematics;
 `first_wrong(problem, tokens)` and `problem(text)` as in modular.py.
 """
@@ -17,9 +17,9 @@ import pandas as pd
 
 from trdlib import store
 from trdlib.settings import Scale, SettingsError, root
-from trdlib.tasks import hub, math, pretrain, sets, story
+from trdlib.tasks import hub, math, packaged, pretrain, sets
 
-TASKS = ("modular", "tinycode", "story", "math", "code")
+TASKS = ("modular", "tinycode", "words", "math", "code")
 
 
 @functools.cache
@@ -27,7 +27,7 @@ def _own(name: str, source: str) -> ModuleType:
     module = sys.modules[name] = ModuleType(name)
     exec(compile(source, name, "exec"), module.__dict__)
     if not callable(getattr(module, "draw", None)):
-        raise SettingsError(f"{name} has no draw(rng, steps): write it, as story.py has it")
+        raise SettingsError(f"{name} has no draw(rng, steps): write it, as words.py has it")
     module.OPTIONS, code = {name: {}}, store.source_hash(source)
     if own := getattr(module, "grade", None):
         module.grade = lambda run, pairs: [*map(bool, own([(t, r["answer"]) for t, r in pairs]))]
@@ -50,7 +50,7 @@ def check(name: str, scale: Scale) -> tuple:
     procedural = functools.partial(sets.section, sets.Data, scale.data, f"{where}.data")
     data = module.check(name, scale) if hasattr(module, "sets") else procedural(module.OPTIONS)
     made = sets.section(pretrain.Pretraining, scale.pretraining, f"{where}.pretraining")
-    return module, data, made, sets.section(story.Packaged, scale.packaged, f"{where}.packaged")
+    return module, data, made, sets.section(packaged.Packaged, scale.packaged, f"{where}.packaged")
 
 
 class Task:
@@ -126,7 +126,7 @@ class Task:
             if self.pretraining:
                 pretrain.pretrain(self, decode, batches, run_jobs)
             if self.packaged:
-                story.unpack(self.run, self.packaged)
+                packaged.unpack(self.run, self.packaged)
 
 
 of = Task  # of(run): the task of a run, its settings checked

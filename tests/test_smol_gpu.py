@@ -1,0 +1,86 @@
+"""The script for a GPU (docs/smol.md), end to end on a CPU: a small random model, few problems."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import transformers
+
+from trdlib import store
+from trdlib.tasks import language
+
+ROOT = Path(__file__).resolve().parents[1]
+CHANGES = (
+    "packaged.adapters={} lengths.prompt=4096 lengths.reference=4096 seeds=[0,1] "
+    "data.train.0.problems=32 data.validation.0.problems=2 data.validation.1.problems=2 "
+    "data.benchmarks.words.problems=4 data.benchmarks.words_hard.problems=2 "
+    "training.choice_seeds=1 training.batch_size=16 training.learning_rates=[1e-3,3e-3] "
+    "training.micro_batch_size=16 rollout.max_new_tokens=8 refinement.max_new_tokens=8 "
+    "evaluation.sampling.max_new_tokens=8"
+)
+# The script, with a random model in the package's place.
+START = """
+import runpy, sys, torch, transformers
+from trdlib.tasks import packaged
+
+def base(settings):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(letters)
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048, bos_token_id=1,
+        tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id))
+    return model.bfloat16(), tokenizer
+
+packaged.base, letters = base, sys.argv[1]
+sys.argv = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory):
+    """A byte-level tokenizer with SmolLM2's special tokens."""
+    if given := os.environ.get("REHEARSAL_TOKENIZER"):
+        return Path(given)
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*language.SPECIAL, *alphabet])}
+    backend = Tokenizer(models.BPE(vocabulary, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    special = language.WRITTEN["tokenizer"] | {"unk_token": None}
+    made = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+    folder = tmp_path_factory.mktemp("letters")
+    made.save_pretrained(folder)
+    return folder
+
+
+def test_the_whole_experiment_runs_and_goes_on_where_it_stopped(project, letters):
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    how = [sys.executable, "-c", START, str(letters), str(ROOT / "scripts" / "smol_gpu.py"), "out"]
+    how += ["--workers", "1", "--scale", f"smol-full {CHANGES}", "--seconds"]
+    for seconds in ("3000", "3000"):
+        done = subprocess.run([*how, seconds], capture_output=True, text=True, env=environment)
+        print(done.stdout[-6000:], done.stderr[-3000:])
+        assert done.returncode == 1, (done.stdout + done.stderr)[-2000:]
+    # An untrained model solves nothing, so there is nothing to train these on.
+    lost = {
+        line.split("FAILED ")[1].split()[2] for line in done.stdout.splitlines() if "FAILED" in line
+    }
+    assert lost == {"trd_right", "rft"} and "jobs left: 0" in done.stdout
+    found = json.loads(Path("out/metrics.json").read_text())["metrics"]
+    assert len(found) == 11  # 3 primary, 2 untrained, 6 secondary
+    for name, one in found.items():
+        for benchmark, problems in (("words", 4), ("words_hard", 2)):
+            measured = one["benchmarks"]["0.6"][benchmark]
+            assert measured["seeds"] == [0, 1] and measured["n"] == problems
+            assert len(measured["correct"]) == 2 and measured["k"] == 4
+        if not name.startswith("none"):
+            assert one["training"]["chosen"] in one["training"]["grid"] == [1e-3, 3e-3]
+    assert len(store.load("out/samples.parquet")) == 11 * 2 * 6 * 4
+    assert set(store.load("out/trajectories.parquet")["trajectory"]) == {"y_o", "y_r", "y_t"}
