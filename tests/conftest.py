@@ -105,6 +105,23 @@ def tokenizer():
 
 
 @pytest.fixture(scope="session")
+def byte_tokenizer():
+    """A byte-level tokenizer with the special tokens and the chat template of SmolLM2's kind."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from trdlib.tasks import language
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*language.SPECIAL, *alphabet])}
+    backend = Tokenizer(models.BPE(vocabulary, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    special = language.WRITTEN["tokenizer"] | {"unk_token": None}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+
+
+@pytest.fixture(scope="session")
 def small_model(tokenizer):
     """A Qwen3 model with random weights whose logits are far from uniform."""
     from trdlib.tasks import pretrain

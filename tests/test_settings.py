@@ -297,8 +297,8 @@ def test_all_means_what_dvc_runs(project):
     assert [str(r) for r in get_runs("smoke", "opsd", "trd")] == ["smoke/opsd/trd"]
     rows = [run.method for run in get_runs("qwen3-8b", "none", "all")]
     assert rows == ["base", "base_again"]  # it has no teacher
-    only = ("forward_kl", "trd")
-    assert [str(r) for r in get_runs("smol", "all", "all")] == [f"smol/opsd/{m}" for m in only]
+    only = ("reverse_kl", "trd", "sft_refined")
+    assert [str(r) for r in get_runs("smol", "all", "all")] == [f"smol/opd/{m}" for m in only]
 
 
 def test_the_refine_prompt_has_the_papers_room():

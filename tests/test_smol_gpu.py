@@ -6,11 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-import transformers
-
 from trdlib import store
-from trdlib.tasks import language
 
 ROOT = Path(__file__).resolve().parents[1]
 CHANGES = (
@@ -41,28 +37,10 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.fixture(scope="module")
-def letters(tmp_path_factory):
-    """A byte-level tokenizer with SmolLM2's special tokens."""
-    if given := os.environ.get("REHEARSAL_TOKENIZER"):
-        return Path(given)
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate([*language.SPECIAL, *alphabet])}
-    backend = Tokenizer(models.BPE(vocabulary, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    special = language.WRITTEN["tokenizer"] | {"unk_token": None}
-    made = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **special)
-    folder = tmp_path_factory.mktemp("letters")
-    made.save_pretrained(folder)
-    return folder
-
-
-def test_the_whole_experiment_runs_and_goes_on_where_it_stopped(project, letters):
+def test_the_whole_experiment_runs_and_goes_on_where_it_stopped(project, byte_tokenizer):
+    byte_tokenizer.save_pretrained("letters")
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    how = [sys.executable, "-c", START, str(letters), str(ROOT / "scripts" / "smol_gpu.py"), "out"]
+    how = [sys.executable, "-c", START, "letters", str(ROOT / "scripts" / "smol_gpu.py"), "out"]
     how += ["--workers", "1", "--scale", f"smol-full {CHANGES}", "--seconds"]
     for seconds in ("3000", "3000"):
         done = subprocess.run([*how, seconds], capture_output=True, text=True, env=environment)
