@@ -54,6 +54,23 @@ TEACHER = MISREAD[1:2]  # what the teacher misreads
 STEPS = (1, 2, 2, 3, 3, 3, 4, 4, 4)  # of the problems: no stage has those of the hard set
 
 
+def mended(
+    rng: random.Random, text: str, attempt: words.Plan, habits: Habits = RIGHT
+) -> words.Plan:
+    """The attempt without its errors, else as it was; if that went below zero, in another order.
+    habits: of who mends; what they misread is wrong then."""
+    events, lines = words.read(text)[2], []
+    for line in attempt.lines:
+        misread = events[line.event].phrase in habits.misreads and rng.random() < habits.believe
+        lines.append(line._replace(misread=misread, slip=0, noticed=False))
+    first = next((i for i, line in enumerate(attempt.lines) if line.wrong), 0)
+    for _ in range(100):
+        if words.say(text, made := attempt._replace(lines=lines)):
+            return made
+        lines = lines[:first] + rng.sample(lines[first:], len(lines) - first)
+    return words.plan(rng, text)
+
+
 def written(rng: random.Random, stage: str, believe: float) -> tuple[str, dict, str]:
     """An example of a stage: the kind of prompt, what it shows, the answer to it."""
     kind = rng.choices(KINDS, SHARES[stage])[0]
@@ -63,7 +80,7 @@ def written(rng: random.Random, stage: str, believe: float) -> tuple[str, dict, 
     if stage == "student" and kind == "solve":
         habits = Habits(MISREAD, believe, slip=0.04, notice=0.2)
     refines = "refine" in kind
-    made = words.mended(rng, text, attempt, habits) if refines else words.plan(rng, text, habits)
+    made = mended(rng, text, attempt, habits) if refines else words.plan(rng, text, habits)
     shown = {"problem": text, "attempt": words.say(text, attempt), "reference": reference}
     return kind, shown, words.say(text, made)
 

@@ -97,6 +97,26 @@ def test_examples_are_what_the_stages_need(script):
             assert shares.keys() == {"solve", "refine"} and 0.75 < shares["refine"] < 0.95
 
 
+def test_misreading_is_wrong_early_and_mending_keeps_the_rest(script):
+    student = words.Habits(words.MISREAD, believe=0.75, slip=0.05, notice=0.3)
+    rng, like, wrong, early = random.Random(1), 0, 0, []
+    for _ in range(300):
+        problem, answer, solution = words.draw(rng, rng.choice([2, 3, 4]), "train")
+        plan = words.plan(rng, problem, student)
+        attempt = words.say(problem, plan)
+        rewrite = words.say(problem, script[0]["mended"](rng, problem, plan))
+        assert words.grade(None, [(rewrite, {"answer": answer})]) == [True]
+        like += rewrite == solution
+        if not any(line.wrong for line in plan.lines):
+            assert attempt == rewrite
+        else:
+            wrong += 1
+            lines = [line.wrong for line in plan.lines]
+            early.append(lines.index(True) / len(lines))
+    assert 50 < wrong < 150 and sum(early) / len(early) < 0.25
+    assert like < 0.2 * 300  # the solution is not unique
+
+
 def test_the_committed_pair_says_how_it_was_made(script):
     _, run = script
     here = SCRIPT.parents[1]

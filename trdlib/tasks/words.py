@@ -18,7 +18,10 @@ import itertools
 import os
 import random
 import re
+from pathlib import Path
 from typing import NamedTuple
+
+import yaml
 
 from trdlib import store
 from trdlib.settings import SettingsError
@@ -26,43 +29,17 @@ from trdlib.tasks.language import ONSETS, Departure, split_of
 from trdlib.tasks.sets import ProblemSet
 
 OPTIONS = {"words": {}}
-_NAMES = ("Tom", "Anna", "Ben", "Lily", "Sam", "Mia", "Max", "Eva", "Leo", "Nora")
-_FRIENDS = ("Jack", "Rosa", "Paul", "Ida", "Finn", "Zoe")
-_THINGS = ("apples", "marbles", "books", "stickers", "coins", "pencils", "stamps", "cards")
-# w: who, t: things, f: a friend, n: so many, k: in so many groups
-PHRASES = [
-    *("+{w} finds {n} {t}", "+{w} buys {n} {t}", "+{w} wins {n} {t}", "+{f} gives {w} {n} {t}"),
-    *("+{w} picks up {n} {t}", "+{w} borrows {n} {t} from {f}", "-{w} loses {n} {t}"),
-    *("-{w} sells {n} {t}", "-{w} throws {n} {t} away", "-{w} gives {f} {n} {t}"),
-    *("-{w} uses up {n} {t}", "-{w} lends {f} {n} {t}", "+{w} buys {k} bags of {n} {t}"),
-    *("+{k} friends give {w} {n} {t} each", "+{w} opens {k} boxes with {n} {t} in each"),
-    *("-{w} gives {k} friends {n} {t} each", "-{w} fills {k} jars with {n} {t} each for {f}"),
-    "-{w} sells {k} packs of {n} {t}",
-]
-MISREAD = (5, 11, 17)  # by the student: a loan's sign; packs, as if added to what is in them
-_THEN = ("", "Then ", "Later ", "After that ")
-_ASK = (
-    "How many {t} does {w} have now?",
-    "How many {t} does {w} have in the end?",
-    "What is the number of {t} that {w} has now?",
-)
-_OPEN = ("", "{w} starts with {start}. ", "Start with {start}. ")
-_GROUP = ("That is {eq} {t}. ", "First {eq}. ", "{eq} in all. ")
-_LINE = {
-    "+": ("Add {n}: {eq}. ", "{n} more make {eq}. ", "With {n} more it is {eq}. "),
-    "-": ("Take away {n}: {eq}. ", "{n} fewer leave {eq}. ", "Without {n} it is {eq}. "),
-}
-_CLOSE = ("The answer is {box}.", "{w} has {box} {t}.", "So it is {box}.")
+_SAID = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+_NAMES, _FRIENDS, _THINGS = (_SAID[who].split() for who in ("names", "friends", "things"))
+PHRASES, MISREAD = _SAID["phrases"], tuple(_SAID["misread"])
 _SLIPS = (-10, -2, -1, 1, 2, 10)
 _WRITTEN = re.compile(r"\d+ [-+*] \d+ = -?\d+|\\boxed\{-?\d+\}")
 
 
 class Event(NamedTuple):
-    """A phrase of PHRASES, how many, in how many groups (0: none)."""
-
-    phrase: int
-    n: int
-    k: int = 0
+    phrase: int  # of PHRASES
+    n: int  # so many
+    k: int = 0  # in so many groups; 0: in none
 
     @property
     def sign(self) -> str:
@@ -77,32 +54,26 @@ class Event(NamedTuple):
         return self.many if self.sign == "+" else -self.many
 
 
-class Line(NamedTuple):
-    """How an event is written; slip: an error of the sum; noticed: an error is taken back."""
-
+class Line(NamedTuple):  # how an event is written
     event: int  # its number, as told
     group: int  # phrasing of the product,
     line: int  # and of the sum
     misread: bool = False
-    slip: int = 0
-    noticed: bool = False
+    slip: int = 0  # an error of the sum
+    noticed: bool = False  # an error is taken back
 
     @property
     def wrong(self) -> bool:
         return self.misread or self.slip != 0
 
 
-class Plan(NamedTuple):
-    """A solution that is not yet in words."""
-
+class Plan(NamedTuple):  # a solution that is not yet in words
     opening: int
     lines: list[Line]
     closing: int
 
 
-class Habits(NamedTuple):
-    """How somebody writes; probabilities, of a line."""
-
+class Habits(NamedTuple):  # how somebody writes; probabilities are of a line
     misreads: tuple[int, ...] = ()  # phrases
     believe: float = 0.0  # of misreading one of them
     slip: float = 0.0
@@ -120,7 +91,6 @@ def draw(rng: random.Random, steps: int, split: str) -> tuple[str, str, str]:
 
 
 def row(rng: random.Random, part: ProblemSet, split: str) -> tuple[str, str, str]:
-    """A problem of a set."""
     return draw(rng, rng.choice(part.steps), split)
 
 
@@ -139,8 +109,8 @@ def _tell(rng: random.Random, steps: int) -> str:
     told = [f"{names['w']} has {start} {names['t']}"]
     for event in events:
         said = PHRASES[event.phrase][1:].format(n=event.n, k=event.k, **names)
-        told.append(f"{rng.choice(_THEN) if len(told) > 1 else ''}{said}")
-    return ". ".join([*told, rng.choice(_ASK).format(**names)])
+        told.append(f"{rng.choice(_SAID['then']) if len(told) > 1 else ''}{said}")
+    return ". ".join([*told, rng.choice(_SAID["ask"]).format(**names)])
 
 
 def problem(text: str) -> tuple[str, str, str]:
@@ -152,8 +122,7 @@ def problem(text: str) -> tuple[str, str, str]:
 
 @functools.lru_cache(maxsize=64)
 def read(text: str) -> tuple[dict[str, str], int, tuple[Event, ...]]:
-    """-> names (w who, t things), the number at the start, the events as they are told;
-    SettingsError if the text is no problem of this language."""
+    """-> names (w who, t things), the number at the start, the events; else SettingsError."""
     first, *told = text.split(". ")
     has = re.fullmatch(r"(\w+) has (\d+) (\w+)", first)
     names, events = {"w": has and has[1], "t": has and has[3]}, []
@@ -177,34 +146,19 @@ def plan(rng: random.Random, text: str, habits: Habits = RIGHT) -> Plan:
         for i in rng.sample(range(len(events)), len(events)):
             misread = events[i].phrase in habits.misreads and rng.random() < habits.believe
             slip = rng.choice(_SLIPS) if rng.random() < habits.slip else 0
-            ways = rng.randrange(len(_GROUP)), rng.randrange(len(_LINE["+"]))
+            ways = rng.randrange(len(_SAID["group"])), rng.randrange(len(_SAID["line"]["+"]))
             line = Line(i, *ways, misread, slip)
             lines.append(line._replace(noticed=line.wrong and rng.random() < habits.notice))
         lines.sort(key=lambda line: not line.misread)
-        made = Plan(rng.randrange(len(_OPEN)), lines, rng.randrange(len(_CLOSE)))
+        made = Plan(rng.randrange(len(_SAID["open"])), lines, rng.randrange(len(_SAID["close"])))
         if say(text, made):
             return made
-
-
-def mended(rng: random.Random, text: str, attempt: Plan, habits: Habits = RIGHT) -> Plan:
-    """The attempt without its errors, else as it was; if that went below zero, in another order.
-    habits: of who mends; what they misread is wrong then."""
-    events, lines = read(text)[2], []
-    for line in attempt.lines:
-        misread = events[line.event].phrase in habits.misreads and rng.random() < habits.believe
-        lines.append(line._replace(misread=misread, slip=0, noticed=False))
-    first = next((i for i, line in enumerate(attempt.lines) if line.wrong), 0)
-    for _ in range(100):
-        if say(text, made := attempt._replace(lines=lines)):
-            return made
-        lines = lines[:first] + rng.sample(lines[first:], len(lines) - first)
-    return plan(rng, text)
 
 
 def say(text: str, made: Plan) -> str:
     """The plan in words; "" if it goes below zero."""
     names, have, events = read(text)
-    said = _OPEN[made.opening].format(start=have, **names)
+    said = _SAID["open"][made.opening].format(start=have, **names)
     for line in made.lines:
         takes = [line, line._replace(misread=False, slip=0)] if line.noticed else [line]
         for take in takes:
@@ -215,16 +169,16 @@ def say(text: str, made: Plan) -> str:
             if event.k:
                 many, by = (event.k + event.n, "+") if take.misread else (many, "*")
                 equation = f"{event.k} {by} {event.n} = {many}"
-                said += _GROUP[line.group].format(eq=equation, **names)
+                said += _SAID["group"][line.group].format(eq=equation, **names)
             elif take.misread:
                 sign = "-" if sign == "+" else "+"
             total = have + (many if sign == "+" else -many) + take.slip
             if total < 0:
                 return ""
             equation = f"{have} {sign} {many} = {total}"
-            said += _LINE[sign][line.line].format(n=many, eq=equation)
+            said += _SAID["line"][sign][line.line].format(n=many, eq=equation)
         have = total
-    return said + _CLOSE[made.closing].format(box=f"\\boxed{{{have}}}", **names)
+    return said + _SAID["close"][made.closing].format(box=f"\\boxed{{{have}}}", **names)
 
 
 def grade(run, pairs) -> list[bool]:
