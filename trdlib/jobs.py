@@ -36,11 +36,11 @@ def model_compute(clock=time.process_time):
 
 
 def progress(label: str, iterable=None, **how):
-    """A bar on stderr for what takes more than five seconds. In an executed notebook each state of
-    it stays, as a line: there it moves twice a minute. (Jupyter's server names its sessions.)"""
-    every = 2 if sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ else 30
-    when = {"leave": False, "delay": 5, "mininterval": every, "maxinterval": max(every, 10)}
-    return tqdm(iterable, desc=label, file=sys.stderr, **when, **how)
+    """A bar on stderr, after five seconds. An executed notebook keeps each state of it, as a line:
+    there it moves twice a minute. (In a live one Jupyter's server has named the session.)"""
+    often = sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ
+    how |= {"leave": False, "delay": 5, "mininterval": 2 if often else 30, "maxinterval": 60}
+    return tqdm(iterable, desc=label, file=sys.stderr, **how)
 
 
 def _start_worker() -> None:

@@ -98,7 +98,7 @@ class Method(Section):
     """A point in the space trajectory x context x divergence (paper section 2)."""
 
     trajectory: Literal["y_o", "y_r", "y_t", "y_star", "y_o_cut"]
-    divergence: str  # one of DIVERGENCES
+    divergence: str  # one of DIVERGENCES, or a file of one's own, mine/tv.py
     context: Literal["refine", "plain"] = "refine"  # of y_r: the prompt that made it, or x and y*
     beta: Annotated[Share, Field(ge=1e-12)] = 0.5  # of the generalised JSD
     clip: Positive | None = None  # per-token ceiling on the divergence
@@ -117,7 +117,8 @@ class Method(Section):
         return self.subset != "all" or self.rounds > 1 or self.again > 0
 
     def faults(self) -> dict:
-        known("divergence", self.divergence, DIVERGENCES)
+        mine = [path.relative_to(root()).as_posix() for path in root().glob("mine/*.py")]
+        known("divergence", self.divergence, [*DIVERGENCES, *mine])
         hard, y_r, rows = self.divergence == "cross_entropy", self.trajectory == "y_r", self.subset
         of_all, onsets, several = rows in ("all", "right"), self.skip_onsets, self.rounds > 1
         of = self.top_k or self.clip or onsets or self.prune_below
@@ -181,7 +182,7 @@ class Training(Section):
 
 class Evaluation(Section):
     sampling: Sampling  # samples: the k of avg@k and pass@k
-    also_at: Annotated[dict[Temperature, Count], BeforeValidator(_apart)] = {}  # temperature: samples
+    also_at: Annotated[dict[Temperature, Count], BeforeValidator(_apart)] = {}  # with samples
     validation_samples: Count  # samples per validation problem, for the learning rate
     resamples: Count  # bootstrap
     confidence: Annotated[Share, Field(ge=0.01)]
