@@ -7,12 +7,12 @@ the undisturbed run left, but for what notes time: executed notebooks, timings, 
 """
 
 import argparse
+import contextlib
 import hashlib
 import itertools
 import json
 import random
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -33,32 +33,38 @@ OF_TIME = re.compile(
 )
 
 
+def spent(process: psutil.Process) -> tuple[float, list[psutil.Process]]:
+    """CPU seconds of a process and all it started; these. Seconds of a busy machine say little."""
+    family, total = [process], 0.0
+    with contextlib.suppress(psutil.Error):
+        family += process.children(recursive=True)
+    for one in family:
+        with contextlib.suppress(psutil.Error):
+            total += sum(one.cpu_times()[:4])
+    return total, family
+
+
 def run(folder: Path, targets=(), after: float = 0.0, clock=None) -> str | None:
     """All commands; None if they ended well, else the stage that was killed: the first of `targets`
-    that was met, after so many seconds of it. clock: {stage: seconds} to be filled."""
+    that was met, after so many CPU seconds of it. clock: {stage: CPU seconds} to be filled."""
     for name, command in COMMANDS.items():
         log = folder / "storm.log"
-        seen, stage, since = log.stat().st_size if log.exists() else 0, name, time.monotonic()
+        seen, stage, since = log.stat().st_size if log.exists() else 0, name, 0.0
         with log.open("ab") as to:
-            process = subprocess.Popen(
-                [sys.executable, "-um", *command],
-                cwd=folder,
-                env=environment(),
-                stdout=to,
-                stderr=to,
-            )
+            command = [sys.executable, "-um", *command]
+            process = psutil.Popen(command, cwd=folder, env=environment(), stdout=to, stderr=to)
         while process.poll() is None:
-            time.sleep(0.05)
-            said = re.findall(
-                r"^Running stage '(.*)'", log.read_bytes()[seen:].decode(errors="replace"), re.M
-            )
-            if said and said[-1] != stage:
-                stage, since = said[-1], time.monotonic()
+            time.sleep(0.1)
+            now, family = spent(process)
+            lines = log.read_bytes()[seen:].decode(errors="replace")
+            if (said := re.findall(r"^Running stage '(.*)'", lines, re.M)) and said[-1] != stage:
+                stage, since = said[-1], now
             if clock is not None:
-                clock[stage] = time.monotonic() - since
-            if stage in targets and time.monotonic() - since > after:
-                for member in [process, *psutil.Process(process.pid).children(recursive=True)]:
-                    member.kill()
+                clock[stage] = max(clock.get(stage, 0), now - since)
+            if stage in targets and now - since > after:
+                for member in family:
+                    with contextlib.suppress(psutil.Error):
+                        member.kill()
                 process.wait()
                 return stage
         if process.returncode:
@@ -97,7 +103,7 @@ def main() -> None:
         note.write_text(json.dumps({"clock": clock, "files": files(calm), "kills": []}))
     known = json.loads(note.read_text())
     clock, expected, kills = known["clock"], known["files"], known["kills"]
-    print(f"undisturbed: {sum(clock.values()):.0f} s, {len(expected)} files", clock, flush=True)
+    print(f"undisturbed: {sum(clock.values()):.0f} CPU s, {len(expected)} files", clock, flush=True)
     for passed in itertools.count():
         folder = place / f"storm-{passed}"
         if folder.exists() and passed < known.get("passes", 0):
