@@ -257,9 +257,15 @@ def test_a_lock_that_is_cut_off_is_mended(copy, monkeypatch, capsys):
     path.write_bytes(half)
     assert "git's is in its place" in mend() and path.read_bytes() == whole
     dvc = [sys.executable, "-m", "dvc"]
-    for words in (["init", "--quiet"], ["status", "prepare@tiny"]):
-        done = subprocess.run([*dvc, *words], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    subprocess.run([*dvc, "init", "--quiet"], check=True)
+    status, rwlock = [*dvc, "status", "prepare@tiny"], copy / project.RWLOCK
+    assert subprocess.run(status, capture_output=True).returncode == 0
+    for half in (b"", b'{"runs/stamps": {"wri'):
+        rwlock.write_bytes(half)
+        assert b"rwlock" in subprocess.run(status, capture_output=True).stderr  # DVC stops there
+        assert project.wrong(load())[project.RWLOCK].startswith("it is cut off, so dvc stops")
+        assert mend() == f"{project.RWLOCK} was cut off: deleted, DVC makes it anew\n"
+        assert subprocess.run(status, capture_output=True).returncode == 0
 
 
 def test_who_holds_a_lock(copy, monkeypatch, capsys):

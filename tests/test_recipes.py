@@ -98,20 +98,27 @@ def test_your_own_method(with_notebooks):
 
 def test_your_own_divergence(with_notebooks):
     blocks = RECIPES["divergence"]
-    library = with_notebooks / "library"
-    shutil.copytree(REPOSITORY / "trdlib", library / "trdlib")
-    with open(library / "trdlib" / "divergence.py", "a") as file:
-        file.write("\n\n" + blocks["python"])
+    store.write_text("mine/tv.py", blocks["python"])
     put_under("methods", blocks["yaml"])
-    shell(blocks["bash"], library)
+    shell(blocks["bash"])
     assert Path("results/training/smoke/opd/trd_tv.json").is_file()
     check = (  # that its gradient is that of its value
-        "import torch; from trdlib import divergence as d; torch.manual_seed(0); "
-        "a, b = torch.randn(2, 4, 9, dtype=float); z = a.requires_grad_(); "
-        "value, gradient = d.total_variation(z.log_softmax(-1), b.log_softmax(-1), 0.5); "
+        "import torch; from trdlib.divergence import DIVERGENCES; torch.manual_seed(0); "
+        "a, b = torch.randn(2, 4, 9, dtype=float); z = a.requires_grad_(); value, gradient = "
+        "DIVERGENCES['mine/tv.py'](z.log_softmax(-1), b.log_softmax(-1), 0.5); "
         "value.sum().backward(); torch.testing.assert_close(z.grad, gradient)"
     )
-    shell(f'python -c "{check}"', library)
+    shell(f'python -c "{check}"')
+    stamps = (
+        "from trdlib import distill, tasks; from trdlib.run import get_run; "
+        "print(*(distill.fingerprint(get_run(method=m), 0, []) for m in ('trd', 'trd_tv')), "
+        "*tasks.of(get_run()).files())"
+    )
+    before = shell(f'python -c "{stamps}"').split()
+    store.write_text("mine/tv.py", blocks["python"] + "\n\ndef helper():\n    pass\n")
+    after = shell(f'python -c "{stamps}"').split()
+    assert after[0] == before[0] and after[1] != before[1]  # hashed: what a method uses
+    assert after[2:] == ["mine/tv.py"]  # and DVC's stamp of the scale knows the file
 
 
 def test_your_own_model_and_data(with_notebooks):

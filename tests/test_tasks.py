@@ -132,6 +132,7 @@ def part(**changes):
         (part(options={"unknown": 2}), r"data.train.0.options.unknown: .* not 2"),
         (part(kind="chain", options={"unknown": 1}), r"no such option 'unknown'"),
         (part(steps=[]), r"data.train.0.steps"),
+        (part(steps=[10**6]), r"data.train.0.steps.0: .* 1000"),
         (part(problems=True), r"data.train.0.problems: .* not 'True'"),
         (part(problems=10**12), r"data.train.0.problems: .* less than or equal to 10000000"),
         ({"data": part()["data"] | {"validation": []}}, r"data.validation: .* at least 1 item"),

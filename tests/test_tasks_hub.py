@@ -271,7 +271,8 @@ def test_broken_and_missing_files(settings, tmp_path):
     says(
         "stand_in/math-ai/aime24/test-00000-of-00001.parquet does not exist: put it there", settings
     )
-    says("34 problems are left and 5125 are wanted: lower train_problems", settings_with_aime24(
+    why = "of 40, 1 without problem or answer, 2 without solution, 2 in a benchmark, 1 twice"
+    says(f"34 problems are left ({why}) and 5125 are wanted: lower train", settings_with_aime24(
         settings, path, train_problems=5120))  # fmt: skip
 
 
@@ -310,6 +311,13 @@ def mine(tmp_path, monkeypatch):
     (tmp_path / "params.yaml").touch()
     monkeypatch.chdir(tmp_path)
     return lambda content, kind="jsonl", **how: own(tmp_path / f"own.{kind}", content, **how)
+
+
+def test_a_solution_is_read_where_its_column_has_its_name(mine):
+    content = json.dumps(ROW | {"steps": "t"})
+    assert mine(content) == [("p", "5", "s")]
+    assert mine(content, columns={"solution": "steps"}) == [("p", "5", "t")]
+    assert mine(content, columns={"answer": "solution"}) == [("p", "s", "")]  # it is the answer
 
 
 LONG = "1" + "0" * 6000
@@ -370,8 +378,8 @@ def test_files_as_people_have_them(mine):
         b"\xef\xbb\xbf" + line.encode() + b"\n" + line.encode(), f"{line}\r\n{line}\r\n",
         f"{line}\r{line}", f"\n{line}\n\n  \n{line}\n\n",
     ):  # fmt: skip
-        assert mine(content) == [("p", "5", "")] * 2
-    assert mine(json.dumps([ROW, ROW]), "json") == [("p", "5", "")] * 2
+        assert mine(content) == [("p", "5", "s")] * 2
+    assert mine(json.dumps([ROW, ROW]), "json") == [("p", "5", "s")] * 2
     assert mine('{"problem": "a\u2028b", "answer": "5"}') == [("a\u2028b", "5", "")]
 
 

@@ -29,9 +29,12 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
+import sys
 from typing import NamedTuple
 
 import torch
+
+from trdlib.settings import root
 
 CHUNK_ELEMENTS = 2**24  # logits held at a time: 64 MiB in float32
 GPU_ROWS = 512  # at least so many positions at a time on a GPU: with fewer, matmuls are slower
@@ -180,7 +183,18 @@ def logits_in_chunks(hidden: torch.Tensor, head: Head | torch.Tensor):
     return ((rows, head.logits(product)) for rows, product in _products(hidden, head.weight))
 
 
-DIVERGENCES = {}
+class _Marked(dict):
+    """Those marked here; `mine/tv.py`: what that file of one's own calls `divergence`."""
+
+    def __contains__(self, kind):
+        return kind.endswith(".py") or super().__contains__(kind)
+
+    def __missing__(self, kind):
+        sys.path.append(str(root()))
+        return importlib.import_module(kind.removesuffix(".py").replace("/", ".")).divergence
+
+
+DIVERGENCES = _Marked()
 
 
 def divergence(function):
@@ -268,4 +282,6 @@ def code(kind: str) -> tuple:
     fingerprint: not how many rows a chunk has, nor what compiles it, which is no mathematics."""
     if kind == "cross_entropy":
         return _SHARED
-    return (*_SHARED, token_divergence, _value_and_grad, _on_support, DIVERGENCES[kind])
+    used = DIVERGENCES[kind]
+    used = sys.modules[used.__module__] if kind.endswith(".py") else used  # with all it calls there
+    return (*_SHARED, token_divergence, _value_and_grad, _on_support, used)

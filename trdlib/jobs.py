@@ -36,9 +36,11 @@ def model_compute(clock=time.process_time):
 
 
 def progress(label: str, iterable=None, **how):
-    """A bar on stderr for work inside a job; what takes less than five seconds shows none."""
-    where = {"file": sys.stderr, "leave": False, "delay": 5, "mininterval": 2}
-    return tqdm(iterable, desc=label, **where, **how)
+    """A bar on stderr, after five seconds. An executed notebook keeps each state of it, as a line:
+    there it moves twice a minute. (In a live one Jupyter's server has named the session.)"""
+    often = sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ
+    how |= {"leave": False, "delay": 5, "mininterval": 2 if often else 30, "maxinterval": 60}
+    return tqdm(iterable, desc=label, file=sys.stderr, **how)
 
 
 def _start_worker() -> None:
@@ -131,13 +133,14 @@ def run_jobs(function, jobs: list[tuple], *, workers: float = 1, label: str = ""
     of a Ray cluster (1/2: a job takes two).
     """
     inside = multiprocessing.parent_process() is not None  # of a job: the outer bar tells enough
-    bar = {"desc": label, "total": len(jobs), "file": sys.stderr, "disable": not jobs or inside}
+    bar = {"total": len(jobs), "disable": not jobs or inside}
     ray, torch = jobs and not inside and on_ray(), sys.modules.get("torch")
     holds_gpu = torch and torch.cuda.is_initialized()  # it survives no fork; one job fills it
     if not ray and (workers <= 1 or not jobs or holds_gpu):
-        return [function(*job) for job in tqdm(jobs, **bar)]
+        return [function(*job) for job in progress(label, jobs, **bar)]
     results: list = [None] * len(jobs)
-    for number, done in tqdm((_by_ray if ray else _here)(function, jobs, workers), **bar):
+    ended = (_by_ray if ray else _here)(function, jobs, workers)
+    for number, done in progress(label, ended, **bar):
         results[number], seconds = done
         compute["seconds"] += seconds
     return results

@@ -56,6 +56,13 @@ def _refuse(fault: str, holds) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _apart(raw):
+    """The keys of a mapping, as numbers: "1" and "1.0" are one, which stands here twice."""
+    if isinstance(raw, dict):
+        _distinct.func([float(str(key)) for key in raw])
+    return raw
+
+
 # The types of values. A number is finite, and not what pydantic makes of true.
 _number = BeforeValidator(lambda value: str(value) if isinstance(value, bool) else value)
 _warm = _refuse("0 is greedy, the others start at 0.001", lambda value: 0 < value < 0.001)
@@ -63,8 +70,8 @@ _distinct = _refuse("the same stands here twice: drop one", lambda v: len({*v}) 
 Name = Annotated[str, AfterValidator(check_name)]
 Natural = Annotated[int, _number, Field(ge=0, lt=2**32)]
 Count = Annotated[int, _number, Field(ge=1, le=10**7)]
-Positive = Annotated[float, _number, Field(gt=0)]
-Probability = Annotated[float, _number, Field(gt=0, le=1)]
+Positive = Annotated[float, _number, Field(ge=1e-12)]  # a smaller one is a slip, or becomes 0
+Probability = Annotated[float, _number, Field(ge=1e-12, le=1)]
 Share = Annotated[float, _number, Field(ge=0, lt=1)]
 Temperature = Annotated[float, _number, Field(ge=0, le=100), _warm]
 Distinct = Annotated[tuple[TypeVar("T"), ...], _distinct]
@@ -91,9 +98,9 @@ class Method(Section):
     """A point in the space trajectory x context x divergence (paper section 2)."""
 
     trajectory: Literal["y_o", "y_r", "y_t", "y_star", "y_o_cut"]
-    divergence: str  # one of DIVERGENCES
+    divergence: str  # one of DIVERGENCES, or a file of one's own, mine/tv.py
     context: Literal["refine", "plain"] = "refine"  # of y_r: the prompt that made it, or x and y*
-    beta: Annotated[Share, Field(gt=0)] = 0.5  # of the generalised JSD
+    beta: Annotated[Share, Field(ge=1e-12)] = 0.5  # of the generalised JSD
     clip: Positive | None = None  # per-token ceiling on the divergence
     top_k: Annotated[Count, Field(ge=2)] | None = None  # teacher's support, both renormalised on it
     tail: bool = False  # with top_k: the other tokens as one more, instead of renormalising
@@ -110,7 +117,8 @@ class Method(Section):
         return self.subset != "all" or self.rounds > 1 or self.again > 0
 
     def faults(self) -> dict:
-        known("divergence", self.divergence, DIVERGENCES)
+        mine = [path.relative_to(root()).as_posix() for path in root().glob("mine/*.py")]
+        known("divergence", self.divergence, [*DIVERGENCES, *mine])
         hard, y_r, rows = self.divergence == "cross_entropy", self.trajectory == "y_r", self.subset
         of_all, onsets, several = rows in ("all", "right"), self.skip_onsets, self.rounds > 1
         of = self.top_k or self.clip or onsets or self.prune_below
@@ -174,10 +182,10 @@ class Training(Section):
 
 class Evaluation(Section):
     sampling: Sampling  # samples: the k of avg@k and pass@k
-    also_at: dict[Temperature, Count] = {}  # temperature: samples
+    also_at: Annotated[dict[Temperature, Count], BeforeValidator(_apart)] = {}  # with samples
     validation_samples: Count  # samples per validation problem, for the learning rate
     resamples: Count  # bootstrap
-    confidence: Annotated[Share, Field(gt=0)]
+    confidence: Annotated[Share, Field(ge=0.01)]
 
     @property
     def temperatures(self) -> tuple[float, ...]:

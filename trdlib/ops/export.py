@@ -23,6 +23,7 @@ def card(run: Run, seed: int, about: dict, *, merged: bool) -> str:
     return jinja2.Template(Path(__file__).with_name("card.md").read_text(encoding="utf-8")).render(
         run=run, seed=seed, about=about, merged=merged, base=base, commit=commit,
         teacher=run.model_name("teacher", seed), task=Path(run.settings.task).name,
+        rank=max(8, 2 ** (run.settings.lora.r - 1).bit_length()),  # vLLM takes powers of two
         weights=None if commit else store.weights_hash(root() / base),
         data=re.sub(r"(?<=\s)/\S*/", "", data),  # no path of this machine
         results=tables.accuracies(rows.assign(method=names)).to_markdown(),
@@ -45,7 +46,7 @@ def write(run: Run, seed: int, folder: Path, *, merged: bool) -> Path:
             models.with_adapter(model, adapter).save_pretrained(to)
         else:
             for file in ("adapter_config.json", "adapter_model.safetensors"):
-                shutil.copy(adapter / file, to)
+                shutil.copyfile(adapter / file, to / file)  # its rights: others may read it
         models.load_tokenizer(name).save_pretrained(to)
         store.write_text(to / "README.md", card(run, seed, about, merged=merged))
 

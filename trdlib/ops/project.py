@@ -14,6 +14,7 @@ import yaml
 from trdlib import store
 from trdlib.settings import Settings, read_yaml, root
 
+RWLOCK = ".dvc/tmp/rwlock"  # who reads and writes what right now; DVC writes it in place
 SAID = read_yaml(Path(__file__).with_suffix(".yaml"))
 
 
@@ -29,8 +30,8 @@ def wrong(settings: Settings) -> dict[str, str]:
             found[str(name)] = SAID["left"][end]
         elif end in (".parquet", ".json", ".ipynb") and (why := _fault(path)):
             found[str(name)] = SAID.get(name.parts[0], SAID["again"]).format(why=why)
-    why = _lock(settings)
-    return found | ({"dvc.lock": why.format(**SAID["lock"])} if why else {})
+    dvc = {"dvc.lock": _lock(settings), RWLOCK: _cut_rwlock() and SAID["lock"]["cut"]}
+    return found | {name: why.format(**SAID["lock"]) for name, why in dvc.items() if why}
 
 
 def _fault(path: Path) -> str | None:
@@ -70,9 +71,17 @@ def _stages(raw: bytes) -> dict | None:
             return stages
 
 
+def _cut_rwlock() -> bool:
+    return (root() / RWLOCK).is_file() and bool(_fault(root() / RWLOCK))
+
+
 def lock() -> None:
-    """Move a dvc.lock that is cut off aside (.damaged), and put git's, if whole, in its place."""
+    """Mend what a kill has cut off of what DVC writes in place. dvc.lock is moved aside (.damaged),
+    and git's, if whole, put in its place; RWLOCK, if nobody has a lock open, is deleted."""
     path, found = root() / "dvc.lock", b""
+    if _cut_rwlock() and not holders():
+        (root() / RWLOCK).unlink()
+        print(f"{RWLOCK} was cut off: deleted, DVC makes it anew", file=sys.stderr)
     if not path.is_file() or _stages(path.read_bytes()) is not None:
         return
     os.replace(path, f"{path}.damaged")

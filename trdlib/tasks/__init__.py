@@ -95,11 +95,11 @@ class Task:
         return row
 
     def files(self) -> dict[str, str]:
-        """The files of one's own that problems come from, each with its SHA-256."""
-        if not self.data:
-            return self.module.files(self.run)
-        own = [self.name] if self.name.endswith(".py") else []
-        return {name: hashlib.sha256((root() / name).read_bytes()).hexdigest() for name in own}
+        """The files of one's own: problems, their task, divergences; each with its SHA-256."""
+        used = [self.name, *(method.divergence for method in self.run.settings.methods.values())]
+        own = {name: hashlib.sha256((root() / name).read_bytes()).hexdigest()
+               for name in used if name.endswith(".py")}  # fmt: skip
+        return own if self.data else own | self.module.files(self.run)
 
     @property
     def notes(self) -> dict:

@@ -58,7 +58,8 @@ class HubSet(Section):
     file: str | None = Field(None, pattern=r"\.(parquet|jsonl|json)$")
     format: Literal[tuple(SOURCES)] | None = None
     files: tuple[str, ...] = ()  # of your own in the format, instead of the published ones
-    # What the file calls the columns of our schema; without id it is the row's number.
+    # What the file calls the columns of our schema; without id it is the row's number. A file of
+    # one's own need not name its column `solution`.
     columns: dict[Literal["problem", "answer", "solution", "id"], str] = Field({})
     rows: Count  # in the file, or in all files
     leave_out: dict[str, str] = Field({})  # column -> value: rows that are not wanted
@@ -222,6 +223,8 @@ def records(one: HubSet, rows: Iterable[dict], answer_of: Callable) -> Iterator[
     """The rows of a file in the schema. answer_of: the text of an answer; ValueError if none."""
     rows, columns = list(rows), {"problem": "problem", "answer": "answer", **one.columns}
     there, leave_out = set().union(*rows), one.leave_out.items()
+    if not one.repo and "solution" in there - {*columns.values()}:
+        columns.setdefault("solution", "solution")
     if missing := [c for c in (*columns.values(), *one.leave_out) if c not in there]:
         has = f"no column {missing[0]!r} but {', '.join(sorted(there))}"
         raise SettingsError(f"{one.sources[0]} has {has}: correct columns or leave_out")
@@ -284,11 +287,12 @@ def problem_sets(found: HubData, read_rows: Callable, fits=None) -> tuple[dict, 
             raise SettingsError(f"{name}: {fault}: raise lengths.prompt in params.yaml")
         asked |= {*frame["problem"].map(normal)}
     frame, about = loaded["train"]
-    frame = frame.assign(text=frame["problem"].map(normal))
+    frame, left = frame.assign(text=frame["problem"].map(normal)), f"of {len(frame)}"
 
     def drop(what: str, bad: pd.Series) -> None:
-        nonlocal frame
+        nonlocal frame, left
         about[what], frame = int(bad.sum()), frame[~bad]
+        left += f", {about[what]} {what.replace('_', ' ')}" * bool(about[what])
 
     drop("without_problem_or_answer", (frame["problem"] == "") | (frame["answer"] == ""))
     if found.require_solution:
@@ -307,7 +311,8 @@ def problem_sets(found: HubData, read_rows: Callable, fits=None) -> tuple[dict, 
     held_out = found.validation_problems
     if len(frame) < (wanted := held_out + (found.train_problems or 1)):
         wants = f"{wanted} are wanted: lower train_problems or validation_problems in params.yaml"
-        raise SettingsError(f"{found.train.name}: {len(frame)} problems are left and {wants}")
+        left = f"{len(frame)} problems are left ({left}) and {wants}"
+        raise SettingsError(f"{found.train.name}: {left}")
     drawn = frame["text"].map(lambda one: store.content_hash(found.seed, one))
     order = frame.loc[drawn.sort_values(kind="stable").index, schema.COLUMNS]
     parts = {"train": order[held_out:][: found.train_problems], "validation": order[:held_out]}

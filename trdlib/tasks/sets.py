@@ -20,7 +20,7 @@ class ProblemSet(Section):
 
     kind: str = Field("", validate_default=True)  # may be left out where the task has one only
     problems: Count
-    steps: tuple[Count, ...] = Field(min_length=1)
+    steps: tuple[Annotated[Count, Field(le=1000)], ...] = Field(min_length=1)  # a line each
     options: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}  # noqa: RUF012 - frozen
 
     @pydantic.field_validator("kind")
