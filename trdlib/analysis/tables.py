@@ -81,11 +81,13 @@ def collect(run: Run) -> pd.DataFrame:
 def budgets(run: Run) -> pd.DataFrame:
     """avg@k, had what is longer than a budget of tokens been cut there: a row per (method,
     temperature, benchmark, budget) of what was run; value, low, high as fractions."""
+    budgets = sorted(run.settings.evaluation.budgets)
+    rows = itertools.product(measured(run).items(), _places(run), budgets)
     records = [
-        {"method": name, "temperature": t, "benchmark": benchmark, "budget": int(budget), **value}
-        for (name, mine), (benchmark, t) in itertools.product(measured(run).items(), _places(run))
-        for budget, value in (mine and mine[benchmark, t].get("at_budget", {})).items()
-    ]
+        {"method": name, "temperature": t, "benchmark": benchmark, "budget": budget,
+         **{end: mine[benchmark, t]["at_budget"][str(budget)][end] for end in _ENDS[:3]}}
+        for (name, mine), (benchmark, t), budget in rows if mine
+    ]  # fmt: skip
     return pd.DataFrame(records)
 
 
