@@ -166,6 +166,9 @@ class Training(Section):
     bf16: bool = False
     gradient_checkpointing: bool = False
     save_steps: Count = 50
+    # What their code does and ours does not: prompt and response without chat template and end of
+    # turn; the loss as a mean over forward passes, each the mean of its own tokens.
+    as_authors: Distinct[Literal["raw_text", "micro_step_means"]] = ()
 
     def faults(self) -> dict:
         rows, micro = self.batch_size, self.micro_batch_size
