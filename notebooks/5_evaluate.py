@@ -57,6 +57,7 @@ if mode in ("none", "all"):
     adapters, choices = ([None] * len(untrained) + found for found in (adapters, choices))
 samples = evaluate(runs, task, sets, adapters)
 metrics = measure(runs, sets, samples, choices)
+asked = runs[0].settings.evaluation
 temperatures = list(metrics[0]["benchmarks"])  # the primary one first
 benchmarks = list(metrics[0]["benchmarks"][temperatures[0]])
 
@@ -74,7 +75,8 @@ pd.DataFrame(
             "method": run.method,
             "temperature": temperature,
             "benchmark": benchmark,
-            "metric": f"{metric}@{m['k']}",
+            "metric": metric,
+            "k": m["k"] if metric == "avg" else asked.least(float(temperature)),
             **{k: round(100 * v, 1) for k, v in m[f"{metric}_at_k"].items()},
             "by seed": [round(100 * v, 1) for v in m[f"{metric}_at_k_by_seed"]],
             "problems": m["n"],
@@ -104,7 +106,8 @@ for one in dict.fromkeys(run.mode for run in runs):
         measured = found["benchmarks"][temperatures[0]]
         for axis, (benchmark, m) in zip(row, measured.items(), strict=True):
             for base, right in zip(m["seeds"], m["correct"], strict=True):
-                share = pd.Series(right).value_counts(normalize=True).reindex(range(m["k"] + 1))
+                right = (m["k"] * pd.Series(right) / m.get("of", m["k"])).round()  # of k
+                share = right.value_counts(normalize=True).reindex(range(m["k"] + 1))
                 style = {"drawstyle": "steps-mid", "color": f"C{base}", "label": f"seed {base}"}
                 axis.plot(share.fillna(0), **style)
             axis.set(title=benchmark if i == 0 else "")
@@ -119,7 +122,7 @@ for one in dict.fromkeys(run.mode for run in runs):
 notebooks.record(
     **{
         benchmark if len(runs) == 1 else f"{run.mode}/{run.method}/{benchmark}": notebooks.counts(
-            m["correct"], m["k"], m["problems"]
+            m["correct"], m.get("of", m["k"]), m["problems"]
         )
         for run, found in zip(runs, metrics, strict=True)
         for benchmark, m in found["benchmarks"][temperatures[0]].items()

@@ -76,10 +76,25 @@ def family(run, name, found):
 def grids(run, table, what, rows=""):
     """The accuracies of each temperature under their title."""
     parts = []
+    how = run.settings.evaluation
     for temperature, here in table.groupby("temperature", sort=False):
-        k = run.settings.evaluation.at(temperature).samples
+        k = how.at(temperature).samples if what == "avg" else how.least(temperature)
         parts += [f"## {what}@{k} at temperature {temperature:g}{rows}"]
         parts += [tables.accuracies(here, what).to_markdown()]
+    return parts
+
+
+def budgets(found):
+    """Accuracies against the token budget, a grid for each temperature."""
+    parts = []
+    for temperature, here in found.groupby("temperature", sort=False) if len(found) else ():
+        named = here.assign(at=here["method"] + " in " + here["budget"].map("{:,}".format))
+        shown = tables.by_benchmark(
+            named, lambda row: show.interval(row["value"], row["low"], row["high"]), "at"
+        )
+        parts += [f"## Accuracy against token budget, temperature {temperature:g}"]
+        parts += ["The same samples: what is longer than the budget counts as cut, so not right."]
+        parts += [shown.to_markdown()]
     return parts
 
 
@@ -107,6 +122,7 @@ def markdown(run, table, found):
         *grids(run, table[~first], "avg", ", other rows"),
         *(part for name in others for part in family(run, name, found)),
         *grids(run, table[lowest < 1], "pass"),  # where not everything is at 100 %
+        *budgets(tables.budgets(run)),
         "## Training, and what the samples look like",
         "The learning rate is chosen per method on the validation set (at edge: 1 if it is the "
         "lowest or highest that was tried). Rows: mean of base seeds. Trajectory: the text that "
@@ -218,6 +234,39 @@ for run in runs:
     fig = figure(run, found[run.mode], gaps[run.mode])
     display(fig)
     written.append(show.save(tables.paths(run)["png"], fig))
+
+# %% [markdown]
+# Where the settings name token budgets: the accuracy of the same samples, had what is longer been
+# cut there. A method whose line starts higher says the same in fewer tokens.
+
+# %%
+for run in runs:
+    cut, primary = tables.budgets(run), run.settings.evaluation.temperatures[0]
+    if cut.empty:
+        continue
+    how = {"index": False, "lineterminator": "\n"}
+    written.append(store.write_text(tables.paths(run)["budgets_csv"], cut.to_csv(**how)))
+    cut = cut[cut["temperature"] == primary]
+    names = cut["benchmark"].unique()
+    fig, axes = plt.subplots(
+        1, len(names), figsize=(2.6 * len(names) + 1, 3), sharey=True, squeeze=False
+    )
+    for axis, name in zip(axes[0], names, strict=True):
+        for method, rows in cut[cut["benchmark"] == name].groupby("method", sort=False):
+            x, style = rows["budget"], show.look(method)
+            axis.fill_between(
+                x, 100 * rows["low"], 100 * rows["high"], color=style["color"], alpha=0.1
+            )
+            axis.plot(x, 100 * rows["value"], label=method, ms=4, **style)
+        axis.set(title=name, xlabel="budget, tokens", xscale="log")
+        axis.set_xticks(x, [f"{budget:,}" for budget in x], fontsize=7, rotation=30)
+        axis.minorticks_off()
+    axes[0][0].set_ylabel("avg@k, %")
+    axes[0][0].legend(fontsize=7)
+    fig.suptitle(f"{run.mode.upper()}, scale {run.scale}, temperature {primary:g}", fontsize=10)
+    fig.tight_layout()
+    display(fig)
+    written.append(show.save(tables.paths(run)["budgets_png"], fig))
 
 # %% [markdown]
 # ## Cost

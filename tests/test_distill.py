@@ -236,6 +236,52 @@ def test_dropout_is_off_for_the_self_teacher(project):
     assert distiller.student.training
 
 
+def test_as_the_authors_weigh_it(project):
+    """A mean over forward passes, each the mean of its own tokens, or as usual one over all tokens:
+    the first step's loss and the norm of its gradient, from full logits."""
+    how = "training.batch_size=4 training.micro_batch_size=1 training.max_grad_norm=1e9"
+    rows, wanted = [*ROWS[:3], ROWS[0]._replace(response_ids=[*range(40, 54)])], []
+    teacher, _ = load("models/tiny/0/teacher")
+    for setting in ("[micro_step_means]", "[]"):
+        run = get_run(f"smoke {how} training.as_authors={setting}", "opd", "trd")
+        folder = project / setting
+        distill._train_round(distill._candidate(run, 0, 1e-3, rows), 0, folder, None)
+        first = store.read_json(folder / "training_log.json")[0]
+        distiller = distill.build(run, 0)  # before its first step
+        losses = plain_losses(distiller, rows, teacher)
+        means = [row.mean() for row in losses] if setting != "[]" else [torch.cat(losses).mean()]
+        wanted.append(sum(means) / len(means))
+        wanted[-1].backward()
+        grads = [p.grad.norm() for p in distiller.student.parameters() if p.grad is not None]
+        assert first["loss"] == pytest.approx(wanted[-1].item(), rel=1e-3)
+        assert first["grad_norm"] == pytest.approx(torch.stack(grads).norm().item(), rel=1e-3)
+    assert abs(wanted[0] / wanted[1] - 1) > 0.01  # the two can be told apart
+    raw = get_run(f"smoke {how} training.as_authors=[raw_text]", "opd", "trd")
+    assert distill.fingerprint(raw, 0, rows) != distill.fingerprint(run, 0, rows)
+
+
+def test_as_the_authors_write_it(smoke, task, sets):
+    """Raw text: problem and response, by the same tokenizer, nothing of the chat template, no end
+    of turn; rollouts and rewrites stay on the template."""
+    raw = get_run("smoke training.as_authors=[raw_text]", "opsd", "trd")
+    usual = smoke("opsd", "trd")
+    assert (raw.attempts, raw.rewrites("y_r")) == (usual.attempts, usual.rewrites("y_r"))
+    tokenizer = models.load_tokenizer(raw.model_path("student", 0))
+    mine, theirs = (rows_of_run(run, task, sets)[0] for run in (raw, usual))
+    special, shorter = {*tokenizer.all_special_ids}, 0
+    for pair, other, row in zip(mine, theirs, sets["train"].to_dict("records"), strict=True):
+        asked = prompts.TEMPLATES["tiny"]["solve"].format(**row) + "\n"
+        assert pair.student_ids == tokenizer.encode(asked, add_special_tokens=False)
+        assert row["solution"] in tokenizer.decode(pair.teacher_ids)
+        assert not special & {*pair.student_ids, *pair.teacher_ids, *pair.response_ids}
+        assert pair.response_ids == [i for i in other.response_ids if i not in special]
+        shorter += len(pair.response_ids) < len(other.response_ids)
+    assert shorter > 0
+    hidden = {**sets["train"].iloc[0].to_dict(), "problem": "<|im_end|>"}
+    with pytest.raises(ValueError, match=r"cannot read <\|im_end\|> as text"):  # nor as its own end
+        prompts.student_prompts(raw, 0, [hidden], raw=True)
+
+
 # ------------------------------------------------------------------------------------ training
 
 

@@ -58,6 +58,7 @@ def made(tmp_path_factory):
     smoke["variants"] = {"opd": [name for _, name, _ in MEASURED[6:]]}
     smoke["evaluation"]["also_at"] = {"1.0": 2}
     smoke["evaluation"]["sampling"]["samples"] = 4
+    smoke["evaluation"]["budgets"] = [5, 100]  # what is made up has 10 tokens
     (folder / "params.yaml").write_text(yaml.safe_dump(raw))
     rng = np.random.default_rng(0)
     with contextlib.chdir(folder):
@@ -345,7 +346,11 @@ def test_the_notebook_draws_the_figures_and_counts_the_cost(filled):
     papermill.execute_notebook(str(notebook), "out.ipynb", progress_bar=False)
     paths, seeds = tables.paths(filled), filled.settings.seeds
     assert all(path.is_file() for path in paths.values())
-    assert paths["png"].read_bytes().startswith(b"\x89PNG")
+    assert all(paths[f"{n}png"].read_bytes().startswith(b"\x89PNG") for n in ("", "budgets_"))
+    cut = pd.read_csv(paths["budgets_csv"]).set_index(["method", "benchmark", "temperature"])
+    cell = store.read_json(filled.metrics)["benchmarks"]["0.6"]["trail"]["avg_at_k"]
+    assert cut.loc["trd", "trail", 0.6]["value"].tolist() == [0, cell["value"]]
+    assert "\n| trd in 5 " in paths["md"].read_text()
     costs = pd.read_csv(paths["cost_csv"]).set_index("method")
     assert costs.loc["trd"].to_dict() == {
         "run": True, "generated": 20, "mean_length": 4, "trained": 12 * len(seeds),

@@ -166,11 +166,11 @@ def test_train_and_validation_are_what_is_left_and_it_is_counted(settings):
     assert used["answer"].tolist() == [rows[i]["answer"] for i in left]
     assert used["solution"].tolist() == [rows[i]["solution"] for i in left]
     assert len(sets["validation"]) == 5
-    optional, _ = problem_sets(everything.model_copy(update={"require_solution": False}))
-    assert len(optional["train"]) == len(sets["train"]) + 2
-    assert (optional["train"]["solution"] == "").sum() + (
-        optional["validation"]["solution"] == ""
-    ).sum() == 2
+    for word in (False, "unfiltered"):
+        optional, _ = problem_sets(everything.model_copy(update={"require_solution": word}))
+        assert len(optional["train"]) == len(sets["train"]) + 2
+        parts = pd.concat([optional["train"], optional["validation"]])
+        assert (parts["solution"] == "").sum() == 2
 
 
 def number(ids):
@@ -697,7 +697,7 @@ def test_models_and_modes_are_the_papers(scales):
         ("benchmarks/amobench/kept", None, "leave_out and kept go together"),
         ("benchmarks/amobench/kept", 50, "kept 50 must be less than rows 50"),
         ("benchmarks", {}, "benchmarks: .*at least 1"),
-        ("require_solution", False, "set data.require_solution, or drop opsd"),
+        ("require_solution", False, "true, or unfiltered), or drop opsd"),
     ],
 )
 def test_one_sentence_for_each_fault_of_the_settings(tmp_path, path, value, words):

@@ -201,6 +201,7 @@ def _shapes(run: Run) -> tuple:
     """What shapes a training run besides weights, rows, seed and learning rate."""
     settings, recipe = run.settings, run.recipe
     others = {"learning_rates", "variant_learning_rates", "choice_seeds", "save_steps"}
+    others |= {"as_authors"} if not settings.training.as_authors else set()  # it came later
     training = settings.training.model_dump(mode="json", exclude=others)
     used = *divergence.code(recipe.divergence), *models.CODE
     code = store.code_hash(*used, collate, Distiller, build, train)
@@ -275,6 +276,8 @@ def _train_round(candidate: Candidate, number: int, folder: Path, before: Path |
         return
     engines.close()
     distiller, tracker = build(run, seed, before), run.settings.tracker
+    # else the Trainer takes the mean of what its forward passes return
+    distiller.accepts_loss_kwargs = "micro_step_means" not in run.settings.training.as_authors
     checkpoints = candidate.folder.with_name(f"{rate}.checkpoints")
     if tracker == "tensorboard":  # else its files would go with the checkpoints
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.folder(seed) / tracker / str(rate))

@@ -9,7 +9,7 @@ import pandas as pd
 from trdlib.prompts import student_prompts
 from trdlib.rollout import Request, pool, table
 from trdlib.run import Run
-from trdlib.stats import avg_at_k, pass_at_k  # noqa: F401 - looked for here
+from trdlib.stats import allocate, avg_at_k, pass_at_k  # noqa: F401 - looked for here
 
 
 def evaluate(
@@ -19,29 +19,48 @@ def evaluate(
     {temperature: {benchmark: samples}} for each run.
 
     The runs are of one scale; adapters: of each run by seed, None for rows that are not trained.
-    All samples of all runs are jobs of one pool. The tables have the columns of a generation file
-    plus `seed`. What is there is read.
+    All samples of all runs are jobs of one pool; with evaluation.base_samples the base's come
+    first, and rows that are not trained have one seed. The tables have the columns of a generation
+    file plus `seed`. What is there is read.
     """
     benchmarks = {name: sets[name] for name in sets if name not in ("train", "validation")}
-    seeds, temperatures = runs[0].settings.seeds, runs[0].settings.evaluation.temperatures
+    how, base, shares = runs[0].settings.evaluation, runs[0].with_("none", "base"), {}
+    places = [*itertools.product(how.temperatures, benchmarks)]
 
     @functools.cache
     def asked(role: str, seed: int, name: str) -> tuple[list[dict], list]:
         rows = benchmarks[name].to_dict("records")
         return rows, student_prompts(runs[0], seed, rows, role)
 
-    cells = []  # the arguments of `table`
-    for run, found in zip(runs, adapters, strict=True):
+    def cell(run: Run, adapter: Path | None, temperature: float, name: str, seed: int) -> tuple:
+        """The arguments of `table`."""
         role = "teacher" if run.method == "teacher" else "student"
         again = int(run.method == "base_again") if run.mode == "none" else run.recipe.again
-        for temperature, name, seed in itertools.product(temperatures, benchmarks, seeds):
-            adapter = found and found[seed]
-            request = Request(role, seed, *asked(role, seed, name), adapter, stream=again)
-            path, how = run.samples(seed, temperature, name), run.settings.evaluation
-            cells.append((run, task, path, request, how.at(temperature)))
-    tables = iter(pool(runs[0], table, cells, "evaluate"))
+        both, sampling = asked(role, seed, name), how.at(temperature)
+        if how.base_samples and (run.mode, run.method) == ("none", "base"):
+            again = -1  # random numbers of its own: else its luck were that of those it decides on
+            sampling = sampling.model_copy(update={"samples": how.base_samples})
+        elif how.base_samples:
+            mine, sampling = shares[temperature, name], sampling.model_copy(update={"samples": 1})
+            both = [[one for one, n in zip(of, mine, strict=True) for _ in range(n)] for of in both]
+        request = Request(role, seed, *both, adapter, stream=again)
+        return run, task, run.samples(seed, temperature, name), request, sampling
 
-    def whole() -> pd.DataFrame:
-        return pd.concat([next(tables).assign(seed=seed) for seed in seeds], ignore_index=True)
+    def sampled(runs: list[Run], adapters: list) -> list[dict[float, dict[str, pd.DataFrame]]]:
+        asks = [(run, found, run.seeds) for run, found in zip(runs, adapters, strict=True)]
+        cells = [cell(run, found and found[seed], *place, seed)
+                 for run, found, seeds in asks for place in places for seed in seeds]  # fmt: skip
+        tables = iter(pool(runs[0], table, cells, "evaluate"))
 
-    return [{t: {name: whole() for name in benchmarks} for t in temperatures} for _ in runs]
+        def whole(seeds) -> pd.DataFrame:
+            return pd.concat([next(tables).assign(seed=seed) for seed in seeds], ignore_index=True)
+
+        return [{t: {name: whole(seeds) for name in benchmarks} for t in how.temperatures}
+                for *_, seeds in asks]  # fmt: skip
+
+    if how.base_samples:
+        (first,) = sampled([base], [None])
+        for t, name in places:
+            right = first[t][name].groupby("id", sort=False)["correct"].sum()
+            shares[t, name] = allocate(right, how.base_samples, how.at(t).samples, how.least(t))
+    return sampled(runs, adapters)

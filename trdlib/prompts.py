@@ -94,13 +94,14 @@ def render(
 
 def context(
     kind: str, tokenizer, *, style: str, max_tokens: float = math.inf, examples=(), thinking=None,
-    date=DATE, **parts: str | None,
+    date=DATE, raw=False, **parts: str | None,
 ) -> Prompt:  # fmt: skip
     """The prompt of one kind (a key of TEMPLATES[style]) for one problem, at most max_tokens long.
 
     parts: problem, reference and attempt; those that the template does not need may be None.
-    thinking, date: as in `render`. examples: earlier turns of the chat (settings.Example), asked by
-    the same template. ValueError where a part is missing, or cutting cannot make the prompt fit.
+    thinking, date: as in `render`; raw: without chat template, each turn is a line. examples:
+    earlier turns of the chat (settings.Example), asked by the same template. ValueError where a
+    part is missing, or cutting cannot make the prompt fit.
     """
     template = TEMPLATES[style][kind]
     needed = [part for part in ("problem", "attempt", "reference") if f"{{{part}}}" in template]
@@ -112,6 +113,9 @@ def context(
         for one, answer in [*((dict(e), e.reference) for e in examples), (parts, None)]:
             turns.append({"role": "user", "content": template.format(**one)})
             turns.append({"role": "assistant", "content": answer})
+        if raw:
+            lines = "{content}\n".format_map
+            return _as_text(turns[:-1], tokenizer, lambda of: "".join(map(lines, of)))
         return render(turns[:-1], tokenizer, thinking=thinking, date=date)
 
     ids, truncated = rendered(), False
@@ -133,17 +137,18 @@ def context(
     return Prompt(ids, truncated)
 
 
-def student_prompts(run: Run, seed: int, rows: list[dict], role="student") -> list[Prompt]:
+def student_prompts(run: Run, seed: int, rows: list[dict], role="student", **how) -> list[Prompt]:
     """What the student is asked, in rollout, training and evaluation alike: x alone.
 
     rows: of a problem set. role: an evaluated teacher is asked the same by its own template and
-    thinking switch. ValueError, with how many, for prompts longer than lengths.prompt.
+    thinking switch. how: `raw` of context. ValueError, with how many, for prompts longer than
+    lengths.prompt.
     """
     limit = run.settings.lengths.prompt
-    return _prompts(run, role, run.model_path(role, seed), "solve", limit, rows)
+    return _prompts(run, role, run.model_path(role, seed), "solve", limit, rows, **how)
 
 
-def teacher_prompts(run: Run, seed: int, rows: list[dict], attempts=None) -> list[Prompt]:
+def teacher_prompts(run: Run, seed: int, rows: list[dict], attempts=None, **how) -> list[Prompt]:
     """The teacher's refine context of each attempt (a text), or without attempts its vanilla one.
 
     mode "opd": x, or (x, y_o). mode "opsd": the reference solution y* as well. Nothing else says
@@ -152,14 +157,15 @@ def teacher_prompts(run: Run, seed: int, rows: list[dict], attempts=None) -> lis
     kind = "solve" if attempts is None else "refine"
     kind += "_given_reference" if run.mode == "opsd" else ""
     limit = run.teacher_prompt_limit(with_attempt=attempts is not None)
-    return _prompts(run, "teacher", run.model_name("teacher", seed), kind, limit, rows, attempts)
+    weights = run.model_name("teacher", seed)
+    return _prompts(run, "teacher", weights, kind, limit, rows, attempts, **how)
 
 
-def _prompts(run: Run, role: str, weights: str, kind: str, limit: int, rows, attempts=None):
+def _prompts(run: Run, role: str, weights: str, kind: str, limit: int, rows, attempts=None, **how):
     from trdlib import models  # it brings torch along, and tasks use this module without
 
     of, found, faults = run.settings.models, [], []
-    how = {"style": of.style, "date": of.date, "thinking": getattr(of, f"{role}_thinking")}
+    how |= {"style": of.style, "date": of.date, "thinking": getattr(of, f"{role}_thinking")}
     how |= {"tokenizer": models.load_tokenizer(weights), "examples": run.settings.examples}
     for row, attempt in zip(rows, attempts or [None] * len(rows), strict=True):
         parts = {"problem": row["problem"], "attempt": attempt, "reference": row.get("solution")}

@@ -91,13 +91,16 @@ def pairs(run: Run, seed: int, responses, problems, *, teacher: bool = True) -> 
     A column `attempt` (the y_o behind each y_r) means the teacher's refine context, else it is the
     vanilla one. teacher: False leaves the teacher out.
     """
-    asked = rows_of(problems, responses)
-    student = [p.ids for p in prompts.student_prompts(run, seed, asked)]
+    asked, raw = rows_of(problems, responses), "raw_text" in run.settings.training.as_authors
+    student = [p.ids for p in prompts.student_prompts(run, seed, asked, raw=raw)]
     theirs = [[] for _ in asked]
     if teacher:
         attempts = responses["attempt"].tolist() if "attempt" in responses else None
-        theirs = [p.ids for p in prompts.teacher_prompts(run, seed, asked, attempts)]
+        theirs = [p.ids for p in prompts.teacher_prompts(run, seed, asked, attempts, raw=raw)]
     tokens = [list(map(int, ids)) for ids in responses["token_ids"]]
+    if raw:  # without the end of turn, unless it is all there is
+        ends = models.load_tokenizer(run.model_path("student", seed)).all_special_ids
+        tokens = [ids[:-1] if ids[-1] in ends and ids[1:] else ids for ids in tokens]
     return [Pair(*row) for row in zip(student, theirs, tokens, strict=True)]
 
 

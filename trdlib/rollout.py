@@ -80,7 +80,7 @@ def table(run: Run, task, path: Path, request: Request, sampling: Sampling) -> p
     groups = engines.sample(run, name, asked, f"{request.seed}/{path.stem}")
     found = pd.DataFrame([done for group in groups for done in group], columns=Completion._fields)
     found.insert(0, "id", [row["id"] for row in rows])
-    found.insert(1, "sample", [number for group in groups for number in range(len(group))])
+    found.insert(1, "sample", found.groupby("id").cumcount())  # some are asked more often
     tokenizer = models.load_tokenizer(name)
     text = tokenizer.batch_decode(found["token_ids"].tolist(), skip_special_tokens=True)
     found.insert(3, "text", text)

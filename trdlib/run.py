@@ -80,6 +80,12 @@ class Run:
         return tuple(dict.fromkeys((*usual, *self.settings.variants.get(self.mode, ()))))
 
     @property
+    def seeds(self) -> tuple[int, ...]:
+        """Those evaluated: of rows that are not trained one, where all have the same weights."""
+        once = self.mode == "none" and self.settings.evaluation.base_samples
+        return self.settings.seeds[: 1 if once else None]
+
+    @property
     def rates(self) -> tuple[float, ...]:
         """The learning rates among which the method chooses; variants may have their own."""
         how, variant = self.settings.training, self.mode != "none" and self.recipe.is_variant

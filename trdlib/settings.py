@@ -174,6 +174,9 @@ class Training(Section):
     bf16: bool = False
     gradient_checkpointing: bool = False
     save_steps: Count = 50
+    # What their code does and ours does not: prompt and response without chat template and end of
+    # turn; the loss as a mean over forward passes, each the mean of its own tokens.
+    as_authors: Distinct[Literal["raw_text", "micro_step_means"]] = ()
 
     def faults(self) -> dict:
         rows, micro = self.batch_size, self.micro_batch_size
@@ -183,6 +186,10 @@ class Training(Section):
 class Evaluation(Section):
     sampling: Sampling  # samples: the k of avg@k and pass@k
     also_at: Annotated[dict[Temperature, Count], BeforeValidator(_apart)] = {}  # with samples
+    # The base once (its seeds share the weights), so often; what it gets right says which problems
+    # get the samples of the other rows (stats.allocate). None: all rows and problems alike.
+    base_samples: Count | None = None
+    budgets: Distinct[Count] = ()  # of tokens: accuracy if what is longer had been cut there
     validation_samples: Count  # samples per validation problem, for the learning rate
     resamples: Count  # bootstrap
     confidence: Annotated[Share, Field(ge=0.01)]
@@ -195,6 +202,14 @@ class Evaluation(Section):
     def at(self, temperature: float) -> Sampling:
         samples = ({self.sampling.temperature: self.sampling.samples} | self.also_at)[temperature]
         return self.sampling.model_copy(update={"temperature": temperature, "samples": samples})
+
+    def least(self, temperature: float) -> int:
+        """The samples that every problem has: the k of pass@k."""
+        return min(self.at(temperature).samples, 2 if self.base_samples else 10**7)
+
+    def faults(self) -> dict:
+        longest, top = max(self.budgets, default=0), self.sampling.max_new_tokens
+        return {f"a budget of {longest} cuts nothing: max_new_tokens is {top}": longest > top}
 
     @property
     def validation(self) -> Sampling:
@@ -284,7 +299,9 @@ class Scale(Section):
             known("mode of the scale", mode, self.modes)
         for name in (*self.only, *sum(self.variants.values(), ())):
             known("method", name, self.methods)
+        own, once = "{seed}" in self.models.student, self.evaluation.base_samples
         return {
+            "base_samples needs one base model, not one for each {seed}": own and once,
             "vllm fills a GPU: set workers to 1": self.workers > 1 and self.models.engine == "vllm",
             "refinement.samples must be 1: an attempt has one rewrite": self.refinement.samples > 1,
             "mode opd needs models.teacher": "opd" in self.modes and not self.models.teacher,

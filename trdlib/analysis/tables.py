@@ -12,6 +12,7 @@ import pandas as pd
 
 from trdlib import store, tasks
 from trdlib.analysis import compare
+from trdlib.analysis.measure import rates
 from trdlib.analysis.show import DASH, MISSING, interval
 from trdlib.run import Run
 from trdlib.settings import REFERENCES, read_yaml, root
@@ -45,15 +46,16 @@ def _places(run: Run) -> list[tuple[str, float]]:
 def measured(run: Run) -> dict[str, dict]:
     """The metrics file of each row, with its cells by (benchmark, temperature); {} where not run.
     If every rewrite is the reference, sft and sft_refined are one experiment: then without sft."""
-    found = {}
+    found, budgets = {}, {*map(str, run.settings.evaluation.budgets)}
     for name in row_names(run):
         path = run.with_("none" if name in REFERENCES else run.mode, name).metrics
         mine = found[name] = store.read_json(path, {})
         for benchmark, t in _places(run) if mine else ():
-            if benchmark not in mine["benchmarks"].get(f"{t:g}", {}):
+            cell = mine["benchmarks"].get(f"{t:g}", {}).get(benchmark)
+            if not (cell and budgets <= {*cell.get("at_budget", {})}):
                 old = "they are of other settings, run notebook 5_evaluate again"
                 raise ValueError(f"{name}: no metrics of {benchmark} at temperature {t:g}: {old}")
-            mine[benchmark, t] = mine["benchmarks"][f"{t:g}"][benchmark]
+            mine[benchmark, t] = cell
     if found.get("sft_refined", {}).get("training", {}).get("trajectory_like_reference") == 1:
         found.pop("sft", None)
     return found
@@ -74,6 +76,19 @@ def collect(run: Run) -> pd.DataFrame:
         records.append(record)
     table = pd.json_normalize(records, sep="_")
     return table.rename(columns=lambda c: c.replace("_at_k_", "_")).reindex(columns=_COLUMNS)
+
+
+def budgets(run: Run) -> pd.DataFrame:
+    """avg@k, had what is longer than a budget of tokens been cut there: a row per (method,
+    temperature, benchmark, budget) of what was run; value, low, high as fractions."""
+    budgets = sorted(run.settings.evaluation.budgets)
+    rows = itertools.product(measured(run).items(), _places(run), budgets)
+    records = [
+        {"method": name, "temperature": t, "benchmark": benchmark, "budget": budget,
+         **{end: mine[benchmark, t]["at_budget"][str(budget)][end] for end in _ENDS[:3]}}
+        for (name, mine), (benchmark, t), budget in rows if mine
+    ]  # fmt: skip
+    return pd.DataFrame(records)
 
 
 def families(run: Run) -> dict[str, list[tuple[str, str]]]:
@@ -107,17 +122,19 @@ def _best(run: Run, found: dict, place: tuple[str, float], *, in_rounds: bool) -
     return max(score, key=score.get, default=None)
 
 
-def _paired(ours: dict, theirs: dict) -> list[np.ndarray]:
-    if any(ours[key] != theirs[key] for key in ("problems", "seeds", "k")):
+def _paired(ours: dict, theirs: dict, once) -> tuple[np.ndarray, ...]:
+    """once: a row that is not trained has one seed, which stands beside each of the other's."""
+    same = [ours[key] == theirs[key] for key in ("problems", "seeds", "k")]
+    if not all(same[: 1 if once else 3]) or not {*theirs["seeds"]} <= {*ours["seeds"]}:
         raise ValueError("paired by problem: both runs need the same problems, seeds and samples")
-    return [np.array(c["correct"]) / c["k"] for c in (ours, theirs)]
+    return np.broadcast_arrays(rates(ours), rates(theirs))
 
 
 def differences(run: Run) -> pd.DataFrame:
     """Paired differences: a row per (family, ours, against, benchmark, temperature), of what was
     run, in fractions; columns: docs/results.md. theirs: the method behind `against`. Each family is
     one for Holm; those of every method are of the primary temperature alone."""
-    found, places, records = measured(run), _places(run), []
+    found, places, records, how = measured(run), _places(run), [], run.settings.evaluation
     best = {(kind, place): _best(run, found, place, in_rounds=kind == BEST_ROUNDS)
             for kind in (BEST, BEST_ROUNDS) for place in places}  # fmt: skip
     for name, pairs in families(run).items():
@@ -127,8 +144,9 @@ def differences(run: Run) -> pd.DataFrame:
             extra = name in (TO_TRD, TO_BASE) and place[1] != places[0][1]
             if found.get(ours) and found.get(theirs) and not extra:
                 key = (name, ours, against, theirs, *place)
-                pairs_of[key] = _paired(found[ours][place], found[theirs][place])
-        compared = compare.family(list(pairs_of.values()), **run.settings.evaluation.interval)
+                both = found[ours][place], found[theirs][place]
+                pairs_of[key] = _paired(*both, how.base_samples)
+        compared = compare.family(list(pairs_of.values()), **how.interval)
         for key, one in zip(pairs_of, compared, strict=True):
             shares = dict(zip(_SHARES, one.pop("shares"), strict=True))
             records.append(dict(zip(_PAIR, key, strict=True)) | one | shares)
@@ -195,6 +213,8 @@ def how(run: Run, table: pd.DataFrame) -> str:
     samples = " and ".join(f"{asked.at(t).samples} at {t:g}" for t in asked.temperatures)
     words = {"seeds": len(run.settings.seeds), "problems": problems, "samples": samples}
     text = _SAID["how"].format(confidence=asked.confidence, **words)
+    if asked.base_samples:
+        text += " " + _SAID["once"].format(asked.base_samples, asked.least(asked.temperatures[0]))
     on_rewrites = table["method"].isin(["trd", "sft_refined"])
     for same in table.loc[on_rewrites, "trajectory_like_reference"].dropna()[-1:]:
         text += f" {same:.2%} of the rewrites are the reference solution word for word"

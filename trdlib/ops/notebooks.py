@@ -58,15 +58,21 @@ def record(**found) -> None:
     """Leave numbers, texts, accuracies (`counts`) in the notebook's output, at its end."""
     from IPython.display import display
 
-    shares = {n: np.mean(v["correct"]) / v["k"] for n, v in found.items() if isinstance(v, dict)}
+    shares = {n: accuracy(v) for n, v in found.items() if isinstance(v, dict)}
     said = "\n".join(f"{name}: {value}" for name, value in (found | shares).items())
     display({MIME: found, "text/plain": said}, raw=True)
 
 
-def counts(correct, k: int, problems: str = "") -> dict:
-    """A measured accuracy: right samples of k, (seeds, problems), and a hash of the problems."""
+def accuracy(found: dict) -> float:
+    """Of what `counts` gave."""
+    return float(np.mean(np.array(found["correct"]) / found["k"]))
+
+
+def counts(correct, k, problems: str = "") -> dict:
+    """A measured accuracy: right samples of k, (seeds, problems), and a hash of the problems. k: a
+    number, or one for each problem."""
     rows = [[int(value) for value in row] for row in correct]
-    return {"correct": rows, "k": int(k), "problems": problems}
+    return {"correct": rows, "k": np.asarray(k).tolist(), "problems": problems}
 
 
 def measured(samples: pd.DataFrame, problems: pd.DataFrame) -> dict:

@@ -139,7 +139,7 @@ def read(name: str) -> tuple[pd.DataFrame, list[str]]:
 
 def table(done: pd.DataFrame) -> pd.DataFrame:
     """The same with accuracies as fractions."""
-    found = done.map(lambda v: np.mean(v["correct"]) / v["k"] if isinstance(v, dict) else v)
+    found = done.map(lambda v: notebooks.accuracy(v) if isinstance(v, dict) else v)
     return found.infer_objects()
 
 

@@ -97,7 +97,9 @@ class HubData(Section):
     train_problems: Count | None = None  # drawn by a hash; None: all that are left
     validation_problems: Count  # held out of the train set, by the same hash
     benchmarks: dict[Name, HubSet] = Field(min_length=1)
-    require_solution: bool = False  # train problems without a reference solution are left out
+    # Train problems without a reference solution are left out; unfiltered: they stay, and the
+    # teacher of OPSD sees an empty one there, as in the authors' code.
+    require_solution: bool | Literal["unfiltered"] = False
     root: str | None = None  # a folder with <repo>/<file> that stands in for the hub
     seed: int = 0
 
@@ -119,7 +121,7 @@ def check(name: str, scale: Scale) -> None:
         if one.format and scale.task != "code":
             raise SettingsError(f"scales.{name}: {one.format} is of the task code, not of math")
     if "opsd" in scale.modes and not found.require_solution:
-        mend = "set data.require_solution, or drop opsd from modes"
+        mend = "set data.require_solution (true, or unfiltered), or drop opsd from modes"
         raise SettingsError(f"scales.{name}: mode opsd shows the teacher a solution: {mend}")
 
 
@@ -295,7 +297,7 @@ def problem_sets(found: HubData, read_rows: Callable, fits=None) -> tuple[dict, 
         left += f", {about[what]} {what.replace('_', ' ')}" * bool(about[what])
 
     drop("without_problem_or_answer", (frame["problem"] == "") | (frame["answer"] == ""))
-    if found.require_solution:
+    if found.require_solution is True:
         drop("without_solution", frame["solution"] == "")
     drop("in_a_benchmark", frame["text"].isin(asked))
     first = frame.groupby("text")[["id", "answer"]].transform("first")
