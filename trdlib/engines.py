@@ -12,6 +12,7 @@ import atexit
 import functools
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import os
 import random
@@ -110,8 +111,9 @@ def fill(run: Run, name: str, asked: list[Asked], label: str, mine: int = 0, of:
     lacking = [(one, rows) for one, rows in lacking if rows]
     if run.settings.models.engine == "transformers":
         close()
-        for one, rows in lacking:
-            _decode(run, name, one, rows, label)
+        # A tiny model takes a tenth as long to load as to answer: once for each adapter.
+        for adapter, same in itertools.groupby(lacking, key=lambda one: one[0].adapter):
+            _decode(run, name, adapter, list(same), label)
         models.free_gpu()
     elif lacking:
         key = name, run.settings.models, run.context_length
@@ -126,22 +128,25 @@ def fill(run: Run, name: str, asked: list[Asked], label: str, mine: int = 0, of:
             raise
 
 
-def _decode(run: Run, name: str, asked: Asked, missing: set[int], label: str) -> None:
+def _decode(
+    run: Run, name: str, adapter: Path | None, lacking: list[tuple[Asked, set[int]]], label: str
+) -> None:
     """By our own loop: every batch that lacks a row, as a whole, since its rows share one stream of
     random numbers. An adapter is merged, but not into 4 bits: that rounds."""
-    settings, rows = run.settings.models, asked.rows
+    settings, shapes = run.settings.models, {"temperature", "top_p", "top_k", "max_new_tokens"}
     model, tokenizer = models.load(name, settings, run.context_length)
-    how = asked.sampling.model_dump(include={"temperature", "top_p", "top_k", "max_new_tokens"})
-    how["stop_ids"] = models.stop_ids(model.generation_config, tokenizer)
-    if asked.adapter:
-        model = models.with_adapter(model, asked.adapter, merge=not settings.load_in_4bit)
-    todo = generate.batches(rows, asked.sampling.batch_size)
-    for number, batch in enumerate(jobs.progress(label, todo)):
-        if missing.intersection(batch):
-            prompts, seed = [rows[row] for row in batch], asked.seed_of(number, bits=63)
-            with jobs.model_compute():
-                done = generate.decode(model, prompts, seed=seed, **how)
-            _keep(asked.parts, dict(zip(batch, done, strict=True)))
+    ends = models.stop_ids(model.generation_config, tokenizer)
+    if adapter:
+        model = models.with_adapter(model, adapter, merge=not settings.load_in_4bit)
+    for asked, missing in lacking:
+        rows, how = asked.rows, asked.sampling.model_dump(include=shapes)
+        todo = generate.batches(rows, asked.sampling.batch_size)
+        for number, batch in enumerate(jobs.progress(label, todo)):
+            if missing.intersection(batch):
+                prompts, seed = [rows[row] for row in batch], asked.seed_of(number, bits=63)
+                with jobs.model_compute():
+                    done = generate.decode(model, prompts, seed=seed, stop_ids=ends, **how)
+                _keep(asked.parts, dict(zip(batch, done, strict=True)))
 
 
 def _queue(engine, name: str, lacking: list[tuple[Asked, set[int]]], label: str) -> None:

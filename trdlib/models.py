@@ -56,7 +56,7 @@ def prepare_process(settings: Models) -> None:
         torch.set_num_threads(settings.threads)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=32)
 def _tokenizer(folder: str, commit: str | None):
     from transformers import AutoTokenizer
 

@@ -92,6 +92,7 @@ def render(
     return list(template(messages, tokenize=True, return_dict=False))
 
 
+@functools.lru_cache(2**15)  # every step asks again: rendering was half a minute of each
 def context(
     kind: str, tokenizer, *, style: str, max_tokens: float = math.inf, examples=(), thinking=None,
     date=DATE, raw=False, **parts: str | None,

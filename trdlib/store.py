@@ -156,6 +156,7 @@ def code_hash(*modules) -> str:
     return content_hash([_bare_code(inspect.getsource(module)) for module in modules])
 
 
+@functools.cache
 def source_hash(source: str) -> str:
     """The same for a source text, which need not be imported."""
     return content_hash(_bare_code(source))

@@ -117,12 +117,9 @@ def hashes(source: str) -> dict[str, str]:
     while waiting:
         path = waiting.pop()
         text, code = path.read_text(encoding="utf-8"), path.suffix == ".py"
-        found[path] = _source_hash(text) if code else store.content_hash(text)
+        found[path] = store.source_hash(text) if code else store.content_hash(text)
         waiting |= _named(text, path, PACKAGE) - found.keys() if code else set()
     return {path.relative_to(PACKAGE.parent).as_posix(): h for path, h in found.items()}
-
-
-_source_hash = functools.cache(store.source_hash)
 
 
 @functools.cache
