@@ -122,10 +122,10 @@ def _best(run: Run, found: dict, place: tuple[str, float], *, in_rounds: bool) -
     return max(score, key=score.get, default=None)
 
 
-def _paired(ours: dict, theirs: dict, once) -> tuple[np.ndarray, ...]:
-    """once: a row that is not trained has one seed, which stands beside each of the other's."""
+def _paired(ours: dict, theirs: dict) -> tuple[np.ndarray, ...]:
+    """Their one seed (of a row that is sampled once) stands beside each of ours."""
     same = [ours[key] == theirs[key] for key in ("problems", "seeds", "k")]
-    if not all(same[: 1 if once else 3]) or not {*theirs["seeds"]} <= {*ours["seeds"]}:
+    if not all(same[: 1 if theirs["seeds"] == ours["seeds"][:1] else 3]):
         raise ValueError("paired by problem: both runs need the same problems, seeds and samples")
     return np.broadcast_arrays(rates(ours), rates(theirs))
 
@@ -134,7 +134,7 @@ def differences(run: Run) -> pd.DataFrame:
     """Paired differences: a row per (family, ours, against, benchmark, temperature), of what was
     run, in fractions; columns: docs/results.md. theirs: the method behind `against`. Each family is
     one for Holm; those of every method are of the primary temperature alone."""
-    found, places, records, how = measured(run), _places(run), [], run.settings.evaluation
+    found, places, records = measured(run), _places(run), []
     best = {(kind, place): _best(run, found, place, in_rounds=kind == BEST_ROUNDS)
             for kind in (BEST, BEST_ROUNDS) for place in places}  # fmt: skip
     for name, pairs in families(run).items():
@@ -144,9 +144,8 @@ def differences(run: Run) -> pd.DataFrame:
             extra = name in (TO_TRD, TO_BASE) and place[1] != places[0][1]
             if found.get(ours) and found.get(theirs) and not extra:
                 key = (name, ours, against, theirs, *place)
-                both = found[ours][place], found[theirs][place]
-                pairs_of[key] = _paired(*both, how.base_samples)
-        compared = compare.family(list(pairs_of.values()), **how.interval)
+                pairs_of[key] = _paired(found[ours][place], found[theirs][place])
+        compared = compare.family(list(pairs_of.values()), **run.settings.evaluation.interval)
         for key, one in zip(pairs_of, compared, strict=True):
             shares = dict(zip(_SHARES, one.pop("shares"), strict=True))
             records.append(dict(zip(_PAIR, key, strict=True)) | one | shares)
