@@ -179,6 +179,7 @@ def accuracies(axis, rows):
             axis.text(high + 3, y, f"none of {n} right", va="center", ha="left", fontsize=6)
     axis.set(title=rows["benchmark"].iloc[0], xlim=(-3, 103), xlabel="avg@k, %")
     axis.set_yticks(range(len(methods)), methods)
+    axis.set_ylim(len(methods) - 0.4, -0.6)
 
 
 def differences(axis, rows):
@@ -193,6 +194,7 @@ def differences(axis, rows):
     axis.axvline(0, color="grey", lw=0.8, ls=":")
     labels = [f"{ours} minus\n{other}" for ours, other in pairs]
     axis.set_yticks(range(len(pairs)), labels, fontsize=8)
+    axis.set_ylim(len(pairs) - 0.4, -0.6)
     axis.set_xlabel("points")
 
 
@@ -213,8 +215,6 @@ def figure(run, table, gaps):
         differences(below, gaps[gaps["benchmark"] == benchmark])
         above.grid(axis="x", alpha=0.3)
         below.grid(axis="x", alpha=0.3)
-    for axis in axes[:, 0]:
-        axis.invert_yaxis()
     dot = {"marker": "o", "ls": ""}
     shown = {
         "interval, these models": {"lw": 6, "alpha": 0.4},
