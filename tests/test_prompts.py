@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from trdlib import prompts
 from trdlib.run import get_run
-from trdlib.settings import Example, Models, SettingsError
+from trdlib.settings import Models, SettingsError
 from trdlib.tasks import chain, modular
 from trdlib.tasks.language import text_of
 
@@ -131,15 +131,6 @@ def test_a_long_prompt_is_cut_in_the_attempt_then_in_the_reference(tokenizer, ro
 def test_what_is_missing_is_named(tokenizer):
     with pytest.raises(ValueError, match="needs the reference"):
         teacher_context({"problem": "x", "solution": None}, tokenizer, "opsd", style="tiny")
-
-
-def test_examples_are_earlier_turns_of_the_chat(tokenizer):
-    example = Example(problem="Route#A", attempt="A<1", reference="A>4")
-    found = prompts.context(
-        "refine", tokenizer, style="tiny", problem="Route#B", attempt="B<1", examples=(example,)
-    )
-    first = f"{HEAD}Route#A\nAttempt:\nA<1\nRewrite{TAIL}A>4<|im_end|>\n"
-    assert tokenizer.decode(found.ids) == f"{first}{HEAD}Route#B\nAttempt:\nB<1\nRewrite{TAIL}"
 
 
 # ----------------------------------------------------------- special tokens as text, today's date

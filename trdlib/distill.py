@@ -356,7 +356,7 @@ def _choice_stamp(run: Run, seeds: tuple[int, ...], sets: dict[str, pd.DataFrame
     roles, settings = ("student", "teacher"), run.settings
     weights = [models.identity(run.model_name(role, s)) for s in seeds for role in roles]
     asked = [sets[name].to_json(orient="values") for name in ("train", "validation")]
-    wording = [prompts.TEMPLATES[settings.models.style], settings.examples, settings.lengths]
+    wording = [prompts.TEMPLATES[settings.models.style], settings.lengths]
     how = (run.rates, settings.evaluation.validation, *_sampled(run), *_shapes(run))
     return store.content_hash(seeds, weights, asked, wording, *how)
 

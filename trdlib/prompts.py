@@ -94,15 +94,14 @@ def render(
 
 @functools.lru_cache(2**15)  # every step asks again: rendering was half a minute of each
 def context(
-    kind: str, tokenizer, *, style: str, max_tokens: float = math.inf, examples=(), thinking=None,
+    kind: str, tokenizer, *, style: str, max_tokens: float = math.inf, thinking=None,
     date=DATE, raw=False, **parts: str | None,
 ) -> Prompt:  # fmt: skip
     """The prompt of one kind (a key of TEMPLATES[style]) for one problem, at most max_tokens long.
 
     parts: problem, reference and attempt; those that the template does not need may be None.
-    thinking, date: as in `render`; raw: without chat template, each turn is a line. examples:
-    earlier turns of the chat (settings.Example), asked by the same template. ValueError where a
-    part is missing, or cutting cannot make the prompt fit.
+    thinking, date: as in `render`; raw: without chat template, a line. ValueError where a part is
+    missing, or cutting cannot make the prompt fit.
     """
     template = TEMPLATES[style][kind]
     needed = [part for part in ("problem", "attempt", "reference") if f"{{{part}}}" in template]
@@ -110,14 +109,10 @@ def context(
         raise ValueError(f"a {kind!r} prompt needs the {missing[0]}, and this problem has none")
 
     def rendered() -> list[int]:
-        turns = []
-        for one, answer in [*((dict(e), e.reference) for e in examples), (parts, None)]:
-            turns.append({"role": "user", "content": template.format(**one)})
-            turns.append({"role": "assistant", "content": answer})
+        turns = [{"role": "user", "content": template.format(**parts)}]
         if raw:
-            lines = "{content}\n".format_map
-            return _as_text(turns[:-1], tokenizer, lambda of: "".join(map(lines, of)))
-        return render(turns[:-1], tokenizer, thinking=thinking, date=date)
+            return _as_text(turns, tokenizer, lambda of: f"{of[0]['content']}\n")
+        return render(turns, tokenizer, thinking=thinking, date=date)
 
     ids, truncated = rendered(), False
     for name in needed[1:]:
@@ -167,7 +162,7 @@ def _prompts(run: Run, role: str, weights: str, kind: str, limit: int, rows, att
 
     of, found, faults = run.settings.models, [], []
     how |= {"style": of.style, "date": of.date, "thinking": getattr(of, f"{role}_thinking")}
-    how |= {"tokenizer": models.load_tokenizer(weights), "examples": run.settings.examples}
+    how["tokenizer"] = models.load_tokenizer(weights)
     for row, attempt in zip(rows, attempts or [None] * len(rows), strict=True):
         parts = {"problem": row["problem"], "attempt": attempt, "reference": row.get("solution")}
         try:

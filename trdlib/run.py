@@ -18,7 +18,7 @@ from trdlib.store import content_hash
 
 # What shapes each artefact: sections of a scale.
 _DATA = ("task", "data")
-_ATTEMPTS = (*_DATA, "models", "lengths", "examples", "rollout", "seeds")
+_ATTEMPTS = (*_DATA, "models", "lengths", "rollout", "seeds")
 _REWRITES = (*_ATTEMPTS, "refinement")
 _ADAPTERS = (*_REWRITES, "lora", "training", "methods", "onsets")
 _SHAPES_NOTHING = {"workers", "tracker", "only", "variants"}  # no result, that is

@@ -263,12 +263,6 @@ class Models(Section):
         return {"load_in_4bit needs a GPU, vllm its own device: leave device at auto": chosen}
 
 
-class Example(Section):
-    problem: str
-    attempt: str
-    reference: str
-
-
 class Scale(Section):
     # What is asked, and who says what is right: a name of trdlib.tasks, or a file in named folders.
     task: Annotated[str, AfterValidator(lambda t: "/".join(map(check_name, t.split("/"))))]
@@ -286,7 +280,6 @@ class Scale(Section):
     training: Training
     evaluation: Evaluation
     methods: dict[Name, Method]
-    examples: tuple[Example, ...] = ()  # earlier turns of every chat, for models too small to obey
     onsets: Several[str]  # words that open a correction
     diagnosis: Diagnosis
     only: Distinct[str] = ()  # the methods that are run here; (): those of `run`

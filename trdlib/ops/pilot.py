@@ -30,7 +30,7 @@ def device() -> tuple[str, int]:
 
 
 def _stamp(run: Run) -> str:
-    names = {"task", "data", "models", "lengths", "rollout", "refinement", "examples"}
+    names = {"task", "data", "models", "lengths", "rollout", "refinement"}
     how = {"include": names, "exclude": {"models": {"server"}}}
     return store.content_hash(run.settings.model_dump(mode="json", **how))
 
