@@ -132,7 +132,8 @@ def test_a_view_shows_what_training_sees(project, made):
         task = tasks.of(run)
         rows = training_sets([run], problems, {"opd": tables})[0].rows[0]
         losses = explore.token_losses(distill.build(run, 0), rows)
-        case = notebook.cases(problems, tables, 0)[3:4]
+        y_o = tables["y_o"]
+        case = y_o[y_o["seed"] == 0][3:4]
         row = rows_of(problems, case)[0]
         loaded = explore.load(run, 0)
         view = explore.view(loaded, task, tables, row)
@@ -176,22 +177,23 @@ def test_matches_whole_lines_then_tokens_within():
 
 
 def test_each_filter_keeps_what_it_says():
-    names = ["fp", "pf", "ff", "pp", "?"]
+    names = ["fp", "pf", "ff", "pp"]
     cases = pd.DataFrame(
         {
             "id": names,
-            "before": pd.array([False, True, False, True, False], "boolean"),
-            "after": pd.array([True, False, False, True, None], "boolean"),
-            "n_tokens": [5, 9, 7, 9, 1],
-            "finished": [True, True, False, True, True],
+            "correct": [False, True, False, True],
+            "correct_after": [True, False, False, True],
+            "n_tokens": [5, 9, 7, 9],
+            "finished": [True, True, False, True],
+            "finished_after": [True, True, True, True],
         }
     )
-    found = {which: list(keep(cases)["id"]) for which, keep in notebook.FILTERS.items()}
+    found = {which: list(cases.query(kept)["id"]) for which, kept in notebook.FILTERS.items()}
     assert found == {
         "all": names,
         "failed → passed": ["fp"],
         "passed → failed": ["pf"],
-        "longest": ["pf", "pp", "ff", "fp", "?"],
+        "longest": names,
         "unfinished": ["ff"],
     }
 
