@@ -134,6 +134,7 @@ def test_your_own_model_and_data(with_notebooks):
     shell(blocks["bash"])
     run = get_run("mine", "opsd")
     assert len(store.load(run.rewrites("y_r"))) == 8  # 12 in the file, 4 held out
+    assert (with_notebooks / "runs/export/mine-opsd-trd-0/adapter_model.safetensors").is_file()
     assert set(tasks.of(run).sets()["validation"]["source"]) == {"mine/train.jsonl"}
 
 
