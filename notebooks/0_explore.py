@@ -79,36 +79,23 @@ loaded = explore.load(run, seed, adapter if adapter.is_dir() else None)
 # double line that the text on the left does; ✗ is the first wrong token, where the task knows it.
 # Click a token, or move with the arrow keys.
 
-
 # %%
-def cases(problems, tables, seed):
-    """One row per attempt of the base seed, in the order of the file: id, sample, problem, source,
-    before and after (verdicts on the first two tables; NA where there is one only), n_tokens (of
-    the longer one), finished (all of them)."""
-    # y_t is the teacher's own solution, not a second look at the attempt: it has rows of its own.
-    first = [table for name, table in tables.items() if name != "y_t"][:2]
-    first = [table[table["seed"] == seed].set_index(["id", "sample"]) for table in first]
-    found = first[0][["correct"]].assign(
-        after=first[1]["correct"] if len(first) > 1 else pd.NA,
-        n_tokens=pd.concat([t["n_tokens"] for t in first], axis=1).max(axis=1),
-        finished=pd.concat([t["finished"] for t in first], axis=1).all(axis=1),
-    )
-    found = found.rename(columns={"correct": "before"}).reset_index()
-    found = found.astype({"before": "boolean", "after": "boolean"})
-    return found.merge(problems[["id", "problem", "source"]], on="id", how="left")
-
-
 FILTERS = {
-    "all": lambda c: c,
-    "failed → passed": lambda c: c[~c["before"] & c["after"]],
-    "passed → failed": lambda c: c[c["before"] & ~c["after"]],
-    "longest": lambda c: c.sort_values("n_tokens", ascending=False, kind="stable"),
-    "unfinished": lambda c: c[~c["finished"]],
+    "all": "index >= 0",
+    "failed → passed": "not correct and correct_after",
+    "passed → failed": "correct and not correct_after",
+    "unfinished": "not (finished and finished_after)",
+    "longest": "n_tokens >= 0",  # and sorted
 }
-every = cases(sets[of], tables[of], seed)
-kept = FILTERS[only](every)
-kept = kept if len(kept) else every
-kept.reset_index(drop=True).head(10)
+# The first two tables; y_t is the teacher's own solution, not a second look at the attempt.
+seen = [t[t["seed"] == seed] for name, t in tables[of].items() if name != "y_t"][:2]
+every = seen[0].merge(seen[-1], on=["id", "sample"], suffixes=("", "_after"))
+every = every.merge(sets[of][["id", "problem", "source"]], on="id")
+kept = every.query(FILTERS[only])
+kept = (kept if len(kept) else every).reset_index(drop=True)
+if only == "longest":
+    kept = kept.sort_values("n_tokens", ascending=False, kind="stable", ignore_index=True)
+kept[["id", "sample", "source", "problem", "correct", "correct_after", "n_tokens"]].head(10)
 
 # %%
 chosen = kept.iloc[number]

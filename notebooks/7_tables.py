@@ -34,7 +34,7 @@ import pandas as pd
 from IPython.display import Markdown, display
 
 from trdlib import store
-from trdlib.analysis import show, tables
+from trdlib.analysis import measure, show, tables
 from trdlib.ops import notebooks
 from trdlib.run import get_runs
 from trdlib.settings import root
@@ -278,35 +278,9 @@ for run in runs:
 # tokens), student_tokens and teacher_tokens (through the models, prompts included). What is not
 # noted is missing.
 
-
 # %%
-def cost(run):
-    """A row for each method."""
-    needs = {"y_o": ["y_o"], "y_r": ["y_o", "y_r"], "y_t": ["y_t"], "y_star": []}
-    files = {"y_o": run.attempts, "y_r": run.rewrites("y_r"), "y_t": run.rewrites("y_t")}
-    made = {name: store.load(path) for name, path in files.items()}
-    lengths = {name: [np.nan] if t is None else t["n_tokens"] for name, t in made.items()}
-    rows = []
-    for one in (run.with_(method=name) for name in run.methods):
-        if one.recipe.is_variant:
-            continue
-        texts, was_run = needs[one.recipe.trajectory.removesuffix("_cut")], one.choice.is_file()
-        logs = [one.adapter(seed) / "run.json" for seed in run.settings.seeds]
-        row = {
-            "method": one.method,
-            "run": was_run,
-            "generated": sum(np.sum(lengths[text]) for text in texts),
-            "mean_length": np.mean(lengths[texts[-1]]) if texts else np.nan,
-        }
-        for who in ("response", "student", "teacher"):
-            name = "trained" if who == "response" else f"{who}_tokens"
-            row[name] = sum(store.read_json(p, {}).get(f"{who}_tokens", np.nan) for p in logs)
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
 for run in runs:
-    costs, path = cost(run), tables.paths(run)["cost_csv"]
+    costs, path = measure.cost(run), tables.paths(run)["cost_csv"]
     written.append(store.write_text(path, costs.to_csv(index=False, lineterminator="\n")))
     display(Markdown(f"**{run.mode.upper()}**"))
     display(costs.set_index("method").drop(columns="run").round(1))

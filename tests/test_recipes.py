@@ -14,6 +14,7 @@ from conftest import REPOSITORY
 from trdlib import store, tasks
 from trdlib.rollout import rollout
 from trdlib.run import get_run
+from trdlib.settings import SettingsError
 
 PAGES = {
     path: path.read_text(encoding="utf-8")
@@ -119,6 +120,9 @@ def test_your_own_divergence(with_notebooks):
     after = shell(f'python -c "{stamps}"').split()
     assert after[0] == before[0] and after[1] != before[1]  # hashed: what a method uses
     assert after[2:] == ["mine/tv.py"]  # and DVC's stamp of the scale knows the file
+    store.write_text("mine/tv.py", blocks["python"].replace("def divergence", "def other"))
+    with pytest.raises(SettingsError, match=r"no divergence 'mine/tv.py': choose from forward_kl"):
+        get_run()
 
 
 def test_your_own_model_and_data(with_notebooks):
@@ -130,6 +134,7 @@ def test_your_own_model_and_data(with_notebooks):
     shell(blocks["bash"])
     run = get_run("mine", "opsd")
     assert len(store.load(run.rewrites("y_r"))) == 8  # 12 in the file, 4 held out
+    assert (with_notebooks / "runs/export/mine-opsd-trd-0/adapter_model.safetensors").is_file()
     assert set(tasks.of(run).sets()["validation"]["source"]) == {"mine/train.jsonl"}
 
 

@@ -191,7 +191,8 @@ class _Marked(dict):
 
     def __missing__(self, kind):
         sys.path.append(str(root()))
-        return importlib.import_module(kind.removesuffix(".py").replace("/", ".")).divergence
+        module = importlib.import_module(kind.removesuffix(".py").replace("/", "."))
+        return self.setdefault(kind, module.divergence)
 
 
 DIVERGENCES = _Marked()

@@ -139,8 +139,7 @@ def run_jobs(function, jobs: list[tuple], *, workers: float = 1, label: str = ""
     if not ray and (workers <= 1 or not jobs or holds_gpu):
         return [function(*job) for job in progress(label, jobs, **bar)]
     results: list = [None] * len(jobs)
-    ended = (_by_ray if ray else _here)(function, jobs, workers)
-    for number, done in progress(label, ended, **bar):
-        results[number], seconds = done
+    for number, got in progress(label, (_by_ray if ray else _here)(function, jobs, workers), **bar):
+        results[number], seconds = got
         compute["seconds"] += seconds
     return results

@@ -117,8 +117,9 @@ class Method(Section):
         return self.subset != "all" or self.rounds > 1 or self.again > 0
 
     def faults(self) -> dict:
-        mine = [path.relative_to(root()).as_posix() for path in root().glob("mine/*.py")]
-        known("divergence", self.divergence, [*DIVERGENCES, *mine])
+        files = {f"mine/{p.name}": p.read_text("utf-8") for p in root().glob("mine/*.py")}
+        own = [name for name, text in files.items() if "def divergence(" in text]
+        known("divergence", self.divergence, [*DIVERGENCES, *own])
         hard, y_r, rows = self.divergence == "cross_entropy", self.trajectory == "y_r", self.subset
         of_all, onsets, several = rows in ("all", "right"), self.skip_onsets, self.rounds > 1
         of = self.top_k or self.clip or onsets or self.prune_below

@@ -226,8 +226,9 @@ def page(view: dict) -> str:
 
 
 def frame(view: dict):
-    """The page in a notebook, in a frame from which no script of it reaches the notebook."""
+    """The page in a notebook, in a frame from which no script of it reaches the notebook. It does
+    not begin with the frame: IPython would warn, in red."""
     from IPython.display import HTML
 
     how = 'sandbox="allow-scripts" style="width: 100%; height: 800px; border: 0; resize: vertical"'
-    return HTML(f'<iframe title="the view" {how} srcdoc="{html.escape(page(view))}"></iframe>')
+    return HTML(f'\n<iframe title="the view" {how} srcdoc="{html.escape(page(view))}"></iframe>')

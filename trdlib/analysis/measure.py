@@ -75,3 +75,27 @@ def measure(runs: list[Run], sets: dict, samples: list[dict], choices: list) -> 
         store.write_json(run.metrics, metrics)
         found.append(metrics)
     return found
+
+
+def cost(run: Run) -> pd.DataFrame:
+    """Tokens of all base seeds, a row for each method of one round on all rows: sampled for what it
+    trains on, mean length of that, trained on, through student and teacher. NaN: not noted."""
+    needs = {"y_o": ["y_o"], "y_r": ["y_o", "y_r"], "y_t": ["y_t"], "y_star": []}
+    paths = {"y_o": run.attempts, "y_r": run.rewrites("y_r"), "y_t": run.rewrites("y_t")}
+    tables, rows = {name: store.load(path) for name, path in paths.items()}, []
+    lengths = {name: [np.nan] if t is None else t["n_tokens"] for name, t in tables.items()}
+    for one in (run.with_(method=name) for name in run.methods):
+        if one.recipe.is_variant:
+            continue
+        texts = [lengths[name] for name in needs[one.recipe.trajectory.removesuffix("_cut")]]
+        row = {"method": one.method, "run": one.choice.is_file()}
+        row |= {
+            "generated": sum(map(np.sum, texts)),
+            "mean_length": np.mean((texts or [np.nan])[-1]),
+        }
+        logs = [store.read_json(one.adapter(s) / "run.json", {}) for s in run.settings.seeds]
+        for name in ("trained", "student_tokens", "teacher_tokens"):
+            noted = "response_tokens" if name == "trained" else name
+            row[name] = sum(log.get(noted, np.nan) for log in logs)
+        rows.append(row)
+    return pd.DataFrame(rows)

@@ -38,13 +38,6 @@ def hub() -> str:
         return f"not reachable ({type(error).__name__})"
 
 
-def git() -> str:
-    """Is this a repository? What works without one."""
-    if any((folder / ".git").exists() for folder in (root(), *root().parents)):
-        return "here"
-    return "none here (a copy without .git): for dvc `git init`, or `dvc config core.no_scm true`"
-
-
 def verdict(scale: str, settings: Settings, where: str, memory: int, reach: str) -> list[str]:
     """Why the scale does not run here as it is, and the mend; empty: it runs."""
     run, faults, unit = Run(scale, "none", "base", settings), [], plan.GIB
@@ -83,7 +76,9 @@ def command(*, of_project: bool, as_json: bool) -> int:
     free, faults, found = shutil.disk_usage(root()).free / plan.GIB, packages(), {}
     about = {
         "Python": f"{platform.python_version()}; {where}; {memory / plan.GIB:.1f} GiB",
-        "disk": f"{free:.0f} GiB free", "hub": reach, "git": git(),
+        "disk": f"{free:.0f} GiB free", "hub": reach,
+        "git": "here" if any((folder / ".git").exists() for folder in (root(), *root().parents))
+        else "none here (a copy without .git): for dvc `git init`, or dvc config core.no_scm true",
         "sandbox": f"{guard}{'' if guard.safe else ' (no code tasks here: they need Linux)'}",
         **{f"engine {name}": "here" if all(map(find_spec, ENGINES[name])) else f"missing: {how}"
            for name, how in ENGINE_INSTALL.items()},

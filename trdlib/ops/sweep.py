@@ -1,7 +1,7 @@
 """A sweep: one notebook, run over a grid or a random sample of its parameters (docs/sweeps.md).
 
-runs/sweeps/<name> has sweep.json (what is swept), an executed <job>.ipynb of each job
-(<job>.failed.ipynb is tried again) and table.csv. What is as it was is not run again."""
+runs/sweeps/<name> has sweep.json (what is swept), an executed <job>.ipynb of each job (what failed
+is tried again) and table.csv. What is as it was is not run again."""
 
 import itertools
 import json
@@ -98,17 +98,16 @@ def plan(notebook: Path, axes: dict[str, Any], sample: int | None, seed: int) ->
 
 
 def is_done(folder: Path, job: Job) -> bool:
-    """Is there an executed notebook of this job, as it would be run now?"""
-    about = store.read_json(folder / f"{job.name}.ipynb", {"metadata": {}})
-    return about["metadata"].get("trd", {}).get("stamp") == job.stamp
+    """Is there an executed notebook of this job, as it would be run now, that did not fail?"""
+    about = store.read_json(folder / f"{job.name}.ipynb", {"metadata": {}})["metadata"]
+    return about.get("trd") == {"stamp": job.stamp, "values": job.values, "error": ""}
 
 
 def _execute(notebook: Path, folder: Path, job: Job) -> str:
     """Run one job; its error in one line, empty if there was none."""
     import papermill
 
-    names = (f".{job.name}.ipynb", f"{job.name}.ipynb", f"{job.name}.failed.ipynb")
-    (running, finished, failed), error = (folder / name for name in names), ""
+    running, error = folder / f".{job.name}.ipynb", ""
     how = {"parameters": job.given, "progress_bar": False, "start_timeout": 300}
     try:
         papermill.execute_notebook(str(notebook), str(running), cwd=str(root()), **how)
@@ -117,9 +116,8 @@ def _execute(notebook: Path, folder: Path, job: Job) -> str:
         error = f"{kind}: {getattr(problem, 'evalue', problem)}".splitlines()[0].strip()
     node = nbformat.read(running, 4) if running.is_file() else nbformat.v4.new_notebook()
     node.metadata["trd"] = {"stamp": job.stamp, "values": job.values, "error": error}
-    store.write_whole(failed if error else finished, lambda path: nbformat.write(node, path))
+    store.write_whole(folder / f"{job.name}.ipynb", lambda path: nbformat.write(node, path))
     running.unlink(missing_ok=True)
-    (finished if error else failed).unlink(missing_ok=True)
     return error
 
 
@@ -131,8 +129,7 @@ def read(name: str) -> tuple[pd.DataFrame, list[str]]:
     for path in sorted(folder.glob("[!.]*.ipynb")):
         node = nbformat.read(path, as_version=4)
         about, seconds = node.metadata["trd"], node.metadata.get("papermill", {}).get("duration")
-        job = path.name.removesuffix(".ipynb").removesuffix(".failed")
-        row = {**about["values"], **notebooks.recorded(node), "job": job}
+        row = {**about["values"], **notebooks.recorded(node), "job": path.stem}
         rows.append({**row, "seconds": seconds, "error": about["error"]})
     return pd.DataFrame(rows, dtype=object), store.read_json(folder / "sweep.json")["names"]
 
