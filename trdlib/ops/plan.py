@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from matplotlib.ticker import EngFormatter
+from scipy import special
 
 from trdlib import store, tasks
 from trdlib.ops import pilot
 from trdlib.run import Run, get_run, get_runs
-from trdlib.settings import Sampling, SettingsError, read_yaml, root
+from trdlib.settings import Evaluation, Sampling, SettingsError, read_yaml, root
+from trdlib.stats import allocate
 
 GIB = 2**30
 # What computes. memory: GiB; bandwidth: GB/s; rows: at a time in vLLM; factor: seconds that a pilot
@@ -348,6 +350,18 @@ def row(name: str, works: list[Work], machines: dict[str, tuple[Machine, int]]) 
     return found
 
 
+def sees(how: Evaluation, tests: int, seeds: int) -> list[float]:
+    """Half the 95 % interval of a difference between two methods, for these models, in points: by
+    the samples alone, and where the difference varies from problem to problem."""
+    a = 2 * ASSUMED["spread"] / (1 - 4 * ASSUMED["spread"])  # then p (1 - p) is that, on average
+    p, k = special.betaincinv(a, a, (np.arange(tests) + 0.5) / tests), how.sampling.samples
+    if asked := how.base_samples:
+        right = np.random.default_rng(0).binomial(asked, p)
+        k = allocate(right, asked, k, how.least(how.sampling.temperature))
+    noise = 2 * np.mean(p * (1 - p) / k) / seeds
+    return [196 * ((noise + gap**2) / tests) ** 0.5 for gap in (0, ASSUMED["gap"])]
+
+
 def command(*, scale: str, gpus: int, price: float, as_json: bool) -> None:
     """Print the plan of a scale; SettingsError if there is none."""
     if gpus < 1 or not 0 <= price < np.inf:
@@ -364,13 +378,12 @@ def command(*, scale: str, gpus: int, price: float, as_json: bool) -> None:
     parts |= {"all": todo, "all, as expected": expected}
     rows = [row(name, works, machines) for name, works in parts.items()]
     tests = sum(sizes.values()) - sizes["train"] - sizes["validation"]
-    samples = tests * len(how.seeds) * how.evaluation.sampling.samples
-    half = 196 * (2 * ASSUMED["spread"] / samples) ** 0.5
+    half = sees(how.evaluation, tests, len(how.seeds))
     results = 6 * sum(one.turns[0] for one in todo if one.sampled)
     results += 4 * found["student"].adapter * sum(len(one.outs) for one in todo if not one.sampled)
     rent = {name: rows[-1][name] / 3600 * gpus * price for name in GPUS}
     if as_json:
-        plain = {"stages": rows, "rent": rent, "points": half, "bytes on disk": 2 * results}
+        plain = {"stages": rows, "rent": rent, "points": half[0], "bytes on disk": 2 * results}
         print(json.dumps(plain, default=lambda v: np.where(np.isnan(v), None, v).tolist()))
         return
     for role, one in found.items():
@@ -383,7 +396,7 @@ def command(*, scale: str, gpus: int, price: float, as_json: bool) -> None:
     print("", pd.DataFrame(rows).to_string(index=False, formatters=forms), "", sep="\n")
     if price:
         print("rent, expected:", *(f" {name} {a:.3g}-{b:.3g}" for name, (a, b) in rent.items()))
-    print(f"{tests} test problems tell how far two methods differ within {half:.1f} points (95 %)")
+    print(ASSUMED["sees"].format(tests, *half, *np.multiply(half, 1 + 0.842 / 1.96)))
     print(f"about {_BYTES(2 * results)} of results on disk (DVC keeps a copy)")
     print(ASSUMED["legend"])
     if not pilots:
