@@ -20,7 +20,8 @@
 # This is the step that TRD adds: before anything is distilled, the teacher rewrites each attempt,
 # right or wrong. In mode `opd` the teacher is another model and sees the problem and the attempt;
 # in mode `opsd` it is the student's own step-0 self, and sees the reference solution as well. As a
-# control the teacher also writes solutions of its own, without an attempt (y_t).
+# control, where a method needs it, the teacher also writes solutions of its own, without an attempt
+# (y_t).
 #
 # **The accuracy of y_r decides everything that follows.** A teacher that rewrites badly turns the
 # result around, so look at it before you believe any table.
@@ -53,9 +54,9 @@ problems = task.sets()["train"]
 y_o = rollout(runs[0], task, problems)
 tables = {}
 for run in runs:
-    y_r = refine(run, task, problems, y_o)
-    y_t = solve(run, task, problems)
-    tables[run.mode] = {"y_o": y_o, "y_r": y_r, "y_t": y_t}
+    tables[run.mode] = {"y_o": y_o, "y_r": refine(run, task, problems, y_o)}
+    if any(run.settings.methods[name].trajectory == "y_t" for name in run.methods):
+        tables[run.mode]["y_t"] = solve(run, task, problems)
     for table in tables[run.mode].values():
         table["source"] = [row["source"] for row in rows_of(problems, table)]
 
@@ -80,9 +81,10 @@ transitions = pd.crosstab(
 fig, axes = plt.subplots(len(tables), 2, figsize=(10, 3.2 * len(tables)), squeeze=False)
 for (left, right), (name, found) in zip(axes, tables.items(), strict=True):
     bars = pd.DataFrame(
-        {what: found[what].groupby("source")["correct"].mean() for what in ("y_o", "y_t", "y_r")}
+        {what: table.groupby("source")["correct"].mean() for what, table in found.items()}
     )
-    bars.plot.bar(ax=left, rot=0, ylim=(0, 1.05), color=["C7", "C9", "C3"], width=0.7)
+    colors = {"y_o": "C7", "y_r": "C3", "y_t": "C9"}
+    bars.plot.bar(ax=left, rot=0, ylim=(0, 1.05), color=colors, width=0.7)
     left.set(
         xlabel="", ylabel="share that is right", title=f"accuracy of the trajectories ({name})"
     )

@@ -139,6 +139,47 @@ def test_benchmarks_row_for_row(settings):
         assert list(sets[name].columns) == schema.COLUMNS
 
 
+def test_the_benchmarks_of_the_successors(settings, tmp_path):
+    """By stand-ins of the published shapes: integers, LaTeX, choices within the problem, ids with
+    slashes; what asks for a letter is asked behind each problem, and hides no train problem."""
+    params = yaml.safe_load((tmp_path / "params.yaml").read_text())
+    small = {"root": "stand_in", "train_problems": 20, "validation_problems": 5}
+    data = params["scales"]["qwen3-8b-later"]["data"]
+    data |= small | {"train": params["scales"]["qwen3-1.7b"]["data"]["train"]}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    later, choices = hub.section(load().scales["qwen3-8b-later"]), "(A) 1 (B) 2 (C) 3 (D) 4"
+    twin = published(settings)["train"][20]["problem"]  # it stands in the train set
+    rows = {
+        "train": published(settings)["train"],
+        "aime26": [{"problem_idx": i + 1, "problem": f"A {i}?", "answer": i} for i in range(30)],
+        "hmmt26": [
+            {"problem_idx": i, "problem": f"H {i}?", "answer": f"\\sqrt{{{i}}}"} for i in range(33)
+        ],
+        "gpqa_diamond": [
+            {"question": f"G {i}? {choices}" if i else twin, "answer": "ABCD"[i % 4]}
+            for i in range(198)
+        ],
+        "math500": [
+            {"problem": f"M {i}?", "answer": str(i), "solution": "", "unique_id": f"test/{i}.json"}
+            for i in range(500)
+        ],
+    }  # fmt: skip
+    write_all(tmp_path / "stand_in", later, rows)
+    run = get_run("qwen3-8b-later", "none", "base")
+    sets, task = tasks.of(run).sets(), tasks.of(run)
+    sizes = {"aime26": 30, "hmmt26": 33, "gpqa_diamond": 198, "math500": 500}
+    assert {name: len(sets[name]) for name in later.benchmarks} == sizes
+    ask = later.benchmarks["gpqa_diamond"].ask
+    assert sets["gpqa_diamond"]["problem"].iloc[1] == f"G 1? {choices}\n\n{ask}"
+    for name in later.benchmarks:
+        wanted, got = rows[name][5], sets[name].iloc[5].to_dict()
+        assert got["answer"] == str(wanted["answer"])
+        said = {text: rf"So \boxed{{{text}}}" for text in (got["answer"], rows[name][6]["answer"])}
+        assert task.grade([(text, got) for text in said.values()]) == [True, False], name
+    assert sets["math500"]["id"].iloc[5] == "MATH-500-test/5.json"
+    assert twin not in {*sets["train"]["problem"], *sets["validation"]["problem"]}
+
+
 def test_amobench_is_the_39_without_descriptions(settings):
     got = problem_sets(settings)[0]["amobench"]
     kept = [r for r in published(settings)["amobench"] if r["answer_type"] != "description"]
@@ -697,7 +738,7 @@ def test_models_and_modes_are_the_papers(scales):
         ("benchmarks/amobench/kept", None, "leave_out and kept go together"),
         ("benchmarks/amobench/kept", 50, "kept 50 must be less than rows 50"),
         ("benchmarks", {}, "benchmarks: .*at least 1"),
-        ("require_solution", False, "true, or unfiltered), or drop opsd"),
+        ("require_solution", False, "or unfiltered., or drop opsd"),
     ],
 )
 def test_one_sentence_for_each_fault_of_the_settings(tmp_path, path, value, words):

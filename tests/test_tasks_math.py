@@ -191,3 +191,21 @@ FUNCTION = "\\frac{(2+\\sqrt{3})^{2^{2-n}}+(2-\\sqrt{3})^{2^{2-n}}}{2}"
 def test_functions(content, answer, verdict):
     """As two of AMO-Bench's answers are."""
     assert is_correct(box(content), answer) is verdict
+
+
+@pytest.mark.parametrize("given", [
+    "B", "(B)", "b", "B.", "B)", "\\text{B}", "\\textbf{(B)}", "Option B", "\\text{Option B}",
+    "B. 12 m", "B) 12", "(B) 12 m/s", "B: 5", "\\text{B. } 5", "\\textbf{(B)}\\ 12",
+    "\\text{B) the cell}",
+])  # fmt: skip
+def test_a_choice_is_its_letter(given):
+    assert is_correct(box(given), "B")
+    assert not is_correct(box(given), "C")
+
+
+@pytest.mark.parametrize("given", [
+    "BC", "A, B", "B or C", "\\text{A or B}", "(B) and (C)", "B. C", "(A)(B)", "A) B",
+    "\\text{B, C}", "B(x)", "12 m", "\\text{Both}", "By symmetry 3", "",
+])  # fmt: skip
+def test_two_choices_or_none_are_wrong(given):
+    assert not is_correct(box(given), "B")

@@ -3,6 +3,8 @@
 Pairs are [expected, at most]; hours: expected at a GPU's good end to most at its poor end. Not
 counted: pretraining, the diagnosis, the map."""
 
+import functools
+import heapq
 import json
 import shlex
 from collections import namedtuple
@@ -12,11 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from matplotlib.ticker import EngFormatter
+from scipy import special
 
 from trdlib import store, tasks
 from trdlib.ops import pilot
 from trdlib.run import Run, get_run, get_runs
-from trdlib.settings import Sampling, SettingsError, read_yaml, root
+from trdlib.settings import Evaluation, Sampling, SettingsError, read_yaml, root
+from trdlib.stats import allocate
 
 GIB = 2**30
 # What computes. memory: GiB; bandwidth: GB/s; rows: at a time in vLLM; factor: seconds that a pilot
@@ -109,6 +113,10 @@ class Work(NamedTuple):
     batch: int  # rows at a time
     graphs: bool  # of CUDA
     paged: float = 0  # vLLM's share of the memory, where as many rows go together as fit
+    prompt: np.ndarray | None = None  # then tokens of a row, of its response (new, at most `most`),
+    new: np.ndarray | None = None
+    most: float = 0
+    cache: float = 0  # and bytes of each
 
     @property
     def memory(self) -> float:  # peak bytes; of vLLM, which fills the GPU, of one row
@@ -117,24 +125,66 @@ class Work(NamedTuple):
     def part(self, share: float = 1, *, expected: bool = False) -> "Work":
         """So much of it; expected: at the expected lengths, not those at most."""
         new = {n: getattr(self, n) * share for n in ("flops", "turns", "read")}
-        new = {n: pair[:1].repeat(2) for n, pair in new.items()} if expected else new
+        if expected:
+            new |= {"prompt": self.prompt, "new": self.new} if self.paged else {}
+            new = {n: pair[:1].repeat(2) for n, pair in new.items()}
         return self._replace(rows=self.rows * share, **new)
 
     def seconds(self, on: Machine) -> np.ndarray:
         """[at the good end, at the poor end]; NaN if it does not fit."""
-        batch = self.batch
         if self.memory > on.memory * GIB * HEADROOM:
             return np.full(2, np.nan)
-        if self.paged:
-            room = on.memory * GIB * self.paged - self.fixed
-            batch = np.clip(room * self.turns / self.read, 1, on.rows)
-        turns = self.turns / np.minimum(batch, self.rows)
         compute = self.flops / (on.teraflops * 1e12 * np.array(ASSUMED["compute"]))
-        read = (turns * self.weights + self.read) / (on.bandwidth * 1e9)
-        launch = turns * self.layers * np.array(ASSUMED["launch"]) * (0.1 if self.graphs else 1)
-        ends = np.max([compute, read / np.array(ASSUMED["bandwidth"]), launch], 0)
+        byte = 1 / (on.bandwidth * 1e9 * np.array(ASSUMED["bandwidth"]))
+        launch = self.layers * np.array(ASSUMED["launch"]) * (0.1 if self.graphs else 1)
+        if self.paged:
+            room = int((on.memory * GIB * self.paged - self.fixed) / self.cache)
+            costs = compute / self.turns, self.weights * byte, self.cache * byte, launch
+            sizes = self.prompt.astype(int), self.new, *costs
+            how = round(self.rows), self.most, room, on.rows
+            ends = np.array([queue(*how, *map(float, each)) for each in zip(*sizes, strict=True)])
+        else:
+            turns = self.turns / min(self.batch, self.rows)
+            read = (turns * self.weights + self.read) * byte
+            ends = np.max([compute, read, turns * launch], 0)
         apart = ASSUMED["uncertain"] ** np.array([-0.5, 0.5])
         return ends if on.factor is None else ends[0] * on.factor * apart
+
+
+@functools.lru_cache
+def queue(rows, most, room, cap, prompt, new, compute, weights, cache, launch) -> float:
+    """Seconds that vLLM takes for so many rows, all asked at once, simulated token by token (but
+    where nothing changes): a step gives each running row a token, and takes the longest of
+    computing, reading (the weights, the cache of all they hold) and launching. A row starts when
+    its prompt fits into the `room` tokens of the cache, at most `cap` run; where it is full the
+    youngest goes back to the queue, and is later read anew. new: mean length, at most `most`."""
+    wide = np.log(1 + ASSUMED["variation"] ** 2)
+    drawn = new * np.random.default_rng(0).lognormal(-wide / 2, wide**0.5, rows)
+    lengths = np.full(rows, new) if new >= most else drawn.clip(1, most)
+    todo = [(int(prompt), max(1, int(length))) for length in lengths]
+    # ends: when which row ends, known when it starts; rows: (tokens at its start, start, end)
+    ends, rows, started, now, held, spent = [], {}, 0, 0, 0, 0.0
+    while todo or rows:
+        while todo and len(rows) < cap and held + todo[-1][0] + len(rows) < room:
+            has, left = todo.pop()
+            key = started = started + 1
+            rows[key] = has, now, now + left
+            heapq.heappush(ends, (now + left, key))
+            held, spent = held + has, spent + compute * (has - prompt)  # prompts are in `compute`
+        while ends[0][1] not in rows:  # it went back
+            heapq.heappop(ends)
+        many = len(rows)
+        steps = max(1, min(ends[0][0] - now, (room - held) // many))
+        spent += steps * max(many * compute, weights + cache * (held + steps * many / 2), launch)
+        now, held = now + steps, held + steps * many
+        while ends and (ends[0][0] <= now or ends[0][1] not in rows):
+            if one := rows.pop(heapq.heappop(ends)[1], None):
+                held -= one[0] + one[2] - one[1]
+        if held + len(rows) > room and len(rows) > 1:
+            has, began, end = rows.popitem()[1]  # a dict knows who came last
+            held -= has + now - began
+            todo.append((has + now - began, end - now))
+    return spent
 
 
 def sampling(run: Run, stage, outs, who: Model, how: Sampling, rows, prompt, new) -> Work:
@@ -143,8 +193,7 @@ def sampling(run: Run, stage, outs, who: Model, how: Sampling, rows, prompt, new
     flops = rows / how.samples * (2 * weights * prompt + who.attention(prompt))
     flops, weights = flops + rows * new * 2 * (weights + who.head), weights + who.head
     cache, paged = 2 * layers * who.keys * who.item, engine.engine != "transformers"
-    spread = paged * ASSUMED["variation"] ** 2 * np.array([1, 0])  # those at most are all as long
-    held = prompt + new / 2 * (1 + spread)  # tokens, mean over a row's steps
+    held = prompt + new / 2  # tokens, mean over a row's steps
     each = cache * (prompt + new)
     if not paged:  # one buffer, and a layer's for all heads; the prefill, or filters of the logits
         each = (cache + 2 * who.queries * who.item) * (prompt + how.max_new_tokens)
@@ -154,6 +203,7 @@ def sampling(run: Run, stage, outs, who: Model, how: Sampling, rows, prompt, new
         stage, outs, True, rows, flops, rows * new, layers, weights * who.item,
         rows * new * held * cache, who.parameters * who.item, each,
         min(rows, how.batch_size), paged or engine.backend == "unsloth", paged * engine.gpu_share,
+        prompt, new, how.max_new_tokens, cache,
     )  # fmt: skip
 
 
@@ -212,19 +262,24 @@ def work(run: Run, by_role: dict[str, Model]) -> list[Work]:
     train, held_out = sizes.pop("train") * seeds, sizes.pop("validation") * tried
     attempts = train * scale.rollout.samples
     draws = sum(evaluation.at(temperature).samples for temperature in evaluation.temperatures)
-    asked = sum(sizes.values()) * seeds * draws
+    asked, once = sum(sizes.values()) * draws, evaluation.base_samples
 
     def sample(stage: str, outs, who: Model, how: Sampling, rows, prompt="x", new="eval") -> None:
         todo.append(sampling(run, stage, outs, who, how, rows, tokens[prompt], tokens[new]))
 
     sample("rollout", [run.attempts], student, scale.rollout, attempts, new="y_o")
     for cell in get_runs(run.scale, "none", "all", run.all_settings):
-        who = by_role.get(cell.method, student)
-        sample("references", [cell.metrics], who, evaluation.sampling, asked)
+        rows, who = asked * len(cell.seeds), by_role.get(cell.method, student)
+        if once and cell.method == "base":
+            rows = sum(sizes.values()) * once * len(evaluation.temperatures)
+        sample("references", [cell.metrics], who, evaluation.sampling, rows)
     for mode in scale.modes:
         cells = get_runs(run.scale, mode, "all", run.all_settings)
         tokens, other = lengths(cells[0]), student if mode == "opsd" else by_role["teacher"]
-        for name, rows, context in (("y_r", attempts, "refine"), ("y_t", train, "plain")):
+        written = [("y_r", attempts, "refine")]  # always: it is what the pipeline is about
+        if any(cell.recipe.trajectory == "y_t" for cell in cells):
+            written += [("y_t", train, "plain")]
+        for name, rows, context in written:
             out = [cells[0].rewrites(name)]
             sample(f"refine {mode}", out, other, scale.refinement, rows, context, name)
         for cell in cells:
@@ -248,7 +303,7 @@ def work(run: Run, by_role: dict[str, Model]) -> list[Work]:
             if len(cell.rates) > 1:
                 rows = held_out * evaluation.validation_samples * len(cell.rates)
                 sample(stage, [], student, evaluation.validation, rows)
-            sample(f"evaluate {mode}", [cell.metrics], student, evaluation.sampling, asked)
+            sample(f"evaluate {mode}", [cell.metrics], student, evaluation.sampling, asked * seeds)
     return todo
 
 
@@ -295,6 +350,18 @@ def row(name: str, works: list[Work], machines: dict[str, tuple[Machine, int]]) 
     return found
 
 
+def sees(how: Evaluation, tests: int, seeds: int) -> list[float]:
+    """Half the 95 % interval of a difference between two methods, for these models, in points: by
+    the samples alone, and where the difference varies from problem to problem."""
+    a = 2 * ASSUMED["spread"] / (1 - 4 * ASSUMED["spread"])  # then p (1 - p) is that, on average
+    p, k = special.betaincinv(a, a, (np.arange(tests) + 0.5) / tests), how.sampling.samples
+    if asked := how.base_samples:
+        right = np.random.default_rng(0).binomial(asked, p)
+        k = allocate(right, asked, k, how.least(how.sampling.temperature))
+    noise = 2 * np.mean(p * (1 - p) / k) / seeds
+    return [196 * ((noise + gap**2) / tests) ** 0.5 for gap in (0, ASSUMED["gap"])]
+
+
 def command(*, scale: str, gpus: int, price: float, as_json: bool) -> None:
     """Print the plan of a scale; SettingsError if there is none."""
     if gpus < 1 or not 0 <= price < np.inf:
@@ -311,13 +378,12 @@ def command(*, scale: str, gpus: int, price: float, as_json: bool) -> None:
     parts |= {"all": todo, "all, as expected": expected}
     rows = [row(name, works, machines) for name, works in parts.items()]
     tests = sum(sizes.values()) - sizes["train"] - sizes["validation"]
-    samples = tests * len(how.seeds) * how.evaluation.sampling.samples
-    half = 196 * (2 * ASSUMED["spread"] / samples) ** 0.5
+    half = sees(how.evaluation, tests, len(how.seeds))
     results = 6 * sum(one.turns[0] for one in todo if one.sampled)
     results += 4 * found["student"].adapter * sum(len(one.outs) for one in todo if not one.sampled)
     rent = {name: rows[-1][name] / 3600 * gpus * price for name in GPUS}
     if as_json:
-        plain = {"stages": rows, "rent": rent, "points": half, "bytes on disk": 2 * results}
+        plain = {"stages": rows, "rent": rent, "points": half[0], "bytes on disk": 2 * results}
         print(json.dumps(plain, default=lambda v: np.where(np.isnan(v), None, v).tolist()))
         return
     for role, one in found.items():
@@ -330,7 +396,7 @@ def command(*, scale: str, gpus: int, price: float, as_json: bool) -> None:
     print("", pd.DataFrame(rows).to_string(index=False, formatters=forms), "", sep="\n")
     if price:
         print("rent, expected:", *(f" {name} {a:.3g}-{b:.3g}" for name, (a, b) in rent.items()))
-    print(f"{tests} test problems tell how far two methods differ within {half:.1f} points (95 %)")
+    print(ASSUMED["sees"].format(tests, *half, *np.multiply(half, 1 + 0.842 / 1.96)))
     print(f"about {_BYTES(2 * results)} of results on disk (DVC keeps a copy)")
     print(ASSUMED["legend"])
     if not pilots:

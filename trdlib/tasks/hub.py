@@ -62,6 +62,7 @@ class HubSet(Section):
     # one's own need not name its column `solution`.
     columns: dict[Literal["problem", "answer", "solution", "id"], str] = Field({})
     rows: Count  # in the file, or in all files
+    ask: str = ""  # a sentence behind each problem
     leave_out: dict[str, str] = Field({})  # column -> value: rows that are not wanted
     kept: Count | None = None  # rows after that
 
@@ -242,6 +243,7 @@ def records(one: HubSet, rows: Iterable[dict], answer_of: Callable) -> Iterator[
                     raise ValueError("a row without its id: give it one, or drop columns.id")
             except ValueError as why:
                 raise SettingsError(f"{one.name}, row {number}, column {column!r}: {why}") from None
+        found["problem"] += f"\n\n{one.ask}" * bool(one.ask)
         yield f"{name}-{found['id']}", one.name, *(found[of] for of in schema.COLUMNS[2:])
 
 
@@ -287,7 +289,7 @@ def problem_sets(found: HubData, read_rows: Callable, fits=None) -> tuple[dict, 
         if long := [row.id for row in frame.itertuples() if fits and not fits(row.problem)]:
             fault = f"{len(long)} prompts, that of {long[0]} the first, are too long"
             raise SettingsError(f"{name}: {fault}: raise lengths.prompt in params.yaml")
-        asked |= {*frame["problem"].map(normal)}
+        asked |= {*frame["problem"].str.removesuffix(found.benchmarks[name].ask).map(normal)}
     frame, about = loaded["train"]
     frame, left = frame.assign(text=frame["problem"].map(normal)), f"of {len(frame)}"
 

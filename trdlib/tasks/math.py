@@ -33,7 +33,7 @@ def _pattern(text: str) -> re.Pattern:
 
 _REWRITE = [(_pattern(pattern), by) for pattern, by in _WRITTEN["rewrite"]]
 _PATTERNS = map(_pattern, _WRITTEN["patterns"].values())
-_UNIT, _CONDITION, _RELATION, _NAMED, _DIFFER, _UNREAD = _PATTERNS
+_UNIT, _CONDITION, _RELATION, _NAMED, _DIFFER, _UNREAD, _CHOICE = _PATTERNS
 
 
 def after_thinking(response: str) -> str | None:
@@ -149,6 +149,8 @@ def grade(run, pairs: Iterable[tuple[str, dict]]) -> list[bool]:
     asked = []
     for response, row in pairs:
         given = boxed(after_thinking(response) or "") or ""
+        if re.fullmatch("[A-J]", row["answer"]) and (choice := _CHOICE.fullmatch(given)):
+            given = choice[1]
         both = _normal(given if len(given) <= LONGEST else ""), _normal(row["answer"])
         # 50 % is 50, and 1/2, as the other side has it
         asked.append([tuple(re.sub(r"\\%$", end, one) for one in both) for end in ("", "/100")])
