@@ -30,18 +30,19 @@ def evaluate(
         rows = benchmarks[name].to_dict("records")
         return rows, student_prompts(runs[0], seed, rows, role)
 
-    cells = []  # the arguments of `table`
+    cells = {}  # the arguments of `table`; those of one adapter in a row: it is loaded once
     for run, found in zip(runs, adapters, strict=True):
         role = "teacher" if run.method == "teacher" else "student"
         again = int(run.method == "base_again") if run.mode == "none" else run.recipe.again
-        for temperature, name, seed in itertools.product(temperatures, benchmarks, seeds):
+        for seed, temperature, name in itertools.product(seeds, temperatures, benchmarks):
             adapter = found and found[seed]
             request = Request(role, seed, *asked(role, seed, name), adapter, stream=again)
             path, how = run.samples(seed, temperature, name), run.settings.evaluation
-            cells.append((run, task, path, request, how.at(temperature)))
-    tables = iter(pool(runs[0], table, cells, "evaluate"))
+            cells[path] = (run, task, path, request, how.at(temperature))
+    tables = dict(zip(cells, pool(runs[0], table, [*cells.values()], "evaluate"), strict=True))
 
-    def whole() -> pd.DataFrame:
-        return pd.concat([next(tables).assign(seed=seed) for seed in seeds], ignore_index=True)
+    def whole(run: Run, *at) -> pd.DataFrame:
+        found = [tables[run.samples(seed, *at)].assign(seed=seed) for seed in seeds]
+        return pd.concat(found, ignore_index=True)
 
-    return [{t: {name: whole() for name in benchmarks} for t in temperatures} for _ in runs]
+    return [{t: {b: whole(run, t, b) for b in benchmarks} for t in temperatures} for run in runs]
