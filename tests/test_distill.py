@@ -370,7 +370,8 @@ def test_distill_chooses_on_validation_and_skips_what_is_finished(smoke, task, s
 
 
 def test_runs_of_one_pool_end_as_each_alone(smoke, task, sets):
-    runs = [smoke("opsd", "sft"), smoke("opd", "trd_rounds")]
+    twice = "smoke methods.trd_rounds.rounds=2"
+    runs = [get_run(twice, "opsd", "sft"), get_run(twice, "opd", "trd_rounds")]
     together = distill.distill(runs, task, sets, sampled(runs, task, sets["train"]))
     for run, found in zip(runs, together, strict=True):
         run.choice.unlink()

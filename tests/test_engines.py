@@ -416,7 +416,7 @@ def test_only_what_shapes_samples_is_in_the_fingerprint(project):
     )
     assert distill.fingerprint(ours, 0, []) == distill.fingerprint(theirs, 0, [])
     code = engines.identity(ours.settings.models)[-2]  # of the decode loop alone
-    assert code == store.code_hash(engines.Asked, *generate.CODE, engines._decode)
+    assert code == store.code_hash(engines.Asked, *generate.CODE, engines.Loop)
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,8 @@ def test_killed_three_times_it_ends_in_the_bytes_of_one_process_without_dvc(tmp_
     kill_when(cut, "runs/smoke/distill/opd/trd/1/candidates/*")
     assert not (cut / "runs/smoke/distill/opd/trd/1/adapter").exists()
     kill_when(cut, "results/tables/smoke/opd.md")
-    finish(cut)
+    targets = ("tables@smoke", "diagnose@smoke")  # the report: test_report.py
+    finish(cut, *targets)
     assert by_hand.wait() == 0
     expected, found = results(plain), results(cut)
     assert set(expected) == {
@@ -135,12 +136,8 @@ def test_killed_three_times_it_ends_in_the_bytes_of_one_process_without_dvc(tmp_
     }  # fmt: skip
     assert {name: found[name] for name in expected} == expected
 
-    page = (cut / "results" / "report.html").read_text()
-    cells = expected["tables/smoke/opd.md"].decode().splitlines()
-    trd = next(line for line in cells if line.startswith("| trd "))
-    assert all(cell.strip() in page for cell in trd.split("|")[1:-1])
     before = {p: p.stat().st_mtime_ns for p in (cut / "runs" / "executed").iterdir()}
-    finish(cut)  # a second run executes no notebook
+    finish(cut, *targets)  # a second run executes no notebook
     assert before == {p: p.stat().st_mtime_ns for p in (cut / "runs" / "executed").iterdir()}
     said = trdlib(cut, "report").stdout
     for stage in ("2_rollout-smoke", "4_distill-smoke"):
@@ -171,22 +168,6 @@ def test_a_changed_setting_and_a_changed_module_make_their_stages_stale(tmp_path
     notebooks = {"4_distill", "5_evaluate"}
     assert notebooks <= changed("trdlib/distill.py", "save_total_limit=2", "save_total_limit=3")
     assert changed("trdlib/ops/doctor.py", '"missing"', '"absent"') == set()
-
-
-def test_a_wrong_parameter_stops_before_any_model_loads(tmp_path):
-    folder = checkout(tmp_path)
-    text = (folder / "params.yaml").read_text().replace("learning_rates:", "learning_rate:")
-    (folder / "params.yaml").write_text(text)
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "trdlib", "check"], cwd=folder,
-        env=environment(), capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert "learning_rate" in done.stderr.splitlines()[-1]
-    assert done.stderr.splitlines()[-1].startswith("error: params.yaml:")
-    imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
-    assert "pydantic" in imported
-    assert not imported & {"torch", "transformers"}
 
 
 def test_make_repro_asks_dvc_what_it_understands():

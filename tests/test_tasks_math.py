@@ -148,7 +148,7 @@ def test_only_cpu_time_counts_and_what_is_undecided_is_said(quick, monkeypatch):
 
 
 @pytest.mark.parametrize("content", ["x^2-1", "\\text{wor", "1/0", "((", "9^{9^9}!"])
-def test_nothing_is_printed(capfd, content):
+def test_nothing_is_printed(quick, capfd, content):
     assert grade([(box(content), "x^2"), (box(content), "\\frac{1}{3}")]) == [False, False]
     assert not "".join(capfd.readouterr())
 

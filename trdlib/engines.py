@@ -12,7 +12,6 @@ import atexit
 import functools
 import importlib.metadata
 import importlib.util
-import itertools
 import json
 import os
 import random
@@ -70,7 +69,7 @@ def identity(settings: Models) -> list:
             )
     # On a CPU vLLM's package has another name.
     version = importlib.metadata.version(_packages()["vllm"][0]) if kind == "vllm" else None
-    ours = (*generate.CODE, _decode) if kind == "transformers" else (_queue, _KINDS[kind])
+    ours = (*generate.CODE, Loop) if kind == "transformers" else (_queue, _KINDS[kind])
     weights = [settings.backend, settings.dtype, settings.load_in_4bit]
     return [kind, *weights, store.code_hash(Asked, *ours), version]
 
@@ -103,50 +102,61 @@ def fill(run: Run, name: str, asked: list[Asked], label: str, mine: int = 0, of:
     """Sample what is missing in the parts of all of these, of the model `name`; the share `mine` of
     so many, each another engine's: every so-many-th row.
 
-    Where this ends early, by an error or a kill, what was finished is kept. vLLM stays open for
-    its model, until it is asked for another, or `close`.
+    Where this ends early, by an error or a kill, what was finished is kept. An engine stays open
+    for its model, until it is asked for another, or `close`.
     """
     ours = [(one, range(mine, len(one.rows), of)) for one in asked]
     lacking = [(one, set(rows) - _kept(one.parts).keys()) for one, rows in ours]
     lacking = [(one, rows) for one, rows in lacking if rows]
-    if run.settings.models.engine == "transformers":
-        close()
-        # A tiny model takes a tenth as long to load as to answer: once for each adapter.
-        for adapter, same in itertools.groupby(lacking, key=lambda one: one[0].adapter):
-            _decode(run, name, adapter, list(same), label)
-        models.free_gpu()
-    elif lacking:
-        key = name, run.settings.models, run.context_length
-        try:
-            if key not in _open:
-                close()
-                _open[key] = _KINDS[run.settings.models.engine](run, name)
+    try:
+        if run.settings.models.engine == "transformers":
+            for one, rows in lacking:
+                _opened(run, name, one.adapter).decode(one, rows, label)
+        elif lacking:
+            engine = _opened(run, name)
             with jobs.model_compute(time.monotonic):
-                _queue(_open[key], name, lacking, label)
-        except BaseException:
-            close()
-            raise
+                _queue(engine, name, lacking, label)
+    except BaseException:
+        close()
+        raise
 
 
-def _decode(
-    run: Run, name: str, adapter: Path | None, lacking: list[tuple[Asked, set[int]]], label: str
-) -> None:
-    """By our own loop: every batch that lacks a row, as a whole, since its rows share one stream of
-    random numbers. An adapter is merged, but not into 4 bits: that rounds."""
-    settings, shapes = run.settings.models, {"temperature", "top_p", "top_k", "max_new_tokens"}
-    model, tokenizer = models.load(name, settings, run.context_length)
-    ends = models.stop_ids(model.generation_config, tokenizer)
-    if adapter:
-        model = models.with_adapter(model, adapter, merge=not settings.load_in_4bit)
-    for asked, missing in lacking:
-        rows, how = asked.rows, asked.sampling.model_dump(include=shapes)
+def _opened(run: Run, name: str, *adapter: Path | None):
+    """The engine of this model (our loop's: with this adapter), where it is still open."""
+    weights = models.identity(name), *(one and store.weights_hash(one) for one in adapter)
+    key = name, weights, adapter, run.settings.models, run.context_length
+    if key not in _open:
+        close()
+        _open[key] = _KINDS[run.settings.models.engine](run, name, *adapter)
+    return _open[key]
+
+
+class Loop:
+    """Our own loop. An adapter is merged, but not into 4 bits: that rounds."""
+
+    def __init__(self, run: Run, name: str, adapter: Path | None):
+        settings = run.settings.models
+        self.model, tokenizer = models.load(name, settings, run.context_length)
+        self.ends = models.stop_ids(self.model.generation_config, tokenizer)
+        if adapter:
+            merge = not settings.load_in_4bit
+            self.model = models.with_adapter(self.model, adapter, merge=merge)
+
+    def decode(self, asked: Asked, missing: set[int], label: str) -> None:
+        """Every batch that lacks a row, as a whole: its rows share one stream of random numbers."""
+        how = asked.sampling.model_dump(include={"temperature", "top_p", "top_k", "max_new_tokens"})
+        how["stop_ids"], rows = self.ends, asked.rows
         todo = generate.batches(rows, asked.sampling.batch_size)
         for number, batch in enumerate(jobs.progress(label, todo)):
             if missing.intersection(batch):
                 prompts, seed = [rows[row] for row in batch], asked.seed_of(number, bits=63)
                 with jobs.model_compute():
-                    done = generate.decode(model, prompts, seed=seed, stop_ids=ends, **how)
+                    done = generate.decode(self.model, prompts, seed=seed, **how)
                 _keep(asked.parts, dict(zip(batch, done, strict=True)))
+
+    def close(self) -> None:
+        del self.model
+        models.free_gpu()
 
 
 def _queue(engine, name: str, lacking: list[tuple[Asked, set[int]]], label: str) -> None:
@@ -343,8 +353,8 @@ class OpenAI:
         self.pool.shutdown(wait=False, cancel_futures=True)
 
 
-_KINDS = {"vllm": Vllm, "openai": OpenAI}
-_open: dict[tuple, Vllm | OpenAI] = {}  # one at most
+_KINDS = {"transformers": Loop, "vllm": Vllm, "openai": OpenAI}
+_open: dict[tuple, Loop | Vllm | OpenAI] = {}  # one at most
 
 
 @atexit.register

@@ -47,16 +47,19 @@ def evaluate(
         return run, task, run.samples(seed, temperature, name), request, sampling
 
     def sampled(runs: list[Run], adapters: list) -> list[dict[float, dict[str, pd.DataFrame]]]:
-        asks = [(run, found, run.seeds) for run, found in zip(runs, adapters, strict=True)]
-        cells = [cell(run, found and found[seed], *place, seed)
-                 for run, found, seeds in asks for place in places for seed in seeds]  # fmt: skip
-        tables = iter(pool(runs[0], table, cells, "evaluate"))
+        cells = {}  # those of one adapter in a row: it is loaded once
+        for run, found in zip(runs, adapters, strict=True):
+            for seed, place in itertools.product(run.seeds, places):
+                made = cell(run, found and found[seed], *place, seed)
+                cells[made[2]] = made
+        tables = dict(zip(cells, pool(runs[0], table, [*cells.values()], "evaluate"), strict=True))
 
-        def whole(seeds) -> pd.DataFrame:
-            return pd.concat([next(tables).assign(seed=seed) for seed in seeds], ignore_index=True)
+        def whole(run: Run, *at) -> pd.DataFrame:
+            found = [tables[run.samples(seed, *at)].assign(seed=seed) for seed in run.seeds]
+            return pd.concat(found, ignore_index=True)
 
-        return [{t: {name: whole(seeds) for name in benchmarks} for t in how.temperatures}
-                for *_, seeds in asks]  # fmt: skip
+        heats = how.temperatures
+        return [{t: {b: whole(run, t, b) for b in benchmarks} for t in heats} for run in runs]
 
     if how.base_samples:
         (first,) = sampled([base], [None])

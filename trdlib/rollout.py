@@ -5,8 +5,6 @@ steps behind this one use too: refine.py, distill.py (validation) and evaluate.p
 
 import importlib
 import shutil
-from collections import defaultdict
-from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -125,50 +123,29 @@ def tables_of_seeds(
         return found
 
 
-def _fill(run: Run, name: str, cells: list[tuple], label: str, *share: int) -> None:
-    """The model samples what these tables (the arguments of `table`) lack, or a share of it."""
-    asked = []
-    for one, _, path, request, sampling in cells:
-        stamp = fingerprint(one, request, sampling)
-        if (store.fingerprint_of(path) or "").split("/")[0] != stamp:
-            asked.append(_asked(path, stamp, request, sampling))
-    engines.fill(run, name, asked, label, *share)
-
-
-def _tables(run: Run, name: str, cells: list[tuple], label: str) -> list[pd.DataFrame]:
-    """`table` of each, sampled after one load of the model."""
-    _fill(run, name, cells, label)
-    return [table(*cell) for cell in cells]
-
-
 def pool(run: Run, function, todo: list[tuple], label: str, *, training: bool = False) -> list:
     """`jobs.run_jobs` with the workers of the run's scale.
 
     Before they are forked, the imports and a first load are made, once instead of in each worker.
-    Tables of one model and adapter are one job. An engine that has a queue (engines.fill) samples
-    what all tables lack before they are made.
+    An engine that has a queue (engines.fill) samples what all tables lack before they are made.
     """
     settings, how = run.settings, run.settings.models
+    if function is table and how.engine != "transformers":
+        lacking: dict[str, list] = {}
+        for one, _, path, request, sampling in todo:
+            stamp = fingerprint(one, request, sampling)
+            if (store.fingerprint_of(path) or "").split("/")[0] != stamp:
+                name = one.model_name(request.role, request.seed)
+                lacking.setdefault(name, []).append(_asked(path, stamp, request, sampling))
+        places = jobs.on_ray() // how.gpus or 1  # an engine for each, with its share
+        for name, asked in lacking.items():
+            shares = [(run, name, asked, label, mine, places) for mine in range(places)]
+            jobs.run_jobs(engines.fill, shares, workers=1 / how.gpus, label=f"{label}: engines")
     if todo and settings.workers > 1 and (training or how.engine == "transformers"):
         for module in ("peft", "transformers.trainer") if training else ("peft",):
             importlib.import_module(module)
         models.load(run.model_path("student", settings.seeds[0]), how, run.context_length)
-    if function is not table:
-        return jobs.run_jobs(function, todo, workers=settings.workers, label=label)
-    by_model, by_adapter = defaultdict(list), defaultdict(list)
-    for at, cell in enumerate(todo):
-        name = cell[0].model_name(cell[3].role, cell[3].seed)
-        by_model[name].append(cell)
-        by_adapter[name, cell[3].adapter].append(at)
-    if how.engine != "transformers":
-        places = jobs.on_ray() // how.gpus or 1  # an engine for each, with its share
-        for name, cells in by_model.items():
-            shares = [(run, name, cells, label, mine, places) for mine in range(places)]
-            jobs.run_jobs(_fill, shares, workers=1 / how.gpus, label=f"{label}: engines")
-    same = [(run, name, [todo[i] for i in at], label) for (name, _), at in by_adapter.items()]
-    found = jobs.run_jobs(_tables, same, workers=settings.workers, label=label)
-    of = dict(zip(chain(*by_adapter.values()), chain(*found), strict=True))
-    return [of[at] for at in range(len(todo))]
+    return jobs.run_jobs(function, todo, workers=settings.workers, label=label)
 
 
 def rollout(run: Run, task, problems: pd.DataFrame) -> pd.DataFrame:
