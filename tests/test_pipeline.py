@@ -17,7 +17,7 @@ from conftest import REPOSITORY, copy_models
 
 def checkout(folder: Path) -> Path:
     """A copy of the repository whose pipeline is one mode and one method at the scale smoke."""
-    for name in ("notebooks", "trdlib", ".dvc"):
+    for name in ("notebooks", "trdlib", "scripts", ".dvc"):
         skip = shutil.ignore_patterns("__pycache__", "tmp", "cache", "config.local")
         shutil.copytree(REPOSITORY / name, folder / name, ignore=skip)
     copy_models(folder)
