@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from trdlib.prompts import student_prompts
-from trdlib.rollout import Request, pool, table
+from trdlib.rollout import ask, pool, table
 from trdlib.run import Run
 from trdlib.stats import avg_at_k, pass_at_k  # noqa: F401 - looked for here
 
@@ -18,27 +17,21 @@ def evaluate(
     """Sample and grade every benchmark with every base seed at every temperature of the scale:
     {temperature: {benchmark: samples}} for each run.
 
-    The runs are of one scale; adapters: of each run by seed, None for rows that are not trained.
-    All samples of all runs are jobs of one pool. The tables have the columns of a generation file
-    plus `seed`. What is there is read.
+    The runs are of one scale, all their samples jobs of one pool; adapters: of each run by seed,
+    None for rows that are not trained. Tables are generation files plus `seed`, read if there.
     """
     benchmarks = {name: sets[name] for name in sets if name not in ("train", "validation")}
     seeds, temperatures = runs[0].settings.seeds, runs[0].settings.evaluation.temperatures
 
-    @functools.cache
-    def asked(role: str, seed: int, name: str) -> tuple[list[dict], list]:
-        rows = benchmarks[name].to_dict("records")
-        return rows, student_prompts(runs[0], seed, rows, role)
-
+    asked = functools.cache(lambda role, s, name: ask(runs[0], s, benchmarks[name], role))
     cells = {}  # the arguments of `table`; those of one adapter in a row: it is loaded once
     for run, found in zip(runs, adapters, strict=True):
         role = "teacher" if run.method == "teacher" else "student"
         again = int(run.method == "base_again") if run.mode == "none" else run.recipe.again
         for seed, temperature, name in itertools.product(seeds, temperatures, benchmarks):
-            adapter = found and found[seed]
-            request = Request(role, seed, *asked(role, seed, name), adapter, stream=again)
             path, how = run.samples(seed, temperature, name), run.settings.evaluation
-            cells[path] = (run, task, path, request, how.at(temperature))
+            what = asked(role, seed, name)._replace(adapter=found and found[seed], stream=again)
+            cells[path] = (run, task, path, what, how.at(temperature))
     tables = dict(zip(cells, pool(runs[0], table, [*cells.values()], "evaluate"), strict=True))
 
     def whole(run: Run, *at) -> pd.DataFrame:
