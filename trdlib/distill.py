@@ -25,7 +25,7 @@ import torch
 from trdlib import divergence, engines, jobs, models, prompts, store
 from trdlib.divergence import token_cross_entropy, token_divergence
 from trdlib.refine import Pair, TrainingSet, next_round, training_sets
-from trdlib.rollout import answers, pool
+from trdlib.rollout import ask, pool, table
 from trdlib.run import Run
 from trdlib.settings import Method, Training
 
@@ -391,7 +391,7 @@ def _try(candidate: Candidate, task, sets: dict) -> float:
     """Train the candidate; its mean accuracy on the validation set."""
     train_adapter(candidate, task, sets["train"])
     path = candidate.folder.with_name(f"{candidate.rate}.validation.parquet")
-    who = {"seed": candidate.seed, "adapter": candidate.folder}
-    sampling = candidate.run.settings.evaluation.validation
-    found = answers(candidate.run, task, sets["validation"], path, sampling, **who)
+    run, seed, problems = candidate.run, candidate.seed, sets["validation"]
+    asked = ask(run, seed, problems, adapter=candidate.folder)
+    found = table(run, task, path, asked, run.settings.evaluation.validation)
     return float(found["correct"].mean())
