@@ -3,8 +3,7 @@
 `check(program, tests)` runs the tests against the program; `run(program, stdin)` runs the program
 as a script. **The verdict cannot be forged from inside**: program and tests do not share a process
 (but for tests that cannot be run otherwise), and only plain data passes between the two; more in
-docs/sandbox.md. This is the client; launcher.py starts, with kernel.py, processes that run jail.py.
-"""
+docs/sandbox.md. This is the client; launcher.py starts, with kernel.py, processes of jail.py."""
 
 import contextlib
 import functools

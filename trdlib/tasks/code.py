@@ -95,13 +95,11 @@ def verdict(program: str, answer: str, folder: Path | None = None) -> sandbox.Ve
 
 def grade(run, pairs: Iterable[tuple[str, dict]]) -> list[bool]:
     """One verdict per (response, row of the problem set), in order. Equal programs run once."""
-    asked = [(program_of(response), row["answer"]) for response, row in pairs]
-
-    def judge(new: list[tuple[str, str]]) -> list[sandbox.Verdict]:
-        return sandbox.in_pool(lambda pair: verdict(*pair, run.data / "tests"), new)
-
-    passed = iter(verdicts.judged(judge, [one for one in asked if one[0]], grader(run)))
-    return [bool(program) and next(passed) for program, _ in asked]
+    pairs = [(program_of(response), row["answer"]) for response, row in pairs]
+    asked, folder = [one for one in pairs if one[0]], run.data / "tests"
+    passed = verdicts.judged(lambda new: [verdict(*new[0], folder)], asked, grader(run), batch=1)
+    passed = dict(zip(asked, passed, strict=True))
+    return [passed.get(one, False) for one in pairs]
 
 
 def grader(run) -> str:

@@ -1,16 +1,10 @@
 """The task `words`: word problems in plain English for small pretrained models (scales smol*).
 
-Somebody has things; each step of a problem is an event that adds or takes away some, or groups of
-some (3 bags of 4). A solution has a line for every event, in any order that stays above zero, each
-in one of several phrasings, so a good rewrite is rarely the reference. The boxed answer is graded;
-the first wrong step follows from the arithmetic that is written down.
-
-How models write is here too (pair.py trains them on it): three phrases are misread by the student,
-who begins with what it misreads, and one of these by the teacher. A problem is its text, `read`
-gives back the numbers; sets are disjoint by a hash of the text (language.split_of).
-
-reasoning-gym (0.1.25) has nothing of the kind: gsm_symbolic gives one fixed solution to each of
-its templates and no choice of the steps, leg_counting has one phrasing.
+Somebody has things; each step is an event that adds or takes away some, or groups of some (3 bags
+of 4). A solution has a line for every event, in any order that stays above zero, each in one of
+several phrasings, so a good rewrite is rarely the reference (in reasoning-gym 0.1.25 it always is).
+How models write is here too (smol_pair.py trains them on it): three phrases are misread by the
+student, who begins with what it misreads, and one of these by the teacher.
 """
 
 import functools
@@ -116,8 +110,8 @@ def _tell(rng: random.Random, steps: int) -> str:
 def problem(text: str) -> tuple[str, str, str]:
     """A problem with what follows from its text: its answer, a reference solution."""
     _, start, events = read(text)
-    solution = say(text, plan(random.Random(text), text))
-    return text, str(start + sum(e.change for e in events)), solution
+    answer = str(start + sum(e.change for e in events))
+    return text, answer, say(text, plan(random.Random(text), text))
 
 
 @functools.lru_cache(maxsize=64)
@@ -161,10 +155,10 @@ def say(text: str, made: Plan) -> str:
     said = _SAID["open"][made.opening].format(start=have, **names)
     for line in made.lines:
         takes = [line, line._replace(misread=False, slip=0)] if line.noticed else [line]
+        event = events[line.event]
         for take in takes:
-            event = events[line.event]
             sign, many = event.sign, event.many
-            if len(takes) > 1 and not take.wrong:
+            if take is not line:
                 said += f"{ONSETS[line.line]}, "
             if event.k:
                 many, by = (event.k + event.n, "+") if take.misread else (many, "*")
