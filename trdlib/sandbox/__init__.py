@@ -105,7 +105,6 @@ class _Jail:
 
 
 def _heard(machinery: socket.socket) -> bytes:
-    """What it says."""
     with contextlib.suppress(OSError):
         if said := machinery.recv(2**16):
             return said
@@ -227,7 +226,7 @@ def _check(one: _Jail, program: str, tests: str, **limits) -> Verdict | None:
     examiner, program = _end(examined), _end(served, hang_up=True)
     if not words:
         return Verdict(False, examiner["how"])
-    passed, reason, unfit = json.loads(words).values()
+    passed, reason, unfit = json.loads(words)
     if reason == jail.ENDED:
         if not program["locked"]:
             raise Died
@@ -287,7 +286,7 @@ def run(program: str, stdin: str = "", *, seconds: float = 10, memory_mb: int = 
 
 def in_pool(function: Callable, items: Iterable, workers: int | None = None) -> list:
     """[function(item), ...], each in a thread; by default one per core."""
-    if workers is None:  # inside a job of jobs.run_jobs: one alone
-        workers = 1 if multiprocessing.parent_process() else os.cpu_count() or 1
-    with ThreadPoolExecutor(workers) as pool:
+    # inside a job of jobs.run_jobs: one alone
+    alone = 1 if multiprocessing.parent_process() else os.cpu_count()
+    with ThreadPoolExecutor(workers or alone) as pool:
         return list(pool.map(function, items))

@@ -26,18 +26,14 @@ OPTIONS = {"words": {}}
 _SAID = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 _NAMES, _FRIENDS, _THINGS = (_SAID[who].split() for who in ("names", "friends", "things"))
 PHRASES, MISREAD = _SAID["phrases"], tuple(_SAID["misread"])
-_SLIPS = (-10, -2, -1, 1, 2, 10)
 _WRITTEN = re.compile(r"\d+ [-+*] \d+ = -?\d+|\\boxed\{-?\d+\}")
 
 
 class Event(NamedTuple):
     phrase: int  # of PHRASES
+    sign: str  # of the phrase
     n: int  # so many
     k: int = 0  # in so many groups; 0: in none
-
-    @property
-    def sign(self) -> str:
-        return PHRASES[self.phrase][0]
 
     @property
     def many(self) -> int:
@@ -95,7 +91,7 @@ def _tell(rng: random.Random, steps: int) -> str:
         numbers = (rng.randrange(2, 16),)
         if "{k}" in PHRASES[phrase]:
             numbers = rng.randrange(2, 8), rng.randrange(2, 6)
-        event = Event(phrase, *numbers)
+        event = Event(phrase, PHRASES[phrase][0], *numbers)
         new = event.change not in [e.change for e in events]  # so that a sum tells which it is of
         if new and 0 <= start + sum(e.change for e in [*events, event]) < 100:
             events.append(event)
@@ -125,7 +121,8 @@ def read(text: str) -> tuple[dict[str, str], int, tuple[Event, ...]]:
         sentence = re.sub("^(Then|Later|After that) ", "", sentence)
         for number, phrase in enumerate(PHRASES):
             if found := re.fullmatch(phrase[1:].format(**free, **names), sentence):
-                events.append(Event(number, **{k: int(v) for k, v in found.groupdict().items()}))
+                numbers = {name: int(digits) for name, digits in found.groupdict().items()}
+                events.append(Event(number, phrase[0], **numbers))
     if not has or not events or len(events) != len(told) - 1:
         like = _tell(random.Random(0), 2)
         raise SettingsError(f"this is no problem of the task words: write one like {like!r}")
@@ -139,7 +136,7 @@ def plan(rng: random.Random, text: str, habits: Habits = RIGHT) -> Plan:
         lines, habits = [], habits if attempt < 100 else RIGHT
         for i in rng.sample(range(len(events)), len(events)):
             misread = events[i].phrase in habits.misreads and rng.random() < habits.believe
-            slip = rng.choice(_SLIPS) if rng.random() < habits.slip else 0
+            slip = rng.choice([-10, -2, -1, 1, 2, 10]) if rng.random() < habits.slip else 0
             ways = rng.randrange(len(_SAID["group"])), rng.randrange(len(_SAID["line"]["+"]))
             line = Line(i, *ways, misread, slip)
             lines.append(line._replace(noticed=line.wrong and rng.random() < habits.notice))
