@@ -136,8 +136,7 @@ def _keep(status: int, fds: list[int], walls: dict, ask: dict, unique: int) -> N
     child = os.fork()
     if child == 0:
         try:
-            high = os.dup2(ready, 100)  # out of the way of those that are kept
-            _locked(fds, high, walls, ask, unique)
+            _locked(fds, os.dup2(ready, 100), walls, ask, unique)  # 100: out of the others' way
             os._exit(0)
         finally:
             os._exit(1)
