@@ -240,7 +240,8 @@ def test_an_evaluated_teacher_is_asked_in_its_own_way(chat, qwen3, monkeypatch):
 def test_answers_are_read_after_the_thinking(qwen3):
     def graded(response):
         ids = qwen3.encode(response) + ids_of(qwen3, "<|im_end|>")
-        return math.is_correct(qwen3.decode(ids, skip_special_tokens=True), "2")
+        text = qwen3.decode(ids, skip_special_tokens=True)
+        return math.grade(None, [(text, {"answer": "2"})])[0]
 
     assert graded("<think>\n\\boxed{3}?\n</think>\n\n\\boxed{2}")
     assert not graded("<think>\n\\boxed{2}\n</think>\n\nNo idea.")
