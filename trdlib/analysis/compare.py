@@ -4,7 +4,7 @@ A difference has two intervals. *These models*: problems resampled, the trained 
 *New models*: base models and trainings are random too; a star needs this, and Holm over a family.
 """
 
-from typing import NamedTuple
+from collections import namedtuple
 
 import numpy as np
 import pandas as pd
@@ -14,21 +14,10 @@ from trdlib.stats import bootstrap, exact_reach
 
 MARK_LEVEL = 0.05  # of a star: of 100 families without any difference at most 5 have one
 POWER = 0.8  # of the smallest difference that could have been seen
-
-
-class Comparison(NamedTuple):
-    """A paired difference. NaN: with one base seed, or no spread at all, new models are unknown."""
-
-    value: float
-    low: float  # these models
-    high: float
-    new_low: float  # new models
-    new_high: float
-    p: float  # of no difference, for new models, two-sided
-    df: float  # Satterthwaite's degrees of freedom of the new-models variance
-    by_seed: list[float]
-    shares: list[float]  # of that variance: base seeds, problems, the rest (samples, interaction)
-    mde: float  # the smallest difference that would be marked with 80 % power
+# A paired difference; low, high: these models; from new_low on all but by_seed is of new ones, NaN
+# with one base seed or no spread at all. p: two-sided. df: Satterthwaite's, of the variance. shares
+# of that: base seeds, problems, the rest. mde: the smallest difference marked with this power.
+Comparison = namedtuple("Comparison", "value low high new_low new_high p df by_seed shares mde")
 
 
 def mean_squares(gap) -> np.ndarray:

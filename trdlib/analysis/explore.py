@@ -97,8 +97,8 @@ def score(loaded: Loaded, pair: Pair, *, trained: bool = False) -> dict:
 
 
 def matches(a: list[int], b: list[int], breaks: set[int] = frozenset()) -> list[list[int]]:
-    """Runs of tokens that two texts share, in order: [[start in a, start in b, length], ...]. Whole
-    lines first (a token of `breaks` ends one), then tokens: all at once would take minutes."""
+    """Tokens that two texts share, in order: [[start in a, start in b, length], ...]. Whole lines
+    first (a token of `breaks` ends one), then tokens: all at once would take minutes."""
 
     def lines(ids):
         edges = [0, *(i + 1 for i, token in enumerate(ids[:-1]) if token in breaks), len(ids)]
@@ -200,8 +200,7 @@ def live(loaded: Loaded, task, row: dict, *, trained: bool = False, draw: int = 
 
 
 def page(view: dict) -> str:
-    """One view as a page of its own, HTML that opens from disk or a mail. Model output
-    is data only: JSON without "<", and text. A policy lets no script but the page's own run."""
+    """HTML of its own. Model output is data only: a policy lets only its script run."""
     source = Path(__file__).with_name("explore.html").read_text(encoding="utf-8")
     script = re.search(r'<script type="module">(.*?)</script>', source, re.DOTALL)[1]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -213,8 +212,7 @@ def page(view: dict) -> str:
 
 
 def frame(view: dict):
-    """The page in a notebook, in a frame from which no script of it reaches the notebook. It does
-    not begin with the frame: IPython would warn, in red."""
+    """The page in a frame of a notebook; it begins with a line break, or IPython would warn."""
     from IPython.display import HTML
 
     how = 'sandbox="allow-scripts" style="width: 100%; height: 800px; border: 0; resize: vertical"'

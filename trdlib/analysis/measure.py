@@ -9,8 +9,7 @@ from trdlib.run import Run
 
 
 def correct_counts(samples: pd.DataFrame) -> tuple[np.ndarray, int | list[int]]:
-    """-> how many samples of each problem are right, (seeds, problems), and the samples each: a
-    number, or with evaluation.base_samples one for each problem."""
+    """-> right samples of each problem, (seeds, problems), of how many: a number, or one each."""
     grouped = samples.groupby(["seed", "id"], sort=True)["correct"]
     sizes = grouped.size().unstack("id")
     if (sizes != sizes.iloc[0]).any(axis=None):
@@ -71,8 +70,8 @@ def measure(runs: list[Run], sets: dict, samples: list[dict], choices: list) -> 
 
 
 def cost(run: Run) -> pd.DataFrame:
-    """Tokens of all base seeds, a row for each method of one round on all rows: sampled for what it
-    trains on, mean length of that, trained on, through student and teacher. NaN: not noted."""
+    """Tokens of all base seeds, by methods of one round on all rows: sampled for the texts trained
+    on, their mean length, trained on, through student and teacher. NaN: not noted."""
     needs = {"y_o": ["y_o"], "y_r": ["y_o", "y_r"], "y_t": ["y_t"], "y_star": []}
     paths = {"y_o": run.attempts, "y_r": run.rewrites("y_r"), "y_t": run.rewrites("y_t")}
     tables, rows = {name: store.load(path) for name, path in paths.items()}, []

@@ -1,7 +1,7 @@
 """A sweep: one notebook, run over a grid or a random sample of its parameters (docs/sweeps.md).
 
-runs/sweeps/<name> has sweep.json (what is swept), an executed <job>.ipynb of each job (what failed
-is tried again) and table.csv. What is as it was is not run again."""
+runs/sweeps/<name> has sweep.json (what is swept), table.csv and each job's executed <job>.ipynb;
+only what failed or has changed is run again."""
 
 import itertools
 import json
