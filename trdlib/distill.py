@@ -294,9 +294,11 @@ def _train_round(candidate: Candidate, number: int, folder: Path, before: Path |
     base, _, commit = run.model_path("student", seed).partition("@")
     lora = distiller.student.peft_config["default"]
     lora.base_model_name_or_path, lora.revision = base, commit or None
+    lora.target_modules = sorted(lora.target_modules)  # a set has its order by chance
 
     def write(temporary: Path) -> None:
         distiller.student.save_pretrained(temporary)
+        (temporary / "README.md").unlink(missing_ok=True)  # a blank card with this machine's paths
         store.write_json(temporary / "training_log.json", log)
         about["weights"] = store.weights_hash(temporary)
         store.write_json(temporary / "run.json", about)

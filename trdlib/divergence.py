@@ -305,6 +305,6 @@ def code(kind: str) -> tuple:
     fingerprint: not how many rows a chunk has, nor what compiles it, which is no mathematics."""
     if kind == "cross_entropy":
         return _SHARED
-    used = DIVERGENCES[kind]
-    used = sys.modules[used.__module__] if kind.endswith(".py") else used  # with all it calls there
-    return (*_SHARED, token_divergence, _value_and_grad, _on_support, _over, used)
+    used = DIVERGENCES[kind]  # of a file of one's own, with all that it may call there
+    own = sys.modules[used.__module__] if kind.endswith(".py") else used
+    return (*_SHARED, token_divergence, _value_and_grad, _on_support, _over, own)
