@@ -14,15 +14,13 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
-
 from trdlib import store
-from trdlib.settings import SettingsError
+from trdlib.settings import SettingsError, read_yaml
 from trdlib.tasks.language import ONSETS, Departure, split_of
 from trdlib.tasks.sets import ProblemSet
 
 OPTIONS = {"words": {}}
-_SAID = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+_SAID = read_yaml(Path(__file__).with_suffix(".yaml"))
 _NAMES, _FRIENDS, _THINGS = (_SAID[who].split() for who in ("names", "friends", "things"))
 PHRASES, MISREAD = _SAID["phrases"], tuple(_SAID["misread"])
 _WRITTEN = re.compile(r"\d+ [-+*] \d+ = -?\d+|\\boxed\{-?\d+\}")
