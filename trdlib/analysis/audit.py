@@ -1,9 +1,8 @@
 """What the authors' published result files say, and how noisy that is. Notebook 8_audit asks.
 
-They hold avg@k and pass@k (fractions) of single training runs, no counts by problem: how trainings
-vary is in nothing here. The accuracies p_i of the problems are taken to follow the Beta with mean
-avg@k under which all k samples of a problem fail with probability 1 - pass@k. Its correlation rho =
-Var(p_i) / (p (1 - p)) gives two errors: `same`, these problems sampled again, `new`, others drawn.
+They hold avg@k and pass@k (fractions) of single training runs. The accuracies p_i of the problems
+are taken to follow the Beta that gives both. Its correlation rho = Var(p_i) / (p (1 - p)) gives two
+errors: `same`, of these problems sampled again, and `new`, of others drawn.
 """
 
 import functools
@@ -42,8 +41,7 @@ def all_wrong(avg: float, rho: float, samples: int) -> float:
 
 
 def correlation(avg: float, passed: float, samples: int) -> float:
-    """rho that explains pass@k beside avg@k, from 0 (all problems are equally hard) to 1 (each is
-    always or never solved); NaN where they do not determine it."""
+    """rho, from 0 (all are equally hard) to 1; NaN where both values do not determine it."""
     if np.isnan(passed) or not 0 < avg < 1:
         return float("nan")
     if passed <= avg:
@@ -95,8 +93,8 @@ def intervals(table: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
 
 
 def measurements(table: pd.DataFrame) -> pd.DataFrame:
-    """runs() in long form, a row for each run and metric: `value`, its variance by `same`, if all
-    samples were `independent`, and the least and the most that the published values allow."""
+    """runs() by metric: `value`, its `variance` (by `same`), that of independent samples, and the
+    least and the most that the published values allow."""
     worth, found = intervals(table), []
     for metric, samples in (("avg", table["samples"]), ("passed", 1)):
         rows = table.assign(metric=metric, value=table[metric], size=table["problems"] * samples)
@@ -104,17 +102,16 @@ def measurements(table: pd.DataFrame) -> pd.DataFrame:
         rows["independent"] = error(rows["value"], rows["size"]) ** 2
         found.append(rows.dropna(subset="value"))
     rows = pd.concat(found)
-    shapes = rows[["avg", "passed", "samples", "metric"]].itertuples(index=False)
+    shapes = rows[["avg", "passed", "samples", "metric"]].to_numpy()
     ends = np.array([noise_range(*shape) for shape in shapes])
     rows[["least", "most"]] = ends / rows[["size"]].to_numpy()
     return rows
 
 
 def noise_range(avg: float, passed: float, samples: int, metric: str = "avg") -> tuple:
-    """(least, most) noise of one problem, whatever the distribution of the p_i behind both values:
-    E[p_i (1 - p_i)], of one sample; for metric "passed" the variance of pass@k. NaN without pass@k.
-    1, p, (1-p)^k and the noise are a Chebyshev system, so both ends lie where some problems are
-    never (or always) solved and the rest equally hard."""
+    """(least, most) noise of one problem, E[p_i (1 - p_i)] or that of pass@k, whatever the
+    distribution of the p_i; NaN without pass@k. 1, p, (1-p)^k and the noise are a Chebyshev system:
+    the ends lie where some problems are never (or always) solved and the rest equally hard."""
     if np.isnan(passed) or not 0 < avg < 1:
         return (np.nan, np.nan) if np.isnan(passed) else (0.0, 0.0)
     wrong = np.clip(1 - passed, (1 - avg) ** samples, 1 - avg)
@@ -144,10 +141,9 @@ def chance_equal(sd: float, among: int) -> float:
 
 
 def repeats(table: pd.DataFrame) -> pd.DataFrame:
-    """How often runs of a (student, benchmark) share avg@k to the last digit, math only (code is
-    rounded). distinct: values. largest: runs that share the commonest. pairs: of runs that agree,
-    and expected by Beta, were all one model. chance: at most the probability that any `largest`
-    runs agree, with the least noise that the values allow."""
+    """How often runs of a (student, benchmark) share avg@k to the last digit (math only).
+    pairs: that agree, and expected by Beta of one model. chance: at most the probability that any
+    `largest` runs agree, with the least noise that the values allow."""
     records, maths = [], table[table["task"] == "math"]
     for (student, benchmark), group in maths.groupby(["student", "benchmark"], sort=False):
         m, sizes = len(group), group["avg"].value_counts().to_numpy()
@@ -166,10 +162,9 @@ def repeats(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def scatter(table: pd.DataFrame) -> pd.DataFrame:
-    """Do the runs of a (student, benchmark), base included, differ? Math only, without columns that
-    repeat; first a row for each metric, over all of them. ratio: variance between runs over that by
-    the Beta model's noise; p_more, p_less: of a larger and a smaller one by that alone
-    (chi-squared; rough); independent, most, least: the ratio with other noise."""
+    """Do the runs of a (student, benchmark) differ? Math, without columns that repeat; first over
+    all. ratio: variance between runs over that by noise; p_more, p_less: of a larger and a smaller
+    one (chi-squared; rough); independent, most, least: the ratio with other noise."""
     rows = measurements(table[table["task"] == "math"])
     rows = rows.merge(repeats(table).query("not repeated")[["student", "benchmark"]])
     cells, noises = rows.groupby(CELL, sort=False), ["variance", "independent", "most", "least"]
@@ -193,9 +188,8 @@ def with_test(found: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
 
 
 def differences(table: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
-    """trd minus base, the best and the mean token-level baseline: per benchmark and metric, and
-    averaged over the benchmarks of a student (benchmark "mean"). A checkpoint evaluated twice
-    counts with its mean. The best baseline is picked by the value tested, which favours it. p by
+    """trd minus base, the best (picked by the value tested, which favours it) and the mean
+    token-level baseline, by metric and benchmark, also their mean over a student's benchmarks. p by
     `same`: NaN without a size, where nothing varies, and where values are `repeated`, which no mean
     contains. p_holm: all tests of the table are one family."""
     keys, of_mean = [*CELL, "mode"], {"value": ("value", "mean")}
@@ -228,8 +222,7 @@ def differences(table: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
 
 
 def claimed(table: pd.DataFrame) -> pd.DataFrame:
-    """Each of claims.csv beside every pair of raw rows that could be behind it, by (claim, metric,
-    trd row, other row). matches: the difference is the stated one to its decimal."""
+    """Claims beside every pair of raw rows that could be behind; matches: to the stated decimal."""
     stated = pd.read_csv(settings.root() / "results" / "published" / "claims.csv")
     rows = measurements(table[table["subset"] == "all"])
     rows = stated.merge(rows, on=["student", "benchmark"], suffixes=("", "_run"))
@@ -250,7 +243,6 @@ def sd_of(rows, metric: str, kind: str = "same"):
 
 
 def problems_needed(gain, sd, power: float = 0.8, level: float = MARK_LEVEL):
-    """Problems to detect a gain between two evaluations, two-sided; arrays broadcast. sd: of one
-    problem's score."""
+    """To detect a gain between two evaluations, two-sided, with this sd of one problem's score."""
     z = norm.ppf(1 - level / 2) + norm.ppf(power)
     return np.ceil(2 * (z * np.asarray(sd) / gain) ** 2)

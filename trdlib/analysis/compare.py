@@ -1,37 +1,73 @@
-"""Paired comparisons of methods, and the rule that marks a difference.
+"""Intervals of accuracies; paired comparisons of methods, and the rule that marks a difference.
 
-A difference is paired by problem and has two intervals. *These models*: problems resampled, the
-trained models as given. *New models*: base models and trainings are random too. A star needs the
-second, and Holm over a named family. Nothing here reads a file.
+A difference has two intervals. *These models*: problems resampled, the trained models as given.
+*New models*: base models and trainings are random too; a star needs this, and Holm over a family.
 """
 
+import functools
+from collections import namedtuple
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import optimize, special
 
-from trdlib.stats import bootstrap, exact_reach
-
-# A star's level, everywhere: of 100 families (a table, say) without any difference, at most 5 have
-# a star. In simulations of 30 comparisons, at any shares of the variance: 0 to 5 of 100.
-MARK_LEVEL = 0.05
+MARK_LEVEL = 0.05  # of a star: of 100 families without any difference at most 5 have one
 POWER = 0.8  # of the smallest difference that could have been seen
+# A paired difference; low, high: these models; from new_low on all but by_seed is of new ones, NaN
+# with one base seed or no spread at all. p: two-sided. df: Satterthwaite's, of the variance. shares
+# of that: base seeds, problems, the rest. mde: the smallest difference marked with this power.
+Comparison = namedtuple("Comparison", "value low high new_low new_high p df by_seed shares mde")
 
 
-class Comparison(NamedTuple):
-    """A paired difference. NaN: with one base seed, or no spread at all, new models are unknown."""
+class Estimate(NamedTuple):
+    """A value with the ends of its confidence interval."""
 
     value: float
-    low: float  # these models
+    low: float
     high: float
-    new_low: float  # new models
-    new_high: float
-    p: float  # of no difference, for new models, two-sided
-    df: float  # Satterthwaite's degrees of freedom of the new-models variance
-    by_seed: list[float]
-    shares: list[float]  # of that variance: base seeds, problems, the rest (samples, interaction)
-    mde: float  # the smallest difference that would be marked with 80 % power
+
+
+@functools.lru_cache(maxsize=4)
+def weights(problems: int, resamples: int, seed: int = 0) -> np.ndarray:
+    """The bootstrap: how often each problem is drawn, over the number drawn; (resamples, problems).
+
+    The mean of a resample is a row of it times the values.
+    """
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(problems, np.full(problems, 1 / problems), size=resamples)
+    return counts / problems
+
+
+def bootstrap(per_problem, *, resamples: int, confidence: float, seed: int = 0) -> Estimate:
+    """Mean over problems with a percentile interval from resampling problems.
+
+    per_problem: (problems,) values, or (seeds, problems): the seeds of a problem go together.
+    For a paired comparison pass the differences. Exactly reproducible for a given seed.
+    """
+    values = np.atleast_2d(np.asarray(per_problem, dtype=float)).mean(0)
+    if values.size == 0:
+        raise ValueError("an interval over no problems is not defined")
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(weights(len(values), resamples, seed) @ values, [tail, 1 - tail])
+    return Estimate(float(values.mean()), float(low), float(high))
+
+
+def exact_reach(problems: int, confidence: float) -> float:
+    """How far from 0 % (or 100 %) a mean may be if nothing else was seen (Clopper and Pearson).
+
+    One trial a problem, which holds however alike its samples are. 128 problems at 95 %: 0.028.
+    """
+    return 1 - ((1 - confidence) / 2) ** (1 / problems)
+
+
+def accuracy(per_problem, *, resamples: int, confidence: float) -> Estimate:
+    """`bootstrap` of accuracies; where all are 0 or all 1 the interval is exact (`exact_reach`)."""
+    found = bootstrap(per_problem, resamples=resamples, confidence=confidence)
+    reach = exact_reach(np.atleast_2d(per_problem).shape[1], confidence)
+    if found.value in (0, 1):
+        return Estimate(found.value, max(0, found.value - reach), min(1, found.value + reach))
+    return found
 
 
 def mean_squares(gap) -> np.ndarray:
@@ -52,17 +88,15 @@ def _parts(gap) -> np.ndarray:
 
 def _half(gap, level: float) -> float:
     """Half the width of the interval for new models at 1 - level: each part of the variance gets
-    the t quantile of its own degrees of freedom (S - 1, P - 1), as Cochran and Cox did for two
-    samples. Simulated it covers 94 to 98 of 100. One t with Satterthwaite's degrees of freedom is
-    too sure where Holm looks: of 100 families of 30 comparisons without a difference it marks 11
-    (6 seeds) or 34 (3 seeds), this 5 at most."""
+    the t quantile of its own degrees of freedom, as by Cochran and Cox. (One t of Satterthwaite
+    is too sure where Holm looks: of 100 families without a gap it marks 11 to 34, this 5.)"""
     t = -special.stdtrit(np.array(gap.shape) - 1.0, level / 2)
     return float(np.sqrt((_parts(gap) * t**2).sum()))
 
 
 def p_value(gap) -> float:
-    """Two-sided p, for new models, of a (seeds, problems) gap having mean zero: the level at which
-    the interval just reaches zero, at least 1e-15. NaN where there is no such interval."""
+    """Two-sided p of a (seeds, problems) gap: the level at which the interval for new models just
+    reaches zero, at least 1e-15; NaN where there is no such interval."""
     gap = np.atleast_2d(np.asarray(gap, dtype=float))
     if min(gap.shape) < 2 or _parts(gap).sum() < 1e-15:
         return float("nan")
@@ -72,9 +106,8 @@ def p_value(gap) -> float:
 
 
 def compare(ours, theirs, *, resamples: int, confidence: float, family: int = 1) -> Comparison:
-    """Ours minus theirs, paired by problem; both (seeds, problems), accuracies, else ValueError.
-    family: how many comparisons share the level of a star, for the smallest difference that would
-    get one. Without any spread the interval of these models is `exact_reach` each way."""
+    """Ours minus theirs, accuracies; both (seeds, problems), else ValueError. family: how many
+    share the level of a star. Without spread the interval of these models is `exact_reach`."""
     ours, theirs = (np.atleast_2d(np.asarray(a, dtype=float)) for a in (ours, theirs))
     if ours.shape != theirs.shape:
         shapes = f"{ours.shape} and {theirs.shape}"
@@ -105,8 +138,7 @@ def holm(p_values) -> np.ndarray:
 
 
 def marked(low, high, adjusted) -> np.ndarray:
-    """The rule of a star: the interval for new models excludes zero, and so does Holm's test. low,
-    high: new_low and new_high of `compare`; adjusted: Holm's p within the family. NaN: none."""
+    """The rule of a star: new_low to new_high excludes zero, and so does Holm's `adjusted` p."""
     low, high, adjusted = (np.asarray(a, dtype=float) for a in (low, high, adjusted))
     return ((low > 0) | (high < 0)) & (adjusted < MARK_LEVEL)
 

@@ -1,37 +1,30 @@
 """Prefix-failure signals: what the teacher says along y_o and along y_r, before any training.
 
-Paper section 1: after a wrong step the teacher proposes the same correction over and over, which
-the frozen prefix never takes: the mass on epistemic onset tokens is the signature. All at step 0,
-on the tokens and contexts of training, in nats, at temperature 1. Ours: the onset words; curves
-aligned at the first mistake if known, else by relative position; problems resampled, whole.
+Paper section 1: after a wrong step the teacher proposes the same correction over and over: mass on
+epistemic onset tokens. All at step 0, on the tokens and contexts of training, in nats, at
+temperature 1. Ours: the onset words; curves aligned at the first mistake; problems resampled.
 """
 
 import difflib
 import itertools
-from typing import NamedTuple
+from collections import namedtuple
 
 import numpy as np
 import pandas as pd
 import torch
 from scipy.special import stdtrit
 
-from trdlib import distill, jobs, models, refine, rollout, stats
+from trdlib import distill, jobs, models, refine, rollout
+from trdlib.analysis import compare
 from trdlib.analysis.signals import hidden_at, mistakes, token_signals, up_to
 from trdlib.run import Run
 from trdlib.settings import Method
 
 VERDICT = {True: "passed", False: "failed"}
 BINS, BEFORE, AFTER = 10, 8, 20  # of the relative position; tokens around the first mistake
+# What was found of one mode. numbers: of `summary`, and `reference_cosines` where it takes seconds
+Diagnosis = namedtuple("Diagnosis", "run responses curves numbers")
 _CURVES = ["forward_kl", "reverse_kl", "teacher_entropy", "onset_mass", "own_mass", "pivot_mass"]
-
-
-class Diagnosis(NamedTuple):
-    """What was found of one mode (the method of its run does not matter)."""
-
-    run: Run
-    responses: pd.DataFrame  # with their mean log-likelihoods
-    curves: pd.DataFrame
-    numbers: pd.DataFrame  # of `summary`, and `reference_cosines` where it takes seconds
 
 
 def diagnose(run: Run, task, problems: pd.DataFrame, y_o, y_r) -> Diagnosis:
@@ -45,10 +38,9 @@ def diagnose(run: Run, task, problems: pd.DataFrame, y_o, y_r) -> Diagnosis:
 
 
 def responses(run: Run, task, problems: pd.DataFrame, y_o, y_r) -> pd.DataFrame:
-    """y_o and y_r of the first diagnosis.problems problems, one row per response, named by
-    trajectory and row (an attempt's and its rewrite's are the same). Besides the columns of a
-    generation file: source, verdict (of the *attempt*: "passed" or "failed"), those of `mistakes`,
-    start (`wrong` of its y_o); of y_r prompt_truncated, attempt (the y_o) and `kept`."""
+    """y_o and y_r of the first diagnosis.problems problems, by trajectory and row (the same of an
+    attempt and its rewrite). Besides the columns of a generation file: source, verdict of the
+    *attempt*, those of `mistakes`, start (`wrong` of its y_o); of y_r attempt (the y_o), `kept`."""
     wanted = y_o["id"].isin(problems["id"][: run.settings.diagnosis.problems])
     y_o, y_r = y_o[wanted].reset_index(drop=True), y_r[wanted].reset_index(drop=True)
     y_r = y_r.drop(columns="y_o_correct").assign(attempt=y_o["text"])
@@ -117,10 +109,10 @@ def _score(run: Run, seed: int, problems: pd.DataFrame, table: pd.DataFrame) -> 
 
 
 def scores(run: Run, problems: pd.DataFrame, responses: pd.DataFrame) -> pd.DataFrame:
-    """One row per response token: its response's columns, position, and `token_signals` (right_mass
-    only at the first wrong token). x: tokens after the first mistake of the attempt. own_mass: the
-    teacher's probability of the token that is there. pivot_mass: right_mass, else onset_mass."""
-    groups = responses.groupby(["trajectory", "seed"], sort=True)
+    """A row per response token: its response's columns, position, `token_signals`. x: tokens after
+    the attempt's first mistake. own_mass: the teacher's probability of the token that is there.
+    pivot_mass: right_mass (known at the first wrong token only), else onset_mass."""
+    groups = responses.groupby(["trajectory", "seed"])
     todo = [(run, int(seed), problems, table) for (_, seed), table in groups]
     parts = rollout.pool(run, _score, todo, "score")
     tokens = pd.concat(parts).sort_values(["trajectory", "row", "position"], ignore_index=True)
@@ -132,8 +124,7 @@ def scores(run: Run, problems: pd.DataFrame, responses: pd.DataFrame) -> pd.Data
 
 
 def with_likelihoods(responses: pd.DataFrame, tokens: pd.DataFrame) -> pd.DataFrame:
-    """The responses with student_nll and teacher_nll (mean of a token, nats), and their difference
-    ppl_gap, the log of the ratio of the perplexities."""
+    """The responses with their mean student_nll and teacher_nll of a token; less: ppl_gap."""
     nll = tokens.groupby(["trajectory", "row"])[["student_logp", "teacher_logp"]].mean().mul(-1)
     nll.columns = ["student_nll", "teacher_nll"]
     nll["ppl_gap"] = nll["student_nll"] - nll["teacher_nll"]
@@ -141,14 +132,14 @@ def with_likelihoods(responses: pd.DataFrame, tokens: pd.DataFrame) -> pd.DataFr
 
 
 def estimates(run: Run, table, quantities: list[str], by: list[str], over="") -> pd.DataFrame:
-    """Mean of each quantity in each cell (source and `by`), with an interval over problems. table:
-    a row per token or response, with id and source; NaN is left out. over: a column to divide by,
-    not the number of rows. -> source, *by, quantity, value, low, high, problems."""
+    """Mean of each quantity by source and `by`, with an interval over problems. table: tokens or
+    responses, with id and source; over: a column to divide by, not the number of rows. NaN is left
+    out. -> source, *by, quantity, value, low, high, problems."""
     how, found, tail = run.settings.evaluation, [], (1 - run.settings.evaluation.confidence) / 2
     for source, mine in table.groupby("source", sort=True):
         ids = np.sort(mine["id"].unique())
         # How often each problem is drawn, in whole numbers: sums of counts stay exact.
-        drawn = np.rint(stats.weights(len(ids), how.resamples) * len(ids)).T
+        drawn = np.rint(compare.weights(len(ids), how.resamples) * len(ids)).T
         for quantity in quantities:
             cells = mine.dropna(subset=[quantity]).groupby([*by, "id"], sort=True)
             if not cells.ngroups:
@@ -162,7 +153,7 @@ def estimates(run: Run, table, quantities: list[str], by: list[str], over="") ->
             one = {"value": value, "low": low, "high": high, "problems": (counts > 0).sum(axis=1)}
             one = pd.DataFrame(one).reset_index().assign(source=source, quantity=quantity)
             if not over and mine[quantity].dropna().isin([0, 1]).all():  # yes or no
-                reach = one["problems"].map(lambda n: stats.exact_reach(n, how.confidence))
+                reach = one["problems"].map(lambda n: compare.exact_reach(n, how.confidence))
                 one["low"] = one["low"].where(one["value"] < 1, 1 - reach)
                 one["high"] = one["high"].where(one["value"] > 0, reach)
             found.append(one)
@@ -171,8 +162,8 @@ def estimates(run: Run, table, quantities: list[str], by: list[str], over="") ->
 
 
 def curves(run: Run, tokens: pd.DataFrame) -> pd.DataFrame:
-    """The signals along the response: axis "relative" (0 to 1), and "after" the first mistake; as
-    `estimates`. Cells with less than a tenth of the problems of their curve are left out."""
+    """`estimates` along the response, axis "relative" (0 to 1), and "after" the first mistake; not
+    of cells with less than a tenth of the problems of their curve."""
     bins = np.floor((tokens["position"] + 0.5) / tokens["n_tokens"] * BINS)
     after, by = tokens[tokens["x"].between(-BEFORE, AFTER)], ["trajectory", "verdict", "x"]
     axes = {"relative": tokens.assign(x=(bins + 0.5) / BINS), "after": after}
@@ -183,10 +174,9 @@ def curves(run: Run, tokens: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(run: Run, responses: pd.DataFrame, tokens: pd.DataFrame) -> pd.DataFrame:
-    """The numbers: one row per (source, trajectory, verdict, quantity), with their intervals.
-    verdict: of the attempt, or "all". What the quantities are, in words and units, says notebook
-    10_report. Shares are of all attempts; kl_ and tokens_before, _at and _after, of the attempts
-    with a known mistake (y_r is cut at the same token); departed: it has a wrong token."""
+    """`estimates` by trajectory and verdict of the attempt, or "all"; notebook 10_report says what
+    the quantities are. kl_ and tokens_before, _at and _after: of the attempts with a known mistake
+    (y_r is cut at the same token); departed: it has a wrong token."""
     failed, rewrite = responses["verdict"] == "failed", responses["trajectory"] == "y_r"
     rows = responses.assign(
         unfinished=~responses["finished"],
@@ -199,10 +189,10 @@ def summary(run: Run, responses: pd.DataFrame, tokens: pd.DataFrame) -> pd.DataF
     x = tokens["x"]
     here = {"before": x < 0, "at": x == 0, "after": x > 0}
     tokens = tokens.rename(columns={"onset_kl": "onset_share", "own_kl": "own_share"}).assign(
-        own_at=tokens["own_mass"].where(x == 0),
+        own_at=tokens["own_mass"].where(here["at"]),
         right_at=tokens["right_mass"].where(tokens["trajectory"] == "y_o"),
-        own_after=tokens["own_mass"].where(x > 0),
-        onset_after=tokens["onset_mass"].where(x > 0),
+        own_after=tokens["own_mass"].where(here["after"]),
+        onset_after=tokens["onset_mass"].where(here["after"]),
         **{f"kl_{place}": tokens["forward_kl"] * there for place, there in here.items()},
         **{f"tokens_{place}": there for place, there in here.items()},
     )
@@ -255,9 +245,9 @@ def _cosines(run: Run, seed: int, problems, responses: pd.DataFrame) -> list[tup
 
 def reference_cosines(run: Run, problems: pd.DataFrame, responses: pd.DataFrame) -> pd.DataFrame:
     """Does a method's first step point where the reference solutions point? (Ours.) Cosine of its
-    summed gradient, by the LoRA weights at step 0, with that of cross-entropy on the references of
-    the first diagnosis.gradient_problems of each source: mean, and t interval over base seeds (new
-    models), as in `summary`. cut: on y_o up to its first wrong token (an oracle)."""
+    summed LoRA gradient at step 0 with that of cross-entropy on the references of some problems
+    (diagnosis.gradient_problems): mean and t interval over base seeds (new models), as in
+    `summary`. cut: on y_o up to its first wrong token (an oracle)."""
     todo = [(run, int(seed), problems, mine) for seed, mine in responses.groupby("seed")]
     found = rollout.pool(run, _cosines, todo, "gradients", training=True)
     by = ["source", "trajectory", "quantity"]

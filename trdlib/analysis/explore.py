@@ -1,8 +1,8 @@
 """Look inside trajectories: one problem at a time, token by token, under student and teacher.
 
-What training sees (paper sections 1 and 4): the sampled token ids, in the contexts that are trained
-on. `view` and `live` return a view, plain JSON (nats); `page` makes HTML of it. The divergence is
-the loss of `distill.Distiller`, at the training temperature; all else is at temperature 1.
+What training sees: the sampled token ids, in the contexts that are trained on. `view` and `live`
+return a view, plain JSON (nats); `page` makes HTML of it. The divergence is the training loss, at
+its temperature; all else is at temperature 1.
 """
 
 import base64
@@ -13,8 +13,8 @@ import html
 import itertools
 import json
 import re
+from collections import namedtuple
 from pathlib import Path
-from typing import NamedTuple
 
 import jinja2
 import pandas as pd
@@ -32,6 +32,8 @@ TOP = 8  # candidates of student and teacher that are shown at each position
 SHOWN = ("divergence", "forward_kl", "reverse_kl", "student_logp", "teacher_logp")
 SHOWN += ("student_entropy", "teacher_entropy", "onset_mass")
 LABELS = read_yaml(Path(__file__).with_name("explore.yaml"))
+# Models of one run and base seed. teacher: None if it is the student at step 0; trained: by adapter
+Loaded = namedtuple("Loaded", "run seed distiller teacher tokenizer trained")
 
 
 @torch.no_grad()
@@ -43,17 +45,6 @@ def token_losses(distiller, rows: list[Pair], batch_size: int = 1) -> list[torch
         inputs = {name: t.to(distiller.device) for name, t in distill.collate(batch).items()}
         found += distiller.token_losses(**inputs).cpu().split([len(p.response_ids) for p in batch])
     return found
-
-
-class Loaded(NamedTuple):
-    """Student (with its adapter, if there is one) and teacher of one run and base seed."""
-
-    run: Run
-    seed: int
-    distiller: distill.Distiller
-    teacher: torch.nn.Module | None  # None: the student's own step-0 weights
-    tokenizer: object
-    trained: bool  # is there an adapter?
 
 
 def load(run: Run, seed: int, adapter: Path | None = None) -> Loaded:
@@ -85,8 +76,8 @@ def _digits(values: torch.Tensor) -> list[float]:
 
 @torch.no_grad()
 def score(loaded: Loaded, pair: Pair, *, trained: bool = False) -> dict:
-    """The n response tokens of the pair under student and teacher: values, {name of SHOWN: [n]},
-    and top, {"student", "teacher": {"ids": n lists, "p": n lists}}, the most probable tokens."""
+    """The pair's n response tokens under both models: values, {name of SHOWN: [n]}, and the most
+    probable tokens, top, {"student", "teacher": {"ids": n lists, "p": n lists}}."""
     said, top, device, size = [], {}, loaded.distiller.device, len(loaded.tokenizer)
     batch = {name: tensor.to(device) for name, tensor in distill.collate([pair]).items()}
     targets = torch.tensor(pair.response_ids, device=device)
@@ -106,8 +97,8 @@ def score(loaded: Loaded, pair: Pair, *, trained: bool = False) -> dict:
 
 
 def matches(a: list[int], b: list[int], breaks: set[int] = frozenset()) -> list[list[int]]:
-    """Runs of tokens that two texts share, in order: [[start in a, start in b, length], ...]. Whole
-    lines first (a token of `breaks` ends one), then tokens: all at once would take minutes."""
+    """Tokens that two texts share, in order: [[start in a, start in b, length], ...]. Whole lines
+    first (a token of `breaks` ends one), then tokens: all at once would take minutes."""
 
     def lines(ids):
         edges = [0, *(i + 1 for i, token in enumerate(ids[:-1]) if token in breaks), len(ids)]
@@ -131,9 +122,9 @@ def view(
     loaded: Loaded, task, tables: dict, row: dict, sample: int = 0, *, trained: bool = False
 ) -> dict:
     """One problem with all its texts and its reference solution, scored: what the page shows.
-    tables: {"y_o": ..., "y_r": ..., "y_t": ...}, or answers, {"base": ..., method: ...}; row: of
-    the problem set. trained: under the student after training (answers of the method always are,
-    of base never). ValueError if no table has the sample, SettingsError if nothing teaches it."""
+    tables: {"y_o": ..., "y_r": ..., "y_t": ...}, or answers, {"base": ..., method: ...}; trained:
+    under the student after training (answers of the method always are, of base never). ValueError
+    if no table has the sample, SettingsError if nothing teaches it."""
     run, recipe, tokenizer = loaded.run, loaded.run.recipe, loaded.tokenizer
     if run.mode == "opsd" and not row["solution"]:
         why = "has no reference solution, and in mode opsd nothing else teaches"
@@ -158,15 +149,14 @@ def view(
     breaks = {i for i, text in spelled.items() if "\n" in text}
     about = {"scale": run.scale, "mode": run.mode, "method": run.method, "seed": loaded.seed}
     about |= recipe.model_dump(include={"divergence", "trajectory", "clip", "top_k"})
-    each = {t["name"]: t["ids"] for t in shown}
-    two = itertools.combinations(each, 2)
+    two = itertools.combinations([(t["name"], t["ids"]) for t in shown], 2)
     return {
         "run": about,
         "problem": {k: row[k] or "" for k in ("id", "source", "problem", "answer", "solution")},
         "vocabulary": {str(i): text for i, text in spelled.items()},
         "end": tokenizer.eos_token_id,
         "texts": shown,
-        "matches": {f"{a}/{b}": matches(each[a], each[b], breaks) for a, b in two},
+        "matches": {f"{a}/{b}": matches(in_a, in_b, breaks) for (a, in_a), (b, in_b) in two},
     }
 
 
@@ -176,24 +166,21 @@ def _shown(loaded: Loaded, task, row: dict, name: str, response: dict, trained: 
     (pair,) = pairs(loaded.run, loaded.seed, table, pd.DataFrame([row]))
     trained = name not in LABELS or (trained and name != "base")
     about = {
-        "name": name,
-        "label": LABELS.get(name, f"answer after {name}"),
-        "ids": pair.response_ids,
+        "name": name, "label": LABELS.get(name, f"answer after {name}"), "ids": pair.response_ids,
         "correct": None if response["correct"] is None else bool(response["correct"]),
         "finished": bool(response["finished"]),
         "student": "after training" if trained else "at step 0",
         "student_sees": tokenizer.decode(pair.student_ids),
         "teacher_sees": tokenizer.decode(pair.teacher_ids),
         **score(loaded, pair, trained=trained),
-    }
+    }  # fmt: skip
     wrong, right = mistakes(loaded.run, task, pd.DataFrame([row]), table).iloc[0]
     return about | ({"wrong": int(wrong), "right": int(right)} if right >= 0 else {"wrong": None})
 
 
 def live(loaded: Loaded, task, row: dict, *, trained: bool = False, draw: int = 0) -> dict:
-    """The view of a problem (of a set, or `task.problem(text)`) that is attempted, rewritten and
-    scored now; not graded without an answer. trained: the student attempts it as it is after
-    training. draw: other random numbers."""
+    """The view of a problem (of a set, or `task.problem(text)`) that is attempted, by the student
+    at step 0 or `trained`, rewritten and scored now. draw: other random numbers."""
     run, seed = loaded.run, loaded.seed
 
     def write(role: str, prompt: prompts.Prompt, sampling: Sampling) -> pd.DataFrame:
@@ -213,8 +200,7 @@ def live(loaded: Loaded, task, row: dict, *, trained: bool = False, draw: int = 
 
 
 def page(view: dict) -> str:
-    """One view as a page of its own, HTML that opens from disk or a mail. Model output
-    is data only: JSON without "<", and text. A policy lets no script but the page's own run."""
+    """HTML of its own. Model output is data only: a policy lets only its script run."""
     source = Path(__file__).with_name("explore.html").read_text(encoding="utf-8")
     script = re.search(r'<script type="module">(.*?)</script>', source, re.DOTALL)[1]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -226,8 +212,7 @@ def page(view: dict) -> str:
 
 
 def frame(view: dict):
-    """The page in a notebook, in a frame from which no script of it reaches the notebook. It does
-    not begin with the frame: IPython would warn, in red."""
+    """The page in a frame of a notebook; it begins with a line break, or IPython would warn."""
     from IPython.display import HTML
 
     how = 'sandbox="allow-scripts" style="width: 100%; height: 800px; border: 0; resize: vertical"'

@@ -1,18 +1,19 @@
 """The map: when does TRD help? One knob at a time, on the procedural problems `trail`.
 
-The paper says why token-level methods on y_o should fail (section 1), but cannot turn the causes on
-and off. Here each cell is an experiment in OPD, a `Run` with other settings, as resumable as any:
-it turns one knob, or some, of the cell where all rest. One learning rate serves all.
+The causes that the paper gives (section 1) can here be turned on and off: each cell is a `Run` in
+OPD with other settings, one knob, or some, turned. One learning rate serves all.
 """
 
 import itertools
+from collections import namedtuple
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import pandas as pd
 from pydantic import Field
 
-from trdlib import jobs, stats, store, tasks
+from trdlib import jobs, store, tasks
+from trdlib.analysis import compare
 from trdlib.analysis.measure import correct_counts
 from trdlib.analysis.show import interval
 from trdlib.run import Run
@@ -23,6 +24,9 @@ BENCHMARK, MODE, BEST = "trail", "opd", "best y_o method"
 CHANGED = {"student": ("student_strength", 0), "teacher": ("teacher_temperature", 1)}
 COMPARED = {"to_best": ("trd", BEST)}  # name of a gap -> (minuend, subtrahend)
 COMPARED |= {f"to_{control}": ("trd", control) for control in ("off_policy", "sft_refined")}
+# A place on the map: the knob that is turned (or "rest", or a point), its value, where each knob
+# is `at`, and the methods that are trained there.
+Cell = namedtuple("Cell", "knob value at run methods")
 # params.yaml says what each knob does, beside its values at the scale tiny.
 Knob = Literal["locality", "prompts", "rollout_temperature", "refinement_temperature",
                "teacher_temperature", "student_strength", "rounds"]  # fmt: skip
@@ -71,16 +75,6 @@ def gaps(plan: Map, recipes: dict[str, Method]) -> dict[str, tuple[str, str]]:
         if recipes[method] == recipes[oracle].model_copy(update=plain):
             found[oracle] = (oracle, method)
     return found
-
-
-class Cell(NamedTuple):
-    """One place on the map: the knob that is turned and its value, or the name of a point."""
-
-    knob: str  # "rest" where all rest
-    value: float | None
-    at: dict[str, float]  # where every knob is
-    run: Run  # its method is trd
-    methods: tuple[str, ...]  # what is trained here
 
 
 def cells(run: Run) -> list[Cell]:
@@ -156,9 +150,8 @@ def _make(run: Run, seed: int, role: str, value: float) -> None:
 
 
 def _measure(cell: Cell) -> list[dict]:
-    """The experiment of a cell, a record for each temperature: knob, value, temperature;
-    {y_o,y_r,y_t}_accuracy; avg_<method> (also base) with _low and _high (these models); best (y_o
-    method by test score); right, the accuracy on each problem by method, (seeds, problems)."""
+    """A record of a cell for each temperature: {y_o,y_r,y_t}_accuracy; avg_<method> (and base) with
+    _low and _high (these models); best: y_o method by test score; right: by method and problem."""
     from trdlib.analysis import signals
     from trdlib.distill import distill
     from trdlib.evaluate import evaluate
@@ -174,9 +167,8 @@ def _measure(cell: Cell) -> list[dict]:
     trained = distill(runs, task, problems, {MODE: {**texts, "y_o_cut": cut}})
     adapters = [None, *(one.adapters for one in trained)]
     samples = evaluate([run.with_("none", "base"), *runs], task, problems, adapters)
-    how, found, recipes = run.settings.evaluation.interval, [], run.settings.methods
-    on_attempts = [m for m in cell.methods if recipes[m].trajectory == "y_o"]
-    on_attempts = [m for m in on_attempts if not recipes[m].skip_onsets]  # an oracle
+    how, found, of = run.settings.evaluation.interval, [], run.settings.methods
+    on_attempts = [m for m in cell.methods if of[m].trajectory == "y_o" and not of[m].skip_onsets]
     for temperature in run.settings.evaluation.temperatures:
         counts = [correct_counts(at[temperature][BENCHMARK]) for at in samples]
         right = {m: c / k for m, (c, k) in zip(("base", *cell.methods), counts, strict=True)}
@@ -184,18 +176,16 @@ def _measure(cell: Cell) -> list[dict]:
         record |= {f"{name}_accuracy": float(t["correct"].mean()) for name, t in texts.items()}
         for method, each in right.items():
             names = [f"avg_{method}{end}" for end in ("", "_low", "_high")]
-            record |= dict(zip(names, stats.accuracy(each, **how), strict=True))
+            record |= dict(zip(names, compare.accuracy(each, **how), strict=True))
         record["best"] = max(on_attempts, key=lambda method: record[f"avg_{method}"])
         found.append(record | {"right": right | {BEST: right[record["best"]]}})
     return found
 
 
 def survey(run: Run) -> pd.DataFrame:
-    """Run every cell that is not there yet; the map, a row per cell and temperature. Fractions.
-    Columns: those of `_measure`, and each of `gaps` with the fields of `compare.Comparison`,
-    adjusted and marked: its cells at one temperature are one family."""
+    """Run every cell that is not there yet; a row per cell and temperature, as `_measure`, and each
+    of `gaps` with what `compare.family` gives: its cells at one temperature are one family."""
     from trdlib import generate
-    from trdlib.analysis import compare
     from trdlib.rollout import pool
 
     tasks.of(run).make_models(generate.decode, jobs.run_jobs, generate.batches)

@@ -5,12 +5,12 @@ import numpy as np
 import pandas as pd
 
 from trdlib import stats, store
+from trdlib.analysis import compare
 from trdlib.run import Run
 
 
 def correct_counts(samples: pd.DataFrame) -> tuple[np.ndarray, int | list[int]]:
-    """-> how many samples of each problem are right, (seeds, problems), and the samples each: a
-    number, or with evaluation.base_samples one for each problem."""
+    """-> right samples of each problem, (seeds, problems), of how many: a number, or one each."""
     grouped = samples.groupby(["seed", "id"], sort=True)["correct"]
     sizes = grouped.size().unstack("id")
     if (sizes != sizes.iloc[0]).any(axis=None):
@@ -25,14 +25,13 @@ def rates(cell: dict) -> np.ndarray:
 
 
 def _metrics(samples: pd.DataFrame, problems: pd.DataFrame, run: Run, least: int) -> dict:
-    """One benchmark: avg@k, pass@k, n, k, intervals, lengths; plain JSON. correct: the right
-    samples per seed and problem (sorted by id), all that tables and comparisons need, with `of`
-    where problems differ in their samples: k is then their mean, and pass@k is of the `least`.
-    at_budget: avg@k if responses longer than so many tokens had been cut, so not right."""
+    """One benchmark, plain JSON. correct: the right samples per seed and problem (by id), with `of`
+    how many where problems differ: k is then their mean, and pass@k is of the `least`. at_budget:
+    avg@k if responses longer than so many tokens had been cut, so not right."""
     how = run.settings.evaluation
 
     def estimate(values: np.ndarray) -> dict:  # the last digits of an interval differ by machine
-        found = stats.accuracy(values, **how.interval)._asdict()
+        found = compare.accuracy(values, **how.interval)._asdict()
         return {name: round(value, 6) for name, value in found.items()}
 
     right, each = correct_counts(samples)
@@ -43,18 +42,15 @@ def _metrics(samples: pd.DataFrame, problems: pd.DataFrame, run: Run, least: int
     if isinstance(each, list):
         found["of"] = each
     return found | {
-        "k": round(np.mean(each)),
-        "n": right.shape[1],
-        "seeds": sorted(run.seeds),
+        "k": round(np.mean(each)), "n": right.shape[1], "seeds": sorted(run.seeds),
         "problems": store.content_hash(problems["problem"].tolist()),
-        "avg_at_k": estimate(right / each),
-        "pass_at_k": estimate(passed),
+        "avg_at_k": estimate(right / each), "pass_at_k": estimate(passed),
         "avg_at_k_by_seed": [stats.avg_at_k(row / each) for row in right],
         "pass_at_k_by_seed": [float(row.mean()) for row in passed],
         "mean_tokens": float(samples["n_tokens"].mean()),
         "unfinished": float((~samples["finished"]).mean()),
         "correct": right.tolist(),
-    }
+    }  # fmt: skip
 
 
 def measure(runs: list[Run], sets: dict, samples: list[dict], choices: list) -> list[dict]:
@@ -64,13 +60,10 @@ def measure(runs: list[Run], sets: dict, samples: list[dict], choices: list) -> 
     found = []
     for run, at, choice in zip(runs, samples, choices, strict=True):
         metrics = {"run": {"scale": run.scale, "mode": run.mode, "method": run.method}}
-        metrics["benchmarks"] = {
-            f"{temperature:g}": {
-                name: _metrics(t, sets[name], run, run.settings.evaluation.least(temperature))
-                for name, t in tables.items()
-            }
-            for temperature, tables in at.items()
-        }
+        metrics["benchmarks"] = cells = {}
+        for t, tables in at.items():
+            least = run.settings.evaluation.least(t)
+            cells[f"{t:g}"] = {n: _metrics(s, sets[n], run, least) for n, s in tables.items()}
         metrics |= {"training": choice} if choice else {}
         store.write_json(run.metrics, metrics)
         found.append(metrics)
@@ -78,8 +71,8 @@ def measure(runs: list[Run], sets: dict, samples: list[dict], choices: list) -> 
 
 
 def cost(run: Run) -> pd.DataFrame:
-    """Tokens of all base seeds, a row for each method of one round on all rows: sampled for what it
-    trains on, mean length of that, trained on, through student and teacher. NaN: not noted."""
+    """Tokens of all base seeds, by methods of one round on all rows: sampled for the texts trained
+    on, their mean length, trained on, through student and teacher. NaN: not noted."""
     needs = {"y_o": ["y_o"], "y_r": ["y_o", "y_r"], "y_t": ["y_t"], "y_star": []}
     paths = {"y_o": run.attempts, "y_r": run.rewrites("y_r"), "y_t": run.rewrites("y_t")}
     tables, rows = {name: store.load(path) for name, path in paths.items()}, []
@@ -89,10 +82,8 @@ def cost(run: Run) -> pd.DataFrame:
             continue
         texts = [lengths[name] for name in needs[one.recipe.trajectory.removesuffix("_cut")]]
         row = {"method": one.method, "run": one.choice.is_file()}
-        row |= {
-            "generated": sum(map(np.sum, texts)),
-            "mean_length": np.mean((texts or [np.nan])[-1]),
-        }
+        row["generated"] = sum(map(np.sum, texts))
+        row["mean_length"] = np.mean((texts or [np.nan])[-1])
         logs = [store.read_json(one.adapter(s) / "run.json", {}) for s in run.settings.seeds]
         for name in ("trained", "student_tokens", "teacher_tokens"):
             noted = "response_tokens" if name == "trained" else name

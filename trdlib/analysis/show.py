@@ -13,17 +13,15 @@ LOOKS = read_yaml(Path(__file__).with_name("looks.yaml"))  # method -> colour, m
 
 
 def look(method: str) -> dict[str, str]:
-    """color, marker and markerfacecolor of a method, for `Axes.plot`; a variant (trd_rounds) is its
-    method's, hollow; brown is one that has no look."""
+    """For `Axes.plot`; a variant (trd_rounds) is its method's, hollow; brown: it has no look."""
     own = max((m for m in LOOKS if f"{method}_".startswith(f"{m}_")), key=len, default="")
     color, marker = LOOKS.get(own, ("#8c564b", "H"))
     return {"color": color, "marker": marker, "mfc": color if own in ("", method) else "white"}
 
 
 def interval(value, low, high, *, scale=100, signed=False, star=False, form=".1f", ends=False):
-    """`95.5 [94.1, 96.8]`: a value with its interval, of fractions in percent, as Markdown. scale:
-    of all three. signed: `+1.0 [-0.5, +2.5]`. star: a `*` behind it. form: of the numbers, `.3g`
-    for nats. ends: the interval alone. Without a value: DASH."""
+    """`95.5 [94.1, 96.8]`, fractions times `scale`, Markdown; signed: `+1.0 [-0.5, +2.5]`; form:
+    of numbers, `.3g` for nats; ends: the interval alone. Without a value: DASH."""
     if pd.isna(low if ends else value):
         return DASH
     form, star = ("+" if signed else "") + form, r"\*" if star else ""

@@ -20,11 +20,10 @@ def hidden_at(model, input_ids, labels) -> torch.Tensor:
 def token_signals(
     student_hidden, student_head, teacher_hidden, teacher_head, targets, *, onsets, rights
 ) -> dict[str, torch.Tensor]:
-    """The signals at N positions, each (N,); KL, entropy and log-probability in nats.
-    Hidden states (N, H): where the tokens targets (N,) are predicted. onsets: token ids; rights
-    (N,): the right token, or -1. *_logp: of the target. onset_mass, right_mass (NaN where unknown):
-    the teacher's probability. onset_kl: what the onset words add to the forward KL; own_kl: what
-    the target adds to the reverse KL."""
+    """The signals (N,), in nats, from hidden states (N, H) where the tokens targets (N,) are
+    predicted; onsets: ids; rights (N,): the right token, or -1. *_logp: of the target; *_mass:
+    the teacher's probability; onset_kl: what onsets add to the forward KL, own_kl: the target to
+    the reverse."""
     parts = []
     students = logits_in_chunks(student_hidden, student_head)
     teachers = logits_in_chunks(teacher_hidden, teacher_head)
@@ -33,14 +32,11 @@ def token_signals(
         s, t, target, right = log_s.exp(), log_t.exp(), targets[rows, None], rights[rows, None]
         forward, reverse = t * (log_t - log_s), s * (log_s - log_t)
         parts.append({
-            "forward_kl": forward.sum(-1),
-            "reverse_kl": reverse.sum(-1),
-            "student_entropy": -(s * log_s).sum(-1),
-            "teacher_entropy": -(t * log_t).sum(-1),
+            "forward_kl": forward.sum(-1), "reverse_kl": reverse.sum(-1),
+            "student_entropy": -(s * log_s).sum(-1), "teacher_entropy": -(t * log_t).sum(-1),
             "student_logp": log_s.gather(-1, target)[:, 0],
             "teacher_logp": log_t.gather(-1, target)[:, 0],
-            "onset_mass": t[:, onsets].sum(-1),
-            "onset_kl": forward[:, onsets].sum(-1),
+            "onset_mass": t[:, onsets].sum(-1), "onset_kl": forward[:, onsets].sum(-1),
             "own_kl": reverse.gather(-1, target)[:, 0],
             "right_mass": t.gather(-1, right.clamp(min=0)).where(right >= 0, torch.nan)[:, 0],
         })  # fmt: skip
@@ -48,8 +44,8 @@ def token_signals(
 
 
 def mistakes(run: Run, task, problems: pd.DataFrame, responses: pd.DataFrame) -> pd.DataFrame:
-    """Of each response wrong, the index of its first wrong token, and right, the id of the right
-    token there; NaN and -1 where there is none, or the task does not know it."""
+    """wrong: the index of each response's first wrong token, right: the id of the right one there;
+    NaN and -1 where there is none, or the task does not know it."""
     tokenizer, found = models.load_tokenizer(run.model_path("student", run.settings.seeds[0])), []
     for row, ids in zip(rows_of(problems, responses), responses["token_ids"], strict=True):
         spelled = tokenizer.convert_ids_to_tokens(list(map(int, ids)))

@@ -79,8 +79,7 @@ def collect(run: Run) -> pd.DataFrame:
 
 
 def budgets(run: Run) -> pd.DataFrame:
-    """avg@k, had what is longer than a budget of tokens been cut there: a row per (method,
-    temperature, benchmark, budget) of what was run; value, low, high as fractions."""
+    """avg@k, had what is longer than a budget of tokens been cut there; of what was run."""
     budgets = sorted(run.settings.evaluation.budgets)
     rows = itertools.product(measured(run).items(), _places(run), budgets)
     records = [

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 import time
 from datetime import datetime
@@ -20,9 +21,8 @@ def models(scale: str) -> None:
     run = get_run(scale, "none", "base")
     used = borrowed(run)
     if gone := next((name for name, found in used.items() if not found), None):
-        make = f"python -m trdlib models --scale {gone.split('/')[1]}"
-        why = f"uses {gone}, which is not there: make them: {make}"
-        raise SettingsError(f"the scale {run.scale} {why}")
+        make = f"make them: python -m trdlib models --scale {gone.split('/')[1]}"
+        raise SettingsError(f"the scale {run.scale} uses {gone}, which is not there: {make}")
     if used:
         store.write_json(root() / "models" / run.scale / "used.json", used)
     else:
@@ -51,8 +51,8 @@ def check() -> None:
 
 
 def stamp(scales: list[str]) -> None:
-    """Write to runs/stamps, for DVC: <notebook>.json, its code; <scale>.json, what of params.yaml
-    and one's own files shapes its results; models-<scale>.json, what shapes its models."""
+    """Write runs/stamps for DVC: the code of each notebook; what of params.yaml and files
+    shapes the results of <scale>, and models-<scale>."""
     check()
     settings, paths = load(), sorted((root() / "notebooks").glob("*.ipynb"))
     found = {path.stem: notebooks.made_of(path) for path in paths}
@@ -127,3 +127,17 @@ def main() -> int:
     except (SettingsError, FileNotFoundError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def program() -> None:
+    """`main` as a program: it exits, without a word where nobody reads on, as behind `| head`."""
+    try:
+        try:
+            status = main()
+        finally:  # after `--help` too
+            sys.stdout.flush()
+    except BrokenPipeError:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        status = 141  # as of a program that the signal has ended
+    sys.exit(status)

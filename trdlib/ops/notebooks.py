@@ -69,8 +69,7 @@ def accuracy(found: dict) -> float:
 
 
 def counts(correct, k, problems: str = "") -> dict:
-    """A measured accuracy: right samples of k, (seeds, problems), and a hash of the problems. k: a
-    number, or one for each problem."""
+    """Right samples of k (a number, or one a problem), (seeds, problems), and a hash of these."""
     rows = [[int(value) for value in row] for row in correct]
     return {"correct": rows, "k": np.asarray(k).tolist(), "problems": problems}
 

@@ -153,11 +153,10 @@ class Work(NamedTuple):
 
 @functools.lru_cache
 def queue(rows, most, room, cap, prompt, new, compute, weights, cache, launch) -> float:
-    """Seconds that vLLM takes for so many rows, all asked at once, simulated token by token (but
-    where nothing changes): a step gives each running row a token, and takes the longest of
-    computing, reading (the weights, the cache of all they hold) and launching. A row starts when
-    its prompt fits into the `room` tokens of the cache, at most `cap` run; where it is full the
-    youngest goes back to the queue, and is later read anew. new: mean length, at most `most`."""
+    """Seconds that vLLM takes for so many rows, all asked at once: a step gives each running row a
+    token, and takes the longest of computing, reading (the weights, the cache of all they hold) and
+    launching. A row starts when its prompt fits into the `room` tokens of the cache, at most `cap`
+    run; where it is full the youngest goes back, and is later read anew. new: mean length."""
     wide = np.log(1 + ASSUMED["variation"] ** 2)
     drawn = new * np.random.default_rng(0).lognormal(-wide / 2, wide**0.5, rows)
     lengths = np.full(rows, new) if new >= most else drawn.clip(1, most)

@@ -19,8 +19,7 @@ SAID = read_yaml(Path(__file__).with_suffix(".yaml"))
 
 
 def wrong(settings: Settings) -> dict[str, str]:
-    """{file or folder: what is wrong with it, and what the next repro does}. What is half-written
-    may be being written right now: the name of a temporary folder (`store`) tells no process."""
+    """{file or folder: what is wrong with it , and what the next repro does}."""
     found, places = {}, [root() / name for name in ("data", "models", "results", "runs")]
     for path in sorted(path for place in places for path in place.rglob("*")):
         name, end = path.relative_to(root()), path.suffix

@@ -1,7 +1,7 @@
 """A sweep: one notebook, run over a grid or a random sample of its parameters (docs/sweeps.md).
 
-runs/sweeps/<name> has sweep.json (what is swept), an executed <job>.ipynb of each job (what failed
-is tried again) and table.csv. What is as it was is not run again."""
+runs/sweeps/<name> has sweep.json (what is swept), table.csv and each job's executed <job>.ipynb;
+only what failed or has changed is run again."""
 
 import itertools
 import json
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import loguniform, uniform
 
-from trdlib import jobs, stats, store, tasks
+from trdlib import jobs, store, tasks
 from trdlib.analysis import compare
 from trdlib.ops import notebooks
 from trdlib.run import get_run, plain_value
@@ -136,8 +136,7 @@ def read(name: str) -> tuple[pd.DataFrame, list[str]]:
 
 def table(done: pd.DataFrame) -> pd.DataFrame:
     """The same with accuracies as fractions."""
-    found = done.map(lambda v: notebooks.accuracy(v) if isinstance(v, dict) else v)
-    return found.infer_objects()
+    return done.map(lambda v: notebooks.accuracy(v) if isinstance(v, dict) else v).infer_objects()
 
 
 def metrics(done: pd.DataFrame) -> list[str]:
@@ -147,10 +146,9 @@ def metrics(done: pd.DataFrame) -> list[str]:
 
 
 def rank(done, names: list[str], metric: str, *, resamples=10000, confidence=0.95) -> pd.DataFrame:
-    """The points from best to worst; jobs that differ in the seed alone are one point. Columns: the
-    names that differ; seeds, problems; value, low, high (fractions, these models); behind,
-    behind_low, behind_high: what the best is ahead, if on the same problems and seeds; separate:
-    `compare.marked` for new models (so never with one seed), corrected for all pairs of points."""
+    """The points (of all seeds) from best to worst: names that differ, seeds, problems; value, low,
+    high (fractions, these models); behind*: what the best is ahead, if on the same problems and
+    seeds; separate: `compare.marked`, corrected for all pairs of points (never with one seed)."""
     known("accuracy that every job recorded", metric, metrics(done))
     done, how = done[done["error"] == ""], {"resamples": resamples, "confidence": confidence}
     differ = [n for n in names if n != SEED and done[n].map(str).nunique() > 1]
@@ -165,7 +163,7 @@ def rank(done, names: list[str], metric: str, *, resamples=10000, confidence=0.9
     rows, pairs = [], len(found) * (len(found) - 1) / 2
     for values, rates, asked in found:
         row = {**values, "seeds": len(rates), "problems": rates.shape[1]}
-        row |= stats.bootstrap(rates, **how)._asdict() | {"separate": False}
+        row |= compare.bootstrap(rates, **how)._asdict() | {"separate": False}
         if asked == same:
             gap = compare.compare(best, rates, **how)
             row |= {"behind": gap.value, "behind_low": gap.low, "behind_high": gap.high}
