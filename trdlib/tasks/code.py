@@ -16,11 +16,9 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import yaml
-
 from trdlib import prompts, sandbox, store
 from trdlib.sandbox import jail, verdicts
-from trdlib.settings import SettingsError
+from trdlib.settings import SettingsError, read_yaml
 from trdlib.tasks import hub, math, oracles
 from trdlib.tasks.hub import check, files, sizes  # noqa: F401 - of every published task
 
@@ -28,7 +26,7 @@ SECONDS = {"humaneval": 4, "mbpp": 4, "livecodebench": 6, "taco": 4}  # CPU time
 TOTAL = 60  # and of all calls of a problem
 MEMORY_MB = 4096  # as EvalPlus and LiveCodeBench
 INLINE = 50_000  # characters of an answer that stays in the table
-_WRITTEN = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+_WRITTEN = read_yaml(Path(__file__).with_suffix(".yaml"))
 _KEYS, PRELUDES = _WRITTEN["kinds"], _WRITTEN["preludes"]
 _BLOCK = re.compile(_WRITTEN["block"], re.MULTILINE | re.DOTALL)
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import pandas as pd
-import yaml
 from pyarrow.parquet import ParquetFile
 from pydantic import Field
 
@@ -46,7 +45,7 @@ class Source(NamedTuple):
         return settings.root() / (folder if self.repo else "") / self.file
 
 
-_PUBLISHED = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+_PUBLISHED = settings.read_yaml(Path(__file__).with_suffix(".yaml"))
 SOURCES = {name: tuple(Source(*one) for one in files) for name, files in _PUBLISHED.items()}
 
 

@@ -13,15 +13,13 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
-import yaml
-
-from trdlib import store
+from trdlib import settings, store
 from trdlib.tasks import hub
 from trdlib.tasks.hub import check, files, sizes  # noqa: F401 - of every published task
 
 SECONDS = 5  # of CPU time for one answer; three times that when it is tried again, alone
 LONGEST = 2_000  # characters; what is longer is no final answer, and would cost time to read
-_WRITTEN = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+_WRITTEN = settings.read_yaml(Path(__file__).with_suffix(".yaml"))
 _UNITS = {name: names.split()[0] for names in _WRITTEN["units"] for name in names.split()}
 
 
