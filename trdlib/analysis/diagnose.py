@@ -124,7 +124,7 @@ def scores(run: Run, problems: pd.DataFrame, responses: pd.DataFrame) -> pd.Data
 
 def with_likelihoods(responses: pd.DataFrame, tokens: pd.DataFrame) -> pd.DataFrame:
     """The responses with their mean student_nll and teacher_nll of a token; less: ppl_gap."""
-    nll = tokens.groupby(["trajectory", "row"])[["student_logp", "teacher_logp"]].mean().mul(-1)
+    nll = -tokens.groupby(["trajectory", "row"])[["student_logp", "teacher_logp"]].mean()
     nll.columns = ["student_nll", "teacher_nll"]
     nll["ppl_gap"] = nll["student_nll"] - nll["teacher_nll"]
     return responses.join(nll, on=["trajectory", "row"])

@@ -38,8 +38,7 @@ def _metrics(samples: pd.DataFrame, problems: pd.DataFrame, run: Run, least: int
     within = {b: samples["correct"] & (samples["n_tokens"] <= b) for b in how.budgets}
     within = {b: correct_counts(samples.assign(correct=ok))[0] / each for b, ok in within.items()}
     found = {"at_budget": {str(b): estimate(at) for b, at in within.items()}} if within else {}
-    if isinstance(each, list):
-        found["of"] = each
+    found |= {"of": each} if isinstance(each, list) else {}
     return found | {
         "k": round(np.mean(each)), "n": right.shape[1], "seeds": sorted(run.seeds),
         "problems": store.content_hash(problems["problem"].tolist()),
@@ -76,9 +75,8 @@ def cost(run: Run) -> pd.DataFrame:
     paths = {"y_o": run.attempts, "y_r": run.rewrites("y_r"), "y_t": run.rewrites("y_t")}
     tables, rows = {name: store.load(path) for name, path in paths.items()}, []
     lengths = {name: [np.nan] if t is None else t["n_tokens"] for name, t in tables.items()}
-    for one in (run.with_(method=name) for name in run.methods):
-        if one.recipe.is_variant:
-            continue
+    plain = [name for name in run.methods if not run.settings.methods[name].is_variant]
+    for one in (run.with_(method=name) for name in plain):
         texts = [lengths[name] for name in needs[one.recipe.trajectory.removesuffix("_cut")]]
         row = {"method": one.method, "run": one.choice.is_file()}
         row["generated"] = sum(map(np.sum, texts))
