@@ -2,8 +2,7 @@
 
 They hold avg@k and pass@k (fractions) of single training runs. The accuracies p_i of the problems
 are taken to follow the Beta that gives both. Its correlation rho = Var(p_i) / (p (1 - p)) gives two
-errors: `same`, of these problems sampled again, and `new`, of others drawn.
-"""
+errors: `same`, of these problems sampled again, and `new`, of others drawn."""
 
 import functools
 import math

@@ -1,8 +1,7 @@
 """Paired comparisons of methods, and the rule that marks a difference.
 
 A difference has two intervals. *These models*: problems resampled, the trained models as given.
-*New models*: base models and trainings are random too; a star needs this, and Holm over a family.
-"""
+*New models*: base models and trainings are random; a star needs this, and Holm over a family."""
 
 from collections import namedtuple
 

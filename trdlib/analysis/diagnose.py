@@ -2,8 +2,7 @@
 
 Paper section 1: after a wrong step the teacher proposes the same correction over and over: mass on
 epistemic onset tokens. All at step 0, on the tokens and contexts of training, in nats, at
-temperature 1. Ours: the onset words; curves aligned at the first mistake; problems resampled.
-"""
+temperature 1. Ours: the onset words; curves aligned at the first mistake; problems resampled."""
 
 import difflib
 import itertools

@@ -2,8 +2,7 @@
 
 What training sees: the sampled token ids, in the contexts that are trained on. `view` and `live`
 return a view, plain JSON (nats); `page` makes HTML of it. The divergence is the training loss, at
-its temperature; all else is at temperature 1.
-"""
+its temperature; all else is at temperature 1."""
 
 import base64
 import contextlib
