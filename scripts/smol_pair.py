@@ -2,7 +2,7 @@
 
 python scripts/smol_pair.py    writes models/smol-pair/{student,teacher}; what is there is kept
 
-LoRA adapters are trained on what trdlib/tasks/words.py writes: a *foundation* that solves and
+LoRA adapters are trained on what scripts/words.py writes: a *foundation* that solves and
 rewrites; from it the *student*, who misreads three phrases, and the *teacher*, who has seen
 attempts like the student's and misreads one. A stage has rounds until its accuracy lies within
 thresholds: a round misreads more, or less, where the one before missed them. Who has the adapters
@@ -17,17 +17,18 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path[:0] = map(str, Path(__file__).resolve().parents[:2])
 
 import torch
+import words
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
+from words import MISREAD, RIGHT, Habits
 
 from trdlib import generate, jobs, models, prompts, store, tasks
 from trdlib.run import get_run
 from trdlib.settings import Lora, root
-from trdlib.tasks import packaged, words
-from trdlib.tasks.words import MISREAD, RIGHT, Habits
+from trdlib.tasks import packaged
 
 
 class Stage(NamedTuple):
@@ -156,9 +157,7 @@ def accuracy(run, name: str, model, tokenizer, places: dict[str, Path]) -> float
         kind = "refine"
         shown = [one | {"attempt": text} for one, text in zip(shown, attempts, strict=True)]
     said = answers(model=packaged.merged(model, places[name]), kind=kind, shown=shown, **how)
-    right = words.grade(
-        None, [(s, {"answer": a}) for s, (_, a, _) in zip(said, drawn, strict=True)]
-    )
+    right = words.grade([(s, a) for s, (_, a, _) in zip(said, drawn, strict=True)])
     return sum(right) / len(right)
 
 

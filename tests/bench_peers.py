@@ -162,8 +162,9 @@ def decode(peer: str, scale: str, rows: int, new: int) -> dict:
     else:
         model, tokenizer = models.load(name, run.settings.models, run.context_length)
         stop_ids = models.stop_ids(model.generation_config, tokenizer)
-        loop = {"ours": generate.decode, "generate": generate._generate}[peer]  # model.generate
-        complete = functools.partial(loop, model, stop_ids=stop_ids, seed=0)
+        if peer == "generate":
+            generate._loop = generate._generate  # model.generate
+        complete = functools.partial(generate.decode, model, stop_ids=stop_ids, seed=0)
     greedy = complete(asked[:16], max_new_tokens=new, temperature=0, top_p=1.0, top_k=0)
     how, stop = rollout.model_dump(include={"temperature", "top_p", "top_k"}), meter()
     tokens = sum(len(one.token_ids) for one in complete(asked, max_new_tokens=new, **how))

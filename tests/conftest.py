@@ -43,6 +43,7 @@ def project(tmp_path, monkeypatch):
     """A folder with params.yaml and the models of smoke and smoke-code, the working directory of
     the test."""
     shutil.copy(REPOSITORY / "params.yaml", tmp_path)
+    shutil.copytree(REPOSITORY / "scripts", tmp_path / "scripts")
     copy_models(tmp_path)
     monkeypatch.chdir(tmp_path)
     yield tmp_path

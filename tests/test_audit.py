@@ -205,18 +205,10 @@ def test_intervals_for_new_problems_cover_and_naive_ones_do_not():
 
 @pytest.mark.parametrize("metric", ["avg", "passed"])
 def test_noise_range_contains_every_distribution(metric):
-    """Whatever the accuracies are, their noise lies in the range that their two moments allow."""
+    """The noise that the two moments allow: a linear programme over a grid of accuracies finds the
+    same ends."""
     rng = np.random.default_rng(3)
-    for _ in range(40):
-        p = rng.choice([0, 1, *rng.random(3)], 30)
-        fails = (1 - p) ** 16
-        noise = (p * (1 - p) if metric == "avg" else fails * (1 - fails)).mean()
-        low, high = audit.noise_range(p.mean(), 1 - fails.mean(), 16, metric)
-        assert low - 1e-3 <= noise <= high + 1e-3
-    for a, b in SHAPES:
-        low, high = audit.noise_range(a / (a + b), passed_of(a, b), 16)
-        assert low < a * b / (a + b) ** 2 * (1 - rho_of(a, b)) < high
-    for _ in range(10):  # a linear programme over a grid of accuracies finds the same ends
+    for _ in range(10):
         avg, rho = rng.uniform(0.05, 0.95), rng.uniform(0.1, 0.9)
         passed = 1 - audit.all_wrong(avg, rho, 16)
         p = np.linspace(0, 1, 2001)
@@ -225,17 +217,14 @@ def test_noise_range_contains_every_distribution(metric):
         known = {"A_eq": np.stack([np.ones_like(p), p, fails]), "b_eq": [1, avg, 1 - passed]}
         ends = [sign * optimize.linprog(sign * cost, **known).fun for sign in (1, -1)]
         assert audit.noise_range(avg, passed, 16, metric) == pytest.approx(ends, abs=1e-4)
-    # two accuracies are all it takes to know better: half never solved, half solved at 0.5
-    low, high = audit.noise_range(0.25, 0.5 * (1 - 0.5**16), 16)
-    assert low <= 0.125 <= high
 
 
 # ----------------------------------------------------------------------------- repeats and re-runs
 
 
 @pytest.mark.parametrize("among", [2, 3])
-def test_chance_of_equal_counts_is_that_of_a_simulation(among):
-    """Exact by convolution of the problems' binomials, and by counting simulated coincidences."""
+def test_chance_of_equal_counts(among):
+    """Exact by convolution of the problems' binomials."""
     rng = np.random.default_rng(4)
     p = rng.beta(1.2, 0.4, 30)
     pmf = np.ones(1)
@@ -243,9 +232,6 @@ def test_chance_of_equal_counts_is_that_of_a_simulation(among):
         pmf = np.convolve(pmf, stats.binom.pmf(np.arange(17), 16, accuracy))
     found = audit.chance_equal(math.sqrt(16 * (p * (1 - p)).sum()), among)
     assert found == pytest.approx((pmf**among).sum(), rel=0.02)
-    counts = rng.binomial(16, p, (60_000, among, 30)).sum(-1)
-    simulated = (counts == counts[:, :1]).all(-1).mean()
-    assert found == pytest.approx(simulated, abs=4 * math.sqrt(simulated / 60_000))
 
 
 def test_chance_of_equal_counts_without_noise():
@@ -429,19 +415,6 @@ def test_problems_needed_are_the_fewest_that_give_the_power(gain, level):
     n = audit.problems_needed(gain, 0.27, power=0.8, level=level)
     assert power(n) >= 0.8 - 1e-6
     assert power(n - 1) < 0.8 + 1e-3  # a wrong sign counts as seen too
-
-
-def test_power_is_that_of_simulated_comparisons():
-    """As many problems as needed, every one a bit easier, before and after: how often seen?"""
-    rng, gain = np.random.default_rng(7), 0.015
-    sd = 0.11
-    n = int(audit.problems_needed(gain, sd, power=0.8, level=0.05))
-    p = rng.beta(3, 4, n)  # away from 0 and 1, so that each can gain
-    sd_here = math.sqrt((p * (1 - p)).mean() / 16)
-    before = rng.binomial(16, p, (8000, n)).mean(-1) / 16
-    after = rng.binomial(16, p + gain * sd_here / sd, (8000, n)).mean(-1) / 16
-    seen = (abs(after - before) > 1.96 * sd_here * math.sqrt(2 / n)).mean()
-    assert seen == pytest.approx(0.8, abs=0.03)
 
 
 # ------------------------------------------------------------------------------------------ writing

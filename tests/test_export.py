@@ -39,7 +39,9 @@ def test_the_card_s_command_serves_the_model_that_peft_has(home, tmp_path, merge
     folder = export.write(run, 0, tmp_path / "away", merged=merged)
     base = "" if merged else str(home / NAME)
     command = [sys.executable, "-c", ELSEWHERE, str(folder), base, "Compute:0o-1p"]
-    (ids,), greedy, logits = json.loads(subprocess.run(command, cwd="/", stdout=-1).stdout)
+    (ids,), greedy, logits = json.loads(
+        subprocess.run(command, cwd="/", stdout=subprocess.PIPE).stdout
+    )
     (said,) = re.findall(
         r"^```bash\n(python .*?)^```$", (folder / "README.md").read_text(), re.S | re.M
     )

@@ -17,7 +17,7 @@ from conftest import REPOSITORY, copy_models
 
 def checkout(folder: Path) -> Path:
     """A copy of the repository whose pipeline is one mode and one method at the scale smoke."""
-    for name in ("notebooks", "trdlib", ".dvc"):
+    for name in ("notebooks", "trdlib", "scripts", ".dvc"):
         skip = shutil.ignore_patterns("__pycache__", "tmp", "cache", "config.local")
         shutil.copytree(REPOSITORY / name, folder / name, ignore=skip)
     copy_models(folder)
@@ -69,7 +69,7 @@ def kill_when(folder: Path, pattern: str) -> None:
     while not any(folder.glob(pattern)):
         assert process.poll() is None, f"it ended before {pattern}: {process.stdout.read()[-3000:]}"
         assert time.monotonic() < deadline, f"{pattern} never appeared"
-        time.sleep(0.002)
+        time.sleep(0.01)
     family = [process, *psutil.Process(process.pid).children(recursive=True)]
     for member in family:
         member.kill()

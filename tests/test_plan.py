@@ -1,6 +1,7 @@
 """The plan's prices against real models, its counts against real files, the doctor's verdicts."""
 
 import copy
+import functools
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 
-from trdlib import evaluate, models, refine, rollout, store
+from trdlib import evaluate, models, refine, rollout, stats, store
 from trdlib.ops import doctor, plan
 from trdlib.run import get_run
 from trdlib.settings import load
@@ -169,6 +170,40 @@ def test_vllm_holds_what_its_cache_holds_and_needs_less_time(project):
             assert 0 < paged.memory < own.memory < 80 * plan.GIB
 
 
+def test_the_queue_of_vllm():
+    """Where nothing is in the way: as long as the longest, and as many rounds as rows do not fit;
+    a cache that is too small takes longer and holds no more than it can; every token is made."""
+    free = {"cap": 8, "prompt": 10.0, "compute": 0.0, "weights": 1.0, "cache": 0.0, "launch": 0.0}
+    same = functools.partial(plan.queue, most=5, new=5.0)
+    assert same(rows=8, room=10**6, **free) == 5  # a second a step
+    assert same(rows=20, room=10**6, **free) == 15  # 8, 8, 4 rows
+    assert same(rows=8, room=31, **free) == 20  # room for two at 15 tokens each
+    computed = free | {"weights": 0.0, "compute": 1.0}
+    assert same(rows=8, room=10**6, **computed) == 40  # tokens
+    assert same(rows=8, room=50, **computed) >= 40  # what went back is read anew
+    read = free | {"weights": 0.0, "cache": 1.0}
+    assert same(rows=1, room=10**6, **read) == sum(10 + step + 0.5 for step in range(5))
+    lengths = plan.queue(rows=4000, most=10**6, new=500.0, room=10**9, **computed | {"cap": 4000})
+    assert lengths == pytest.approx(4000 * 500, rel=0.03)  # drawn, as long as said
+
+
+def test_what_the_design_sees():
+    """Against a simulation of the protocol: two equal methods, how their difference varies."""
+    how, rng = load().scales["qwen3-8b"].evaluation, np.random.default_rng(1)
+    alone, varied = plan.sees(how, 229, 3)
+    assert alone < 1.5 < varied < 2
+    a = 2 * plan.ASSUMED["spread"] / (1 - 4 * plan.ASSUMED["spread"])
+    gaps = []
+    for _ in range(300):
+        p = rng.beta(a, a, 229)
+        counts = stats.allocate(rng.binomial(32, p), 32, 4, 2)
+        ours, theirs = (rng.binomial(counts, p, (3, 229)) / counts for _ in range(2))
+        gaps.append(100 * (ours - theirs).mean())
+    assert 1.96 * np.std(gaps) == pytest.approx(alone, rel=0.15)
+    uniform = how.model_copy(update={"base_samples": None})
+    assert plan.sees(uniform, 229, 3)[0] > 1.1 * alone
+
+
 # ------------------------------------------------------------- counts, against what really runs
 
 
@@ -226,6 +261,9 @@ def test_the_settings_of_the_paper(project):
     trained = [work for work in items if not work.sampled]
     assert {work.rows for work in trained} == {3 * 40 * 128}  # 40 steps
     assert len(trained) == len(cell.methods)  # one learning rate: no validation
+    references = {work.outs[0].stem: work.rows for work in items if work.stage == "references"}
+    assert references == {"base": 32 * 229, "base_again": 4 * 229}  # once each
+    assert not [work for work in items if cell.rewrites("y_t") in work.outs]  # no method needs it
     evaluated = [work for work in items if work.stage == "evaluate opsd"]
     assert {work.rows for work in evaluated} == {3 * 4 * 229}
     assert len(evaluated) == len(cell.methods)

@@ -59,6 +59,17 @@ def copy(trained, tmp_path, monkeypatch):
     return tmp_path / "copy"
 
 
+def test_equal_trainings_leave_equal_files(trained):
+    """No path of this machine, no order by chance (the storm of kills found both)."""
+    adapter = trained / "runs/smoke/distill/opd/sft/0/adapter"
+    names = {path.name for path in adapter.iterdir()}
+    assert names == {"adapter_config.json", "adapter_model.safetensors", "run.json",
+                     "training_log.json"}  # fmt: skip
+    assert not [n for n in names if bytes(trained) in (adapter / n).read_bytes()]
+    targets = store.read_json(adapter / "adapter_config.json")["target_modules"]
+    assert targets == sorted(targets) and len(targets) == 7
+
+
 # ------------------------------------------------------------------------------------------ export
 
 

@@ -2,6 +2,7 @@
 
 import random
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ import transformers
 from trdlib import store
 from trdlib.run import get_run
 from trdlib.settings import load, root
-from trdlib.tasks import packaged, words
+from trdlib.tasks import packaged
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "smol_pair.py"
+sys.path.append(str(SCRIPT.parent))
+import words
 
 
 @pytest.fixture
@@ -84,8 +87,7 @@ def test_examples_are_what_the_stages_need(script):
         right = {kind: [] for kind in inside["KINDS"]}
         for _ in range(400):
             kind, shown, answer = inside["written"](rng, stage, 1.0)
-            row = {"answer": words.problem(shown["problem"])[1]}
-            right[kind] += words.grade(None, [(answer, row)])
+            right[kind] += words.grade([(answer, words.problem(shown["problem"])[1])])
             assert words.split_of(shown["problem"]) == "pretrain"
             assert len(words.read(shown["problem"])[2]) <= 4
         shares = {kind: sum(v) / len(v) for kind, v in right.items() if v}
@@ -105,7 +107,7 @@ def test_misreading_is_wrong_early_and_mending_keeps_the_rest(script):
         plan = words.plan(rng, problem, student)
         attempt = words.say(problem, plan)
         rewrite = words.say(problem, script[0]["mended"](rng, problem, plan))
-        assert words.grade(None, [(rewrite, {"answer": answer})]) == [True]
+        assert words.grade([(rewrite, answer)]) == [True]
         like += rewrite == solution
         if not any(line.wrong for line in plan.lines):
             assert attempt == rewrite

@@ -139,8 +139,8 @@ def part(**changes):
         (part(task="trail"), r"data.train.0.task: unknown key"),
         ({"pretraining": {"shape": {}}}, r"^scales.smoke.pretraining.tokens_per_step: missing"),
         (
-            {"task": "words", "pretraining": {"shape": {}}, **part(kind=None)},
-            r"pretraining: words has no language",
+            {"task": "math", "pretraining": {"shape": {}}, **part(kind=None)},
+            r"pretraining: math has no language",
         ),
         ({"packaged": {"package": "x", "version": "1", "file": "x"}}, r"packaged.file: "),
     ],

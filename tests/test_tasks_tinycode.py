@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trdlib import prompts, sandbox, tasks
+from trdlib import sandbox, tasks
 from trdlib.analysis import tables
 from trdlib.analysis.measure import measure
 from trdlib.distill import distill
@@ -15,7 +15,7 @@ from trdlib.evaluate import evaluate
 from trdlib.ops.chain import sampled
 from trdlib.run import get_run
 from trdlib.settings import SettingsError
-from trdlib.tasks import language, pretrain, sets, tinycode
+from trdlib.tasks import language, sets, tinycode
 from trdlib.tasks.language import Habits, text_of
 
 
@@ -250,11 +250,6 @@ def test_no_loss_on_injected_errors(tokenizer):
                 assert right.learn == (line in lines)
                 seen += not right.learn
     assert seen > 20
-    ids, learn = pretrain.example(rng, tokenizer, tinycode, "code", {"slips": 1.0}, problem)
-    prompt = prompts.context("solve", tokenizer, style="tiny", problem=problem).ids
-    assert ids[: len(prompt)] == prompt
-    assert not any(learn[: len(prompt)])
-    assert learn[-1]
 
 
 def test_sets_are_disjoint_and_as_ordered():

@@ -25,7 +25,7 @@ import torch
 from trdlib import divergence, engines, jobs, models, prompts, store
 from trdlib.divergence import token_cross_entropy, token_divergence
 from trdlib.refine import Pair, TrainingSet, next_round, training_sets
-from trdlib.rollout import answers, pool
+from trdlib.rollout import ask, pool, table
 from trdlib.run import Run
 from trdlib.settings import Method, Training
 
@@ -294,9 +294,11 @@ def _train_round(candidate: Candidate, number: int, folder: Path, before: Path |
     base, _, commit = run.model_path("student", seed).partition("@")
     lora = distiller.student.peft_config["default"]
     lora.base_model_name_or_path, lora.revision = base, commit or None
+    lora.target_modules = sorted(lora.target_modules)  # a set has its order by chance
 
     def write(temporary: Path) -> None:
         distiller.student.save_pretrained(temporary)
+        (temporary / "README.md").unlink(missing_ok=True)  # a blank card with this machine's paths
         store.write_json(temporary / "training_log.json", log)
         about["weights"] = store.weights_hash(temporary)
         store.write_json(temporary / "run.json", about)
@@ -391,7 +393,7 @@ def _try(candidate: Candidate, task, sets: dict) -> float:
     """Train the candidate; its mean accuracy on the validation set."""
     train_adapter(candidate, task, sets["train"])
     path = candidate.folder.with_name(f"{candidate.rate}.validation.parquet")
-    who = {"seed": candidate.seed, "adapter": candidate.folder}
-    sampling = candidate.run.settings.evaluation.validation
-    found = answers(candidate.run, task, sets["validation"], path, sampling, **who)
+    run, seed, problems = candidate.run, candidate.seed, sets["validation"]
+    asked = ask(run, seed, problems, adapter=candidate.folder)
+    found = table(run, task, path, asked, run.settings.evaluation.validation)
     return float(found["correct"].mean())

@@ -36,7 +36,8 @@ import torch
 
 from trdlib.settings import root
 
-CHUNK_ELEMENTS = 2**24  # logits held at a time: 64 MiB in float32
+CHUNK_ELEMENTS = 2**26  # logits held at a time, of either side: 256 MiB in float32
+PART_ELEMENTS = 2**18  # of those at a time on a CPU, where they are many: what its cache holds
 GPU_ROWS = 512  # at least so many positions at a time on a GPU: with fewer, matmuls are slower
 
 
@@ -104,12 +105,14 @@ def token_divergence(
     fused = top_k is None and student_hidden.is_cuda and importlib.util.find_spec("triton")
     value_and_grad = _compiled() if fused else _value_and_grad
 
-    def block(rows: slice, product: torch.Tensor):
-        teacher = _product(teacher_hidden[rows], weights[1])
-        how = (kind, temperature, beta, top_k, tail)
-        return value_and_grad(product, student_head, teacher, teacher_head, *how)
+    def beside(rows: slice):
+        return _product(teacher_hidden[rows], weights[1])
 
-    return _Chunked.apply(student_hidden, student_head.weight, student_head.bias, block)
+    def part(student, teacher):
+        how = (kind, temperature, beta, top_k, tail)
+        return value_and_grad(student, student_head, teacher, teacher_head, *how)
+
+    return _Chunked.apply(student_hidden, student_head.weight, student_head.bias, beside, part)
 
 
 @functools.cache
@@ -123,7 +126,7 @@ def _value_and_grad(
     """Of both sides' W h: the divergence (N,), and its gradient by the student's W h (N, V)."""
     student, teacher = student_head.logits(student), teacher_head.logits(teacher)
     if top_k is None:
-        log_s, log_t = ((z / temperature).log_softmax(-1) for z in (student, teacher))
+        log_s, log_t = (_over(z, temperature).log_softmax(-1) for z in (student, teacher))
         value, grad = DIVERGENCES[kind](log_s, log_t, beta)
     else:
         tail = tail and top_k < teacher.shape[-1]  # else nothing is left for it
@@ -133,15 +136,19 @@ def _value_and_grad(
         value, kept = DIVERGENCES[kind](log_s, log_t, beta)
         grad = rest * kept[:, -1:] if tail else torch.zeros_like(student)
         grad.scatter_(-1, support, kept[:, :top_k])
-    return value, student_head.pull_back(grad.div_(temperature), student)
+    return value, student_head.pull_back(_over(grad, temperature), student)
+
+
+def _over(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    return logits if temperature == 1 else logits / temperature  # dividing by 1 costs 3 %
 
 
 def _on_support(logits, support, temperature, tail):
     """Log-probabilities (N, k), or (N, k + 1) with the tail, and each token's share of the tail."""
-    kept = logits.gather(-1, support) / temperature
+    kept = _over(logits.gather(-1, support), temperature)
     if not tail:
         return kept.log_softmax(-1), None
-    others = (logits / temperature).scatter_(-1, support, -torch.inf)
+    others = _over(logits, temperature).scatter(-1, support, -torch.inf)
     bucket = others.logsumexp(-1, keepdim=True)  # in logarithms: 1 - (sum of the top k) cancels
     return torch.cat([kept, bucket], -1).log_softmax(-1), others.sub_(bucket).exp_()
 
@@ -152,14 +159,15 @@ def token_cross_entropy(
     """-log S(target) at each of N positions, in nats: hidden (N, H), head (V, H), targets (N,)."""
     head = as_head(student_head)
 
-    def block(rows: slice, product: torch.Tensor):
-        index, logits = targets[rows, None], head.logits(product)
+    def part(product, index):
+        logits = head.logits(product)
         log_s = logits.log_softmax(-1)
         grad = log_s.exp()
         grad.scatter_add_(-1, index, grad.new_full(index.shape, -1.0))
         return -log_s.gather(-1, index)[:, 0], head.pull_back(grad, logits)
 
-    return _Chunked.apply(student_hidden, head.weight, head.bias, block)
+    wanted = targets[:, None].__getitem__  # of some rows
+    return _Chunked.apply(student_hidden, head.weight, head.bias, wanted, part)
 
 
 def _product(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -170,7 +178,8 @@ def _product(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _products(hidden: torch.Tensor, weight: torch.Tensor):
-    size = max(GPU_ROWS if weight.is_cuda else 1, CHUNK_ELEMENTS // len(weight))
+    most = max(GPU_ROWS if weight.is_cuda else 1, CHUNK_ELEMENTS // len(weight))
+    size = math.ceil(len(hidden) / max(1, math.ceil(len(hidden) / most))) or 1  # all of one size
     for start in range(0, len(hidden), size):
         rows = slice(start, start + size)
         yield rows, _product(hidden[rows], weight)
@@ -202,8 +211,8 @@ def divergence(function):
     """Marks a function as a divergence that params.yaml may name.
 
     function(log_s, log_t, beta) -> (value, gradient): log-probabilities of student and teacher,
-    (N, V); the divergence, (N,), and its gradient with respect to the student's logits, (N, V).
-    A test compares the gradient of every marked function with autograd's.
+    (N, V), which it may overwrite; the divergence, (N,), and its gradient with respect to the
+    student's logits, (N, V). A test compares every marked function's gradient with autograd's.
     """
     DIVERGENCES[function.__name__] = function
     return function
@@ -212,7 +221,7 @@ def divergence(function):
 @divergence
 def forward_kl(log_s, log_t, beta):
     t = log_t.exp()
-    return (t * (log_t - log_s)).sum(-1), log_s.exp() - t
+    return log_t.sub_(log_s).mul_(t).sum(-1), log_s.exp_().sub_(t)
 
 
 @divergence
@@ -250,21 +259,34 @@ def entropy_gated(log_s, log_t, beta):
 
 
 class _Chunked(torch.autograd.Function):
-    """Values (N,) chunk by chunk; the gradient of the hidden states is made on the way."""
+    """Values (N,) chunk by chunk; the gradient of the hidden states is made on the way.
+
+    part(W h, what `beside` gives for these rows) -> (value, gradient by W h). On a CPU a few rows
+    at a time: they stay in its cache, and the gradient takes their place.
+    """
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, block):
+    def forward(ctx, hidden, weight, bias, beside, part):
         if any(ctx.needs_input_grad[1:3]):
             raise ValueError("the student's output head must be frozen: no gradient is formed")
         precise = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         values = hidden.new_empty(len(hidden), dtype=precise)
         grads = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for rows, product in _products(hidden, weight):
-            value, grad = block(rows, product)
-            values[rows] = value
+            other = beside(rows)
+            whole = weight.is_cuda or product.numel() <= 4 * PART_ELEMENTS
+            size = len(product) if whole else max(1, PART_ELEMENTS // len(weight))
+            for start in range(0, len(product), size):
+                here = slice(start, start + size)
+                values[rows][here], grad = part(product[here], other[here])
+                if whole:
+                    product = grad
+                else:
+                    product[here] = grad
+            del other, grad  # before the next ones are made: they are most of the memory
             if grads is not None:
-                grads[rows] = (grad @ weight).to(grads.dtype)
-            del product, grad  # before the next ones are made: they are most of the memory
+                grads[rows] = (product @ weight).to(grads.dtype)
+            del product
         ctx.save_for_backward(grads)
         return values
 
@@ -272,7 +294,7 @@ class _Chunked(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, upstream):
         (grads,) = ctx.saved_tensors
-        return (upstream[:, None] * grads).to(grads.dtype), None, None, None
+        return (upstream[:, None] * grads).to(grads.dtype), None, None, None, None
 
 
 _SHARED = (Head, as_head, _product, _products, _Chunked, token_cross_entropy)
@@ -283,6 +305,6 @@ def code(kind: str) -> tuple:
     fingerprint: not how many rows a chunk has, nor what compiles it, which is no mathematics."""
     if kind == "cross_entropy":
         return _SHARED
-    used = DIVERGENCES[kind]
-    used = sys.modules[used.__module__] if kind.endswith(".py") else used  # with all it calls there
-    return (*_SHARED, token_divergence, _value_and_grad, _on_support, used)
+    used = DIVERGENCES[kind]  # of a file of one's own, with all that it may call there
+    own = sys.modules[used.__module__] if kind.endswith(".py") else used
+    return (*_SHARED, token_divergence, _value_and_grad, _on_support, _over, own)

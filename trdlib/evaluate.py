@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from trdlib.prompts import student_prompts
-from trdlib.rollout import Request, pool, table
+from trdlib.rollout import ask, pool, table
 from trdlib.run import Run
 from trdlib.stats import allocate, avg_at_k, pass_at_k  # noqa: F401 - looked for here
 
@@ -18,33 +17,31 @@ def evaluate(
     """Sample and grade every benchmark with every base seed at every temperature of the scale:
     {temperature: {benchmark: samples}} for each run.
 
-    The runs are of one scale; adapters: of each run by seed, None for rows that are not trained.
-    All samples of all runs are jobs of one pool; with evaluation.base_samples the base's come
-    first, and rows that are not trained have one seed. The tables have the columns of a generation
-    file plus `seed`. What is there is read.
+    The runs are of one scale, all their samples jobs of one pool (with evaluation.base_samples the
+    base's first; rows that are not trained have one seed then); adapters: of each run by seed, None
+    for rows that are not trained. Tables are generation files plus `seed`, read if there.
     """
     benchmarks = {name: sets[name] for name in sets if name not in ("train", "validation")}
     how, base, shares = runs[0].settings.evaluation, runs[0].with_("none", "base"), {}
     places = [*itertools.product(how.temperatures, benchmarks)]
 
-    @functools.cache
-    def asked(role: str, seed: int, name: str) -> tuple[list[dict], list]:
-        rows = benchmarks[name].to_dict("records")
-        return rows, student_prompts(runs[0], seed, rows, role)
+    asked = functools.cache(lambda role, s, name: ask(runs[0], s, benchmarks[name], role))
 
     def cell(run: Run, adapter: Path | None, temperature: float, name: str, seed: int) -> tuple:
         """The arguments of `table`."""
-        role = "teacher" if run.method == "teacher" else "student"
         again = int(run.method == "base_again") if run.mode == "none" else run.recipe.again
-        both, sampling = asked(role, seed, name), how.at(temperature)
+        what = asked("teacher" if run.method == "teacher" else "student", seed, name)
+        what, sampling = what._replace(adapter=adapter, stream=again), how.at(temperature)
         if how.base_samples and (run.mode, run.method) == ("none", "base"):
-            again = -1  # random numbers of its own: else its luck were that of those it decides on
+            # random numbers of its own: else its luck were that of those it decides on
             sampling = sampling.model_copy(update={"samples": how.base_samples})
+            what = what._replace(stream=-1)
         elif how.base_samples:
-            mine, sampling = shares[temperature, name], sampling.model_copy(update={"samples": 1})
-            both = [[one for one, n in zip(of, mine, strict=True) for _ in range(n)] for of in both]
-        request = Request(role, seed, *both, adapter, stream=again)
-        return run, task, run.samples(seed, temperature, name), request, sampling
+            sampling = sampling.model_copy(update={"samples": 1})
+            each = [row for row, n in enumerate(shares[temperature, name]) for _ in range(n)]
+            rows, asks = ([of[row] for row in each] for of in (what.rows, what.prompts))
+            what = what._replace(rows=rows, prompts=asks)
+        return run, task, run.samples(seed, temperature, name), what, sampling
 
     def sampled(runs: list[Run], adapters: list) -> list[dict[float, dict[str, pd.DataFrame]]]:
         cells = {}  # those of one adapter in a row: it is loaded once

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from trdlib import models, prompts
-from trdlib.rollout import Request, table, tables_of_seeds
+from trdlib.rollout import Request, ask, table, tables_of_seeds
 from trdlib.run import Run
 from trdlib.settings import Method
 
@@ -110,9 +110,7 @@ def next_round(
     """What round `number` (the second is 1) trains on: attempts of the student as it is now, and,
     for y_r, the teacher's rewrites of them. The teacher stays what it was, in OPSD the step-0
     student. problems: this round's; adapter: of the round before; folder: for y_o and y_r."""
-    rows, settings = problems.to_dict("records"), run.settings
-    asked = prompts.student_prompts(run, seed, rows)
-    request = Request("student", seed, rows, asked, adapter, stream=number)
+    settings, request = run.settings, ask(run, seed, problems, adapter=adapter, stream=number)
     y_o = table(run, task, folder / "y_o.parquet", request, settings.rollout)
     tables = {"y_o": y_o.assign(seed=seed)}
     if run.recipe.trajectory == "y_r":

@@ -27,6 +27,12 @@ class Request(NamedTuple):
     stream: int = 0  # another stream of random numbers: the same model, sampled again
 
 
+def ask(run: Run, seed: int, problems: pd.DataFrame, role="student", **more) -> Request:
+    """Answers to x alone, for any problem set. more: adapter and stream, as in Request."""
+    rows = problems.to_dict("records")
+    return Request(role, seed, rows, prompts.student_prompts(run, seed, rows, role), **more)
+
+
 def fingerprint(run: Run, request: Request, sampling: Sampling) -> str:
     """Hash of all that shapes a generation: weights, adapter, prompts, sampling, random numbers."""
     weights = models.identity(run.model_name(request.role, request.seed))
@@ -81,26 +87,13 @@ def table(run: Run, task, path: Path, request: Request, sampling: Sampling) -> p
     found = pd.DataFrame([done for group in groups for done in group], columns=Completion._fields)
     found.insert(0, "id", [row["id"] for row in rows])
     found.insert(1, "sample", found.groupby("id").cumcount())  # some are asked more often
-    tokenizer = models.load_tokenizer(name)
-    text = tokenizer.batch_decode(found["token_ids"].tolist(), skip_special_tokens=True)
-    found.insert(3, "text", text)
+    text = models.load_tokenizer(name).batch_decode
+    found.insert(3, "text", text(found["token_ids"].tolist(), skip_special_tokens=True))
     found["correct"] = grade(task, found, rows)
     found["n_tokens"] = found["token_ids"].map(len)
     store.save(found, path, stamp)
     shutil.rmtree(asked.parts.parent, ignore_errors=True)
     return found
-
-
-def answers(
-    run: Run, task, problems, path: Path, sampling: Sampling, *, seed: int, role="student", **more
-) -> pd.DataFrame:
-    """`table` of what a base seed's model answers to x alone: for validation and evaluation.
-
-    problems: any problem set; more: adapter and stream, as in Request.
-    """
-    rows = problems.to_dict("records")
-    asked = prompts.student_prompts(run, seed, rows, role)
-    return table(run, task, path, Request(role, seed, rows, asked, **more), sampling)
 
 
 def tables_of_seeds(
@@ -142,8 +135,7 @@ def pool(run: Run, function, todo: list[tuple], label: str, *, training: bool = 
             shares = [(run, name, asked, label, mine, places) for mine in range(places)]
             jobs.run_jobs(engines.fill, shares, workers=1 / how.gpus, label=f"{label}: engines")
     if todo and settings.workers > 1 and (training or how.engine == "transformers"):
-        for module in ("peft", "transformers.trainer") if training else ("peft",):
-            importlib.import_module(module)
+        importlib.import_module("transformers.trainer" if training else "peft")  # brings peft too
         models.load(run.model_path("student", settings.seeds[0]), how, run.context_length)
     return jobs.run_jobs(function, todo, workers=settings.workers, label=label)
 
@@ -153,6 +145,5 @@ def rollout(run: Run, task, problems: pd.DataFrame) -> pd.DataFrame:
 
     problems: the train set. One row per attempt, with the columns of `table` and seed.
     """
-    rows, prompts_of = problems.to_dict("records"), prompts.student_prompts
-    requests = [Request("student", s, rows, prompts_of(run, s, rows)) for s in run.settings.seeds]
+    requests = [ask(run, seed, problems) for seed in run.settings.seeds]
     return tables_of_seeds(run, task, run.attempts, requests, run.settings.rollout)

@@ -56,17 +56,12 @@ def _refuse(fault: str, holds) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _apart(raw):
-    """The keys of a mapping, as numbers: "1" and "1.0" are one, which stands here twice."""
-    if isinstance(raw, dict):
-        _distinct.func([float(str(key)) for key in raw])
-    return raw
-
-
 # The types of values. A number is finite, and not what pydantic makes of true.
 _number = BeforeValidator(lambda value: str(value) if isinstance(value, bool) else value)
 _warm = _refuse("0 is greedy, the others start at 0.001", lambda value: 0 < value < 0.001)
-_distinct = _refuse("the same stands here twice: drop one", lambda v: len({*v}) < len(v))
+_TWICE = "the same stands here twice: drop one"
+_distinct = _refuse(_TWICE, lambda v: len({*v}) < len(v))
+_keys = _refuse(_TWICE, lambda v: isinstance(v, dict) and len({float(str(k)) for k in v}) < len(v))
 Name = Annotated[str, AfterValidator(check_name)]
 Natural = Annotated[int, _number, Field(ge=0, lt=2**32)]
 Count = Annotated[int, _number, Field(ge=1, le=10**7)]
@@ -117,9 +112,8 @@ class Method(Section):
         return self.subset != "all" or self.rounds > 1 or self.again > 0
 
     def faults(self) -> dict:
-        files = {f"mine/{p.name}": p.read_text("utf-8") for p in root().glob("mine/*.py")}
-        own = [name for name, text in files.items() if "def divergence(" in text]
-        known("divergence", self.divergence, [*DIVERGENCES, *own])
+        own = [p.name for p in root().glob("mine/*.py") if b"def divergence(" in p.read_bytes()]
+        known("divergence", self.divergence, [*DIVERGENCES, *(f"mine/{name}" for name in own)])
         hard, y_r, rows = self.divergence == "cross_entropy", self.trajectory == "y_r", self.subset
         of_all, onsets, several = rows in ("all", "right"), self.skip_onsets, self.rounds > 1
         of = self.top_k or self.clip or onsets or self.prune_below
@@ -186,7 +180,7 @@ class Training(Section):
 
 class Evaluation(Section):
     sampling: Sampling  # samples: the k of avg@k and pass@k
-    also_at: Annotated[dict[Temperature, Count], BeforeValidator(_apart)] = {}  # with samples
+    also_at: Annotated[dict[Temperature, Count], BeforeValidator(_keys.func)] = {}  # samples
     # The base once (its seeds share the weights), so often; what it gets right says which problems
     # get the samples of the other rows (stats.allocate). None: all rows and problems alike.
     base_samples: Count | None = None

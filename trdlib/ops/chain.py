@@ -8,7 +8,7 @@ from trdlib import store
 from trdlib.analysis.signals import cut
 from trdlib.ops import notebooks
 from trdlib.refine import refine, solve
-from trdlib.rollout import answers, rollout
+from trdlib.rollout import ask, rollout, table
 from trdlib.run import Run
 
 
@@ -34,6 +34,6 @@ def validation(run: Run, task, problems: pd.DataFrame, adapters: dict[int, Path]
     for seed, adapter in adapters.items():
         path = run.folder(seed) / "validation.parquet"
         with store.locked(path):
-            found = answers(run, task, problems, path, sampling, seed=seed, adapter=adapter)
+            found = table(run, task, path, ask(run, seed, problems, adapter=adapter), sampling)
         tables.append(found.assign(seed=seed))
     return notebooks.measured(pd.concat(tables), problems)

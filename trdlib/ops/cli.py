@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 import time
 from datetime import datetime
@@ -126,3 +127,17 @@ def main() -> int:
     except (SettingsError, FileNotFoundError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def program() -> None:
+    """`main` as a program: it exits, without a word where nobody reads on, as behind `| head`."""
+    try:
+        try:
+            status = main()
+        finally:  # after `--help` too
+            sys.stdout.flush()
+    except BrokenPipeError:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        status = 141  # as of a program that the signal has ended
+    sys.exit(status)

@@ -3,8 +3,7 @@
 `check(program, tests)` runs the tests against the program; `run(program, stdin)` runs the program
 as a script. **The verdict cannot be forged from inside**: program and tests do not share a process
 (but for tests that cannot be run otherwise), and only plain data passes between the two; more in
-docs/sandbox.md. This is the client; launcher.py starts, with kernel.py, processes that run jail.py.
-"""
+docs/sandbox.md. This is the client; launcher.py starts, with kernel.py, processes of jail.py."""
 
 import contextlib
 import functools
@@ -106,7 +105,6 @@ class _Jail:
 
 
 def _heard(machinery: socket.socket) -> bytes:
-    """What it says."""
     with contextlib.suppress(OSError):
         if said := machinery.recv(2**16):
             return said
@@ -185,8 +183,7 @@ def _take() -> _Jail:
 
 
 def _with_jail(work: Callable, *args, seconds: float, memory_mb: int):
-    """work(jail, ...), and once more if the jail died under it. One with which anything went wrong
-    is not lent again."""
+    """work(jail, ...), twice if the jail died. One with which anything went wrong is not kept."""
     if not 0 < seconds <= 3600:
         raise ValueError(f"seconds must be in (0, 3600], not {seconds}")
     if not 64 <= memory_mb <= 2**20:
@@ -204,8 +201,7 @@ def _with_jail(work: Callable, *args, seconds: float, memory_mb: int):
 
 
 def _end(status: socket.socket, hang_up: bool = False) -> dict:
-    """How the locked process ended; its keeper answers once it is dead. One that we hang up on may
-    not have come to run its program: its caller judges."""
+    """How the process ended. If we hang up it may never have run its program: the caller judges."""
     with status:
         if hang_up:
             with contextlib.suppress(OSError):
@@ -228,7 +224,7 @@ def _check(one: _Jail, program: str, tests: str, **limits) -> Verdict | None:
     examiner, program = _end(examined), _end(served, hang_up=True)
     if not words:
         return Verdict(False, examiner["how"])
-    passed, reason, unfit = json.loads(words).values()
+    passed, reason, unfit = json.loads(words)
     if reason == jail.ENDED:
         if not program["locked"]:
             raise Died
@@ -264,13 +260,11 @@ print("", judge{}, sep="\\n")
 
 
 def check(program: str, tests: str, *, seconds: float = 10, memory_mb: int = 1024) -> Verdict:
-    """Does the program pass the tests? Both are Python source; the tests fail by raising.
-
-    Tests that hand a function or an object of their own to the program are run once more, in its
-    process; it has passed if a word is printed that it was not told. seconds: of CPU time, for the
-    program and again for the tests; the wall clock stops both after three times that and two
-    seconds. memory_mb: of address space. ValueError: no tests. SandboxError: see protection().
-    """
+    """Does the program pass the tests? Both are Python source; the tests fail by raising. Those
+    that hand a function or an object of their own to the program are run once more, in its process:
+    it has passed if a word is printed that it was not told. seconds: of CPU time, for the program
+    and again for the tests; the wall clock stops both after three times that and two seconds.
+    memory_mb: of address space. ValueError: no tests. SandboxError: see protection()."""
     jail.compiled(tests)
     limits = {"seconds": seconds, "memory_mb": memory_mb}
     if verdict := _with_jail(_check, program, tests, **limits):
@@ -288,7 +282,7 @@ def run(program: str, stdin: str = "", *, seconds: float = 10, memory_mb: int = 
 
 def in_pool(function: Callable, items: Iterable, workers: int | None = None) -> list:
     """[function(item), ...], each in a thread; by default one per core."""
-    if workers is None:  # inside a job of jobs.run_jobs: one alone
-        workers = 1 if multiprocessing.parent_process() else os.cpu_count() or 1
-    with ThreadPoolExecutor(workers) as pool:
+    # inside a job of jobs.run_jobs: one alone
+    alone = 1 if multiprocessing.parent_process() else os.cpu_count()
+    with ThreadPoolExecutor(workers or alone) as pool:
         return list(pool.map(function, items))

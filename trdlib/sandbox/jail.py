@@ -150,11 +150,9 @@ def _module(name: str, program: str) -> dict:
 
 
 def serve(program: str) -> None:
-    """Load the program, then answer calls until the examiner hangs up (EOFError).
-
-    A call names `f`, or `Solution().f`: a method of an instance made for the purpose; or `.op`, a
-    builtin or of the modules operator and functools. The first, of no name, asks which there are.
-    """
+    """Load the program, then answer calls until the examiner hangs up (EOFError). A call names `f`,
+    or `Solution().f`: a method of an instance made for the purpose; or `.op`, a builtin or of the
+    modules operator and functools. The first, of no name, asks which there are."""
     channel, lent = Channel(), {}
     _UNPACK["opaque"] = lent.__getitem__
     try:
@@ -214,8 +212,7 @@ class Stop(BaseException):
 # What a test may expect. Not StopIteration: it would end a loop of the tests early, and silently.
 # Not UnicodeError and its kind: their constructors take more than a message.
 _NOT = StopIteration | StopAsyncIteration | Warning | BaseExceptionGroup | UnicodeError
-_MAY = {name: kind for name, kind in _TYPES.items() if issubclass(kind, Exception)}
-_ERRORS = {name: kind for name, kind in _MAY.items() if not issubclass(kind, _NOT)}
+_ERRORS = {n: k for n, k in _TYPES.items() if issubclass(k, Exception) and not issubclass(k, _NOT)}
 
 
 class Thing:
@@ -282,10 +279,8 @@ class _Examiner(Channel):
                 answer = self.receive()
             except (EOFError, OSError):
                 self.stop(ENDED)
-            except OverflowError as error:
-                self.stop(str(error))
-            except Exception:
-                self.stop(NONSENSE)
+            except Exception as error:
+                self.stop(str(error) if isinstance(error, OverflowError) else NONSENSE)
             self.calls += path == ".call" or path[:1] != "."
             match answer:
                 case ["value", value]:
@@ -336,12 +331,9 @@ def examine(tests: str) -> None:
         exec(code, module.__dict__)
         if not examiner.calls:
             examiner.stop("the tests never called the program")
-    except Stop:
-        pass  # the examiner knows why
-    except BaseException as error:
+    except BaseException as error:  # of Stop, the examiner knows why
         steps = traceback.walk_tb(error.__traceback__)
         lines = [n for frame, n in steps if frame.f_code.co_filename == "<tests>"] or [0]
         examiner.fault = examiner.fault or (f"line {lines[-1]} of the tests: {brief(error)}", False)
     reason, unfit = examiner.fault or ("", False)
-    verdict = {"passed": examiner.fault is None, "reason": clean(reason), "unfit": unfit}
-    os.write(4, json.dumps(verdict).encode())
+    os.write(4, json.dumps([examiner.fault is None, clean(reason), unfit]).encode())

@@ -1,7 +1,5 @@
 """What the jail is built of: namespaces, mounts, Landlock, seccomp. Linux on x86_64 and aarch64.
-
-Numbers and structures are those of the kernel's own headers (include/uapi).
-"""
+Numbers and structures are those of the kernel's own headers (include/uapi)."""
 
 import ctypes
 import json
@@ -72,12 +70,10 @@ def landlock(readable: list[str], seen: list[str], writable: list[str]) -> None:
 
 
 def seccomp() -> None:
-    """From here on what is on the list is allowed, the rest fails with EPERM.
-
-    No processes (only threads), no sockets, no signals to others, no exec, no ptrace, no mounts.
-    A program for the kernel's packet filter: (operation, jump if so, jump if not, operand), jumps
-    counted from the next instruction; it reads struct seccomp_data in words of 32 bits.
-    """
+    """From here on what is on the list is allowed, the rest fails with EPERM: no processes (only
+    threads), no sockets, no signals to others, no exec, no ptrace, no mounts. A program for the
+    kernel's packet filter: (operation, jump if so, jump if not, operand), jumps counted from the
+    next instruction; it reads struct seccomp_data in words of 32 bits."""
     load, equal, at_least, mask, answer = 0x20, 0x15, 0x35, 0x54, 0x06
     allow, kill, eperm, enosys = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050026
     which, machine, arguments = 0, 4, 16  # offsets in bytes

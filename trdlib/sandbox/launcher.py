@@ -5,8 +5,7 @@
               the jail      kills at the limit
 
 The keeper forks the process that is locked in (`lock_in`), and reports how it ended, over a socket
-that this does not have. No secret is ever in the memory that a program is forked from.
-"""
+that this does not have. No secret is ever in the memory that a program is forked from."""
 
 import builtins
 import contextlib
@@ -137,8 +136,7 @@ def _keep(status: int, fds: list[int], walls: dict, ask: dict, unique: int) -> N
     child = os.fork()
     if child == 0:
         try:
-            high = os.dup2(ready, 100)  # out of the way of those that are kept
-            _locked(fds, high, walls, ask, unique)
+            _locked(fds, os.dup2(ready, 100), walls, ask, unique)  # 100: out of the others' way
             os._exit(0)
         finally:
             os._exit(1)

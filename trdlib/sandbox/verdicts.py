@@ -1,8 +1,7 @@
 """Verdicts on programs, in one file for all processes of the project: equal programs run once.
 
 A line is the hash of a program, its tests, their grader and the verdict: a torn or damaged line is
-none, and no lock is needed. Deleting the file costs time alone; no program can reach it.
-"""
+none, and no lock is needed. Deleting the file costs time alone; no program can reach it."""
 
 import hashlib
 import itertools
@@ -10,6 +9,7 @@ import json
 import re
 from collections.abc import Callable
 
+from trdlib import sandbox
 from trdlib.settings import root
 
 STEP = 1024  # verdicts found until they are put on file
@@ -17,9 +17,9 @@ STEP = 1024  # verdicts found until they are put on file
 _PASSING = re.compile("time|killed by signal 9", re.IGNORECASE)
 
 
-def judged(judge: Callable, asked: list[tuple[str, str]], grader: str) -> list[bool]:
-    """Does each pair (program, tests) pass? judge(pairs) gives Verdicts on those that are not on
-    file, each once. grader: the hash of what else a verdict depends on."""
+def judged(judge: Callable, asked: list[tuple], grader: str, batch: int = STEP) -> list[bool]:
+    """Does each pair (program, tests) pass? judge(up to `batch` pairs), in threads, gives Verdicts
+    on those that are not on file. grader: the hash of what else a verdict depends on."""
 
     def line(one: tuple[str, str], passed: bool) -> bytes:
         return hashlib.sha256(json.dumps([grader, *one, passed]).encode()).hexdigest().encode()
@@ -31,7 +31,9 @@ def judged(judge: Callable, asked: list[tuple[str, str]], grader: str) -> list[b
     new = [one for one in once if one not in known]
     for start in range(0, len(new), STEP):
         part = new[start : start + STEP]
-        found = dict(zip(part, judge(part), strict=True))
+        batches = [part[i : i + batch] for i in range(0, len(part), batch)]
+        said = itertools.chain.from_iterable(sandbox.in_pool(judge, batches))
+        found = dict(zip(part, said, strict=True))
         known |= {one: verdict.passed for one, verdict in found.items()}
         found = {one: v.passed for one, v in found.items() if not _PASSING.search(v.reason)}
         with path.open("ab", buffering=0) as file:

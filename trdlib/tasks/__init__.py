@@ -1,9 +1,9 @@
 """What is asked, who says what is right, and what is known of a mistake: one Task for each run.
 
 A scale's `task` is one of TASKS, a module of this folder (math and code: published problems), or a
-Python file of your own, with `draw(rng, steps) -> (problem, answer, solution)` as in words.py,
-and, as it likes, `grade(pairs) -> verdicts` on (response, answer), else answers are mathematics;
-`first_wrong(problem, tokens)` and `problem(text)` as in modular.py.
+Python file of your own (scripts/words.py is one), with `draw(rng, steps) -> (problem, answer,
+solution)` and, as it likes, `grade(pairs) -> verdicts` on (response, answer), else answers are
+mathematics; `first_wrong(problem, tokens)` and `problem(text)` as in modular.py.
 """
 
 import functools
@@ -19,7 +19,7 @@ from trdlib import store
 from trdlib.settings import Scale, SettingsError, root
 from trdlib.tasks import hub, math, packaged, pretrain, sets
 
-TASKS = ("modular", "tinycode", "words", "math", "code")
+TASKS = ("modular", "tinycode", "math", "code")
 
 
 @functools.cache
@@ -27,7 +27,7 @@ def _own(name: str, source: str) -> ModuleType:
     module = sys.modules[name] = ModuleType(name)
     exec(compile(source, name, "exec"), module.__dict__)
     if not callable(getattr(module, "draw", None)):
-        raise SettingsError(f"{name} has no draw(rng, steps): write it, as words.py has it")
+        raise SettingsError(f"{name} has no draw(rng, steps): see scripts/words.py")
     module.OPTIONS, code = {name: {}}, store.source_hash(source)
     if own := getattr(module, "grade", None):
         module.grade = lambda run, pairs: [*map(bool, own([(t, r["answer"]) for t, r in pairs]))]

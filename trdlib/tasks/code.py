@@ -95,13 +95,11 @@ def verdict(program: str, answer: str, folder: Path | None = None) -> sandbox.Ve
 
 def grade(run, pairs: Iterable[tuple[str, dict]]) -> list[bool]:
     """One verdict per (response, row of the problem set), in order. Equal programs run once."""
-    asked = [(program_of(response), row["answer"]) for response, row in pairs]
-
-    def judge(new: list[tuple[str, str]]) -> list[sandbox.Verdict]:
-        return sandbox.in_pool(lambda pair: verdict(*pair, run.data / "tests"), new)
-
-    passed = iter(verdicts.judged(judge, [one for one in asked if one[0]], grader(run)))
-    return [bool(program) and next(passed) for program, _ in asked]
+    pairs = [(program_of(response), row["answer"]) for response, row in pairs]
+    asked, folder = [one for one in pairs if one[0]], run.data / "tests"
+    passed = verdicts.judged(lambda new: [verdict(*new[0], folder)], asked, grader(run), batch=1)
+    passed = dict(zip(asked, passed, strict=True))
+    return [passed.get(one, False) for one in pairs]
 
 
 def grader(run) -> str:
@@ -124,31 +122,27 @@ def _tuples(value):
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-# MBPP+ is published as JSON, which has no tuples, sets and complex numbers: tasks -> what their
-# arguments are (evalplus 0.3.1, data/mbpp.py).
-_MBPP_ARGUMENTS = {
-    (2, 116, 132, 143, 222, 261, 273, 394, 399, 421, 424, 429, 470, 560, 579, 596, 616, 630, 726,
-     740, 744, 809): lambda a: [tuple(x) for x in a],
-    (63, 64, 70, 94, 120, 237, 272, 299, 400, 409, 417, 438, 473, 614, 780):
-        lambda a: [[*map(tuple, x)] for x in a],
-    (75, 413, 444, 753): lambda a: [[*map(tuple, a[0])], a[1]],
-    (106, 750): lambda a: [a[0], tuple(a[1])],
-    (115,): lambda a: [[set(x) if isinstance(x, list) and x else {} for x in a[0]]],
-    (124,): lambda a: [float(a[0]), complex(a[1])],
-    (250, 307, 405, 446, 617, 720, 763, 808): lambda a: [tuple(a[0]), *a[1:]],
-    (259, 401, 445): lambda a: [tuple(map(tuple, x)) for x in a],
-    (278,): lambda a: [tuple(tuple(x) if isinstance(x, list) else x for x in a[0])],
-    (722,): lambda a: [{k: tuple(v) for k, v in a[0].items()}, *a[1:]],
-    (252,): lambda a: [complex(a[0])],
-    (580, 615, 791): lambda a: list(_tuples(a)),
-}  # fmt: skip
+# What stands for an argument in the JSON of MBPP+, which has no tuples, sets and complex numbers.
+_MEANT = {
+    "same": lambda x: x,
+    "tuple": tuple,
+    "tuples": lambda x: [*map(tuple, x)],
+    "table": lambda x: tuple(map(tuple, x)),
+    "mixed": lambda x: tuple(tuple(y) if isinstance(y, list) else y for y in x),
+    "deep": _tuples,
+    "sets": lambda x: [set(y) if isinstance(y, list) and y else {} for y in x],
+    "values": lambda x: {key: tuple(value) for key, value in x.items()},
+    "float": float,
+    "complex": complex,
+}
+_MBPP = {task: kinds.split() for kinds, tasks in _WRITTEN["mbpp"].items() for task in tasks}
 
 
 def mbpp_arguments(task_id: str, inputs: list) -> list:
     """The inputs of a task of MBPP+ as they are meant."""
-    number = int(task_id.split("/")[-1])
-    make = next((f for tasks, f in _MBPP_ARGUMENTS.items() if number in tasks), lambda a: a)
-    return [*map(make, inputs)]
+    kinds = _MBPP.get(int(task_id.split("/")[-1]), ["same"])
+    told = (zip(kinds + kinds[-1:] * len(one), one, strict=False) for one in inputs)
+    return [[_MEANT[kind](value) for kind, value in one] for one in told]
 
 
 _DRIVER = """
@@ -268,15 +262,14 @@ def _records(one: hub.HubSet, rows: Iterable, left_out: dict, folder: Path) -> I
 
     try:
         if one.format is None:
-            yield from hub.records(one, rows, own)
-            return
+            return (yield from hub.records(one, rows, own))
         read = {"taco": _taco, "livecodebench": _livecodebench}.get(one.format, _evalplus)
         source = hub.SOURCES[one.format][0].repo.removesuffix("plus_release")
         for name, question, how, tests, solution in read(rows, one.format, left_out):
             yield name, source, f"{question.strip()}\n\n{how}", _answer(tests, folder), solution
     except KeyError as error:
-        fault = f"{one.name}: its files have no column {error}: correct format"
-        raise SettingsError(fault) from None
+        has = f"its files have no column {error}"
+        raise SettingsError(f"{one.name}: {has}: correct format") from None
 
 
 def sets(run) -> dict:

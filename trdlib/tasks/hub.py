@@ -321,8 +321,7 @@ def problem_sets(found: HubData, read_rows: Callable, fits=None) -> tuple[dict, 
     order = frame.loc[drawn.sort_values(kind="stable").index, schema.COLUMNS]
     parts = {"train": order[held_out:][: found.train_problems], "validation": order[:held_out]}
     parts = {name: part.sort_index().reset_index(drop=True) for name, part in parts.items()}
-    reports = {name: report for name, (_, report) in loaded.items()}
-    return schema.check(parts | benchmarks), reports
+    return schema.check(parts | benchmarks), {name: about for name, (_, about) in loaded.items()}
 
 
 def prepare(run, made_by: list, read_rows: Callable, fits=None) -> dict[str, pd.DataFrame]:

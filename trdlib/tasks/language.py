@@ -50,20 +50,16 @@ def draw(rng: random.Random, kind: ModuleType, steps: int, split: str, **how) ->
             return problem
 
 
-class Piece(NamedTuple):
-    """A stretch of a written solution; `learn` is False where pretraining takes no loss on it."""
-
+class Piece(NamedTuple):  # a stretch of a written solution
     text: str
-    learn: bool = True
+    learn: bool = True  # does pretraining take a loss on it?
 
 
 def text_of(pieces: list[Piece]) -> str:
     return "".join(p.text for p in pieces)
 
 
-class Habits(NamedTuple):
-    """How somebody writes a solution."""
-
+class Habits(NamedTuple):  # how somebody writes a solution
     slip: float = 0.0  # probability of a random error on a line,
     first_slip: float = 1.0  # times this on the first
     believe: float = 0.0  # of following a false belief where one applies
@@ -111,10 +107,8 @@ def write(rng: random.Random, habits: Habits, todo: list, state, say, mistaken, 
 
 
 class Departure(NamedTuple):
-    """Where a response leaves the right path, and the token that was right there."""
-
-    index: int
-    right: str
+    index: int  # of the token where a response leaves the right path
+    right: str  # the token that was right there
 
 
 def departure(tokens, lines, onsets, *, redo: bool, opening=None) -> Departure | None:

@@ -167,11 +167,6 @@ def grade(run, pairs: Iterable[tuple[str, dict]]) -> list[bool]:
     return [*map(bool, said)]
 
 
-def is_correct(response: str, answer: str) -> bool:
-    """Does the response's final boxed answer equal the reference answer? Takes bounded time."""
-    return grade(None, [(response, {"answer": answer})])[0]
-
-
 def grader(run=None) -> str:
     code = [Path(__file__).with_name(name).read_text("utf-8") for name in ("math.py", "algebra.py")]
     return store.content_hash(_WRITTEN, *map(store.source_hash, code))

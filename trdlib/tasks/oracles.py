@@ -3,8 +3,7 @@
 Pasted in front of the tests in the sandbox: standard library, and EvalPlus's numpy. EvalPlus 0.3.1
 (eval/__init__.py, _special_oracle.py; it fails every solution of HumanEval/32, `find_zero`: here
 the polynomial decides); LiveCodeBench (evaluation/testing_util.py): a list may be a tuple, output
-is stripped, or exact decimals; TACO (metrics/testing_util.py): a list of one, rows may be tuples.
-"""
+is stripped, or exact decimals; TACO (metrics/testing_util.py): a list of one, or of tuples."""
 
 import math
 from decimal import Decimal, InvalidOperation

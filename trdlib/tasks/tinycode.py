@@ -3,8 +3,7 @@
 It stands in for competitive programming (paper section 3): `f(x): a add 3; b reverse` asks for a
 function of `a = [v + 3 for v in x]` and `b = a[::-1]`. Whatever computes the same on INPUTS is
 right: y* is in another hand (language.yaml) than most programs of the models. A wrong statement
-spoils what follows, until an onset comment (`# Wait`), but the next clause still says what to do.
-"""
+spoils what follows, until an onset comment (`# Wait`), but the next clause is a lesson still."""
 
 import functools
 import itertools
@@ -194,12 +193,8 @@ def _verdicts(pairs: list[tuple[str, str]]) -> list[Verdict]:
 
 def grade(run, pairs: list[tuple[str, dict]]) -> list[bool]:
     """One verdict per (response, row): the response is run in the sandbox, on all INPUTS."""
-
-    def judge(asked: list[tuple[str, str]]) -> list[Verdict]:
-        parts = [asked[i : i + BATCH] for i in range(0, len(asked), BATCH)]
-        return [*itertools.chain(*sandbox.in_pool(_verdicts, parts))]
-
-    return verdicts.judged(judge, [(text, row["answer"]) for text, row in pairs], grader())
+    asked = [(text, row["answer"]) for text, row in pairs]
+    return verdicts.judged(_verdicts, asked, grader(), BATCH)
 
 
 def grader(run=None) -> str:

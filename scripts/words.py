@@ -1,13 +1,13 @@
-"""The task `words`: word problems in plain English for small pretrained models (scales smol*).
+"""Word problems in plain English for small pretrained models: the task of the scales smol*.
 
 Somebody has things; each step of a problem is an event that adds or takes away some, or groups of
 some (3 bags of 4). A solution has a line for every event, in any order that stays above zero, each
 in one of several phrasings, so a good rewrite is rarely the reference. The boxed answer is graded;
 the first wrong step follows from the arithmetic that is written down.
 
-How models write is here too (pair.py trains them on it): three phrases are misread by the student,
-who begins with what it misreads, and one of these by the teacher. A problem is its text, `read`
-gives back the numbers; sets are disjoint by a hash of the text (language.split_of).
+How models write is here too (smol_pair.py trains them on it): three phrases are misread by the
+student, who begins with what it misreads, and one of these by the teacher. A problem is its text,
+`read` gives back the numbers; sets are disjoint by a hash of the text (language.split_of).
 
 reasoning-gym (0.1.25) has nothing of the kind: gsm_symbolic gives one fixed solution to each of
 its templates and no choice of the steps, leg_counting has one phrasing.
@@ -18,20 +18,38 @@ import itertools
 import os
 import random
 import re
-from pathlib import Path
 from typing import NamedTuple
 
-import yaml
-
-from trdlib import store
 from trdlib.settings import SettingsError
 from trdlib.tasks.language import ONSETS, Departure, split_of
-from trdlib.tasks.sets import ProblemSet
 
-OPTIONS = {"words": {}}
-_SAID = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
-_NAMES, _FRIENDS, _THINGS = (_SAID[who].split() for who in ("names", "friends", "things"))
-PHRASES, MISREAD = _SAID["phrases"], tuple(_SAID["misread"])
+_NAMES = ("Tom", "Anna", "Ben", "Lily", "Sam", "Mia", "Max", "Eva", "Leo", "Nora")
+_FRIENDS = ("Jack", "Rosa", "Paul", "Ida", "Finn", "Zoe")
+_THINGS = ("apples", "marbles", "books", "stickers", "coins", "pencils", "stamps", "cards")
+# w: who, t: things, f: a friend, n: so many, k: in so many groups
+PHRASES = [
+    *("+{w} finds {n} {t}", "+{w} buys {n} {t}", "+{w} wins {n} {t}", "+{f} gives {w} {n} {t}"),
+    *("+{w} picks up {n} {t}", "+{w} borrows {n} {t} from {f}", "-{w} loses {n} {t}"),
+    *("-{w} sells {n} {t}", "-{w} throws {n} {t} away", "-{w} gives {f} {n} {t}"),
+    *("-{w} uses up {n} {t}", "-{w} lends {f} {n} {t}", "+{w} buys {k} bags of {n} {t}"),
+    *("+{k} friends give {w} {n} {t} each", "+{w} opens {k} boxes with {n} {t} in each"),
+    *("-{w} gives {k} friends {n} {t} each", "-{w} fills {k} jars with {n} {t} each for {f}"),
+    "-{w} sells {k} packs of {n} {t}",
+]
+MISREAD = (5, 11, 17)  # by the student: a loan's sign; packs, as if added to what is in them
+_THEN = ("", "Then ", "Later ", "After that ")
+_ASK = (
+    "How many {t} does {w} have now?",
+    "How many {t} does {w} have in the end?",
+    "What is the number of {t} that {w} has now?",
+)
+_OPEN = ("", "{w} starts with {start}. ", "Start with {start}. ")
+_GROUP = ("That is {eq} {t}. ", "First {eq}. ", "{eq} in all. ")
+_LINE = {
+    "+": ("Add {n}: {eq}. ", "{n} more make {eq}. ", "With {n} more it is {eq}. "),
+    "-": ("Take away {n}: {eq}. ", "{n} fewer leave {eq}. ", "Without {n} it is {eq}. "),
+}
+_CLOSE = ("The answer is {box}.", "{w} has {box} {t}.", "So it is {box}.")
 _SLIPS = (-10, -2, -1, 1, 2, 10)
 _WRITTEN = re.compile(r"\d+ [-+*] \d+ = -?\d+|\\boxed\{-?\d+\}")
 
@@ -90,7 +108,8 @@ def draw(rng: random.Random, steps: int, split: str) -> tuple[str, str, str]:
     return problem(text)
 
 
-def row(rng: random.Random, part: ProblemSet, split: str) -> tuple[str, str, str]:
+def row(rng: random.Random, part, split: str) -> tuple[str, str, str]:
+    """A problem of a set (trdlib/tasks/sets.py)."""
     return draw(rng, rng.choice(part.steps), split)
 
 
@@ -109,8 +128,8 @@ def _tell(rng: random.Random, steps: int) -> str:
     told = [f"{names['w']} has {start} {names['t']}"]
     for event in events:
         said = PHRASES[event.phrase][1:].format(n=event.n, k=event.k, **names)
-        told.append(f"{rng.choice(_SAID['then']) if len(told) > 1 else ''}{said}")
-    return ". ".join([*told, rng.choice(_SAID["ask"]).format(**names)])
+        told.append(f"{rng.choice(_THEN) if len(told) > 1 else ''}{said}")
+    return ". ".join([*told, rng.choice(_ASK).format(**names)])
 
 
 def problem(text: str) -> tuple[str, str, str]:
@@ -146,11 +165,11 @@ def plan(rng: random.Random, text: str, habits: Habits = RIGHT) -> Plan:
         for i in rng.sample(range(len(events)), len(events)):
             misread = events[i].phrase in habits.misreads and rng.random() < habits.believe
             slip = rng.choice(_SLIPS) if rng.random() < habits.slip else 0
-            ways = rng.randrange(len(_SAID["group"])), rng.randrange(len(_SAID["line"]["+"]))
+            ways = rng.randrange(len(_GROUP)), rng.randrange(len(_LINE["+"]))
             line = Line(i, *ways, misread, slip)
             lines.append(line._replace(noticed=line.wrong and rng.random() < habits.notice))
         lines.sort(key=lambda line: not line.misread)
-        made = Plan(rng.randrange(len(_SAID["open"])), lines, rng.randrange(len(_SAID["close"])))
+        made = Plan(rng.randrange(len(_OPEN)), lines, rng.randrange(len(_CLOSE)))
         if say(text, made):
             return made
 
@@ -158,7 +177,7 @@ def plan(rng: random.Random, text: str, habits: Habits = RIGHT) -> Plan:
 def say(text: str, made: Plan) -> str:
     """The plan in words; "" if it goes below zero."""
     names, have, events = read(text)
-    said = _SAID["open"][made.opening].format(start=have, **names)
+    said = _OPEN[made.opening].format(start=have, **names)
     for line in made.lines:
         takes = [line, line._replace(misread=False, slip=0)] if line.noticed else [line]
         for take in takes:
@@ -169,26 +188,22 @@ def say(text: str, made: Plan) -> str:
             if event.k:
                 many, by = (event.k + event.n, "+") if take.misread else (many, "*")
                 equation = f"{event.k} {by} {event.n} = {many}"
-                said += _SAID["group"][line.group].format(eq=equation, **names)
+                said += _GROUP[line.group].format(eq=equation, **names)
             elif take.misread:
                 sign = "-" if sign == "+" else "+"
             total = have + (many if sign == "+" else -many) + take.slip
             if total < 0:
                 return ""
             equation = f"{have} {sign} {many} = {total}"
-            said += _SAID["line"][sign][line.line].format(n=many, eq=equation)
+            said += _LINE[sign][line.line].format(n=many, eq=equation)
         have = total
-    return said + _SAID["close"][made.closing].format(box=f"\\boxed{{{have}}}", **names)
+    return said + _CLOSE[made.closing].format(box=f"\\boxed{{{have}}}", **names)
 
 
-def grade(run, pairs) -> list[bool]:
-    """Is the last box the answer?"""
+def grade(pairs: list[tuple[str, str]]) -> list[bool]:
+    """Is the last box of each response the answer?"""
     boxes = [re.findall(r"\\boxed\{(-?\d+)\}", text)[-1:] for text, _ in pairs]
-    return [box == [row["answer"]] for box, (_, row) in zip(boxes, pairs, strict=True)]
-
-
-def grader(run) -> str:
-    return store.code_hash(grade)
+    return [box == [answer] for box, (_, answer) in zip(boxes, pairs, strict=True)]
 
 
 def first_wrong(text: str, tokens: list[str]) -> Departure | None:
