@@ -101,9 +101,8 @@ def measurements(table: pd.DataFrame) -> pd.DataFrame:
         rows["independent"] = error(rows["value"], rows["size"]) ** 2
         found.append(rows.dropna(subset="value"))
     rows = pd.concat(found)
-    shapes = rows[["avg", "passed", "samples", "metric"]].to_numpy()
-    ends = np.array([noise_range(*shape) for shape in shapes])
-    rows[["least", "most"]] = ends / rows[["size"]].to_numpy()
+    ends = [noise_range(*one) for one in rows[["avg", "passed", "samples", "metric"]].to_numpy()]
+    rows[["least", "most"]] = np.array(ends) / rows[["size"]].to_numpy()
     return rows
 
 

@@ -1,5 +1,4 @@
-"""The metrics that tables are made from (stats.py), counted in the samples of an evaluation.
-What cannot be measured raises: no metric defaults to zero."""
+"""The metrics of the tables, from an evaluation's samples. What cannot be measured raises."""
 
 import numpy as np
 import pandas as pd
@@ -52,9 +51,8 @@ def _metrics(samples: pd.DataFrame, problems: pd.DataFrame, run: Run, least: int
 
 
 def measure(runs: list[Run], sets: dict, samples: list[dict], choices: list) -> list[dict]:
-    """The metrics of each run from its samples (see `evaluate`), written to its metrics file:
-    {"benchmarks": {temperature: {benchmark: ...}}}. sets: {benchmark: problems}; choices: how each
-    was trained (distill.Trained.choice), None for the rows that are not."""
+    """The metrics of each run, {"benchmarks": {temperature: {benchmark: ...}}}, also on file. sets:
+    {benchmark: problems}; choices: distill.Trained.choice of each, None if not trained."""
     found = []
     for run, at, choice in zip(runs, samples, choices, strict=True):
         metrics = {"run": {"scale": run.scale, "mode": run.mode, "method": run.method}}
