@@ -11,9 +11,9 @@ from conftest import REPOSITORY, copy_models
 from scipy.stats import beta, sem, t
 from test_audit import defined
 
-from trdlib import distill, divergence, models, stats, tasks
+from trdlib import distill, divergence, models, tasks
 from trdlib import settings as params
-from trdlib.analysis import diagnose, signals
+from trdlib.analysis import compare, diagnose, signals
 from trdlib.refine import refine, training_sets
 from trdlib.rollout import rollout
 from trdlib.run import get_run
@@ -159,7 +159,7 @@ def test_estimates_are_the_bootstrap_of_stats(project):
         ]
     )
     how = run.settings.evaluation
-    expected = stats.bootstrap(values, resamples=how.resamples, confidence=how.confidence)
+    expected = compare.bootstrap(values, resamples=how.resamples, confidence=how.confidence)
     found = diagnose.estimates(run, table.sample(frac=1, random_state=0), ["v"], ["cell"]).iloc[0]
     assert found[["value", "low", "high"]].tolist() == pytest.approx(expected, rel=1e-12)
     assert found["problems"] == 17

@@ -126,7 +126,10 @@ KNOWN = {
         {"analysis/show.py", "stats.py"},
         {"analysis/explore.py", "analysis/explore.html"},
     ),
-    "8_audit": ({"analysis/audit.py", "stats.py"}, {"distill.py", "engines.py", "tasks/math.py"}),
+    "8_audit": (
+        {"analysis/audit.py", "analysis/compare.py"},
+        {"distill.py", "engines.py", "tasks/math.py"},
+    ),
     "0_explore": ({"analysis/explore.html", "prompts.py"}, {"analysis/audit.py"}),
 }
 

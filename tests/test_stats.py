@@ -17,7 +17,8 @@ from statsmodels.stats.multitest import multipletests
 
 from trdlib import stats
 from trdlib.analysis import compare
-from trdlib.stats import avg_at_k, bootstrap, pass_at_k
+from trdlib.analysis.compare import bootstrap
+from trdlib.stats import avg_at_k, pass_at_k
 
 HOW = {"resamples": 4000, "confidence": 0.95}
 
@@ -194,11 +195,11 @@ def test_one_seed_or_no_spread_says_nothing_of_new_models():
 
 @pytest.mark.parametrize("value", [0, 1])
 def test_an_accuracy_of_0_or_100_percent_has_an_exact_interval(value):
-    found = stats.accuracy(np.full((3, 128), value), **HOW)
+    found = compare.accuracy(np.full((3, 128), value), **HOW)
     exact = scipy_stats.binomtest(128 * value, 128).proportion_ci(0.95)
     assert found == pytest.approx((value, exact.low, exact.high))
     inside = np.abs(value - np.eye(1, 128))
-    assert stats.accuracy(inside, **HOW) == bootstrap(inside, **HOW)
+    assert compare.accuracy(inside, **HOW) == bootstrap(inside, **HOW)
 
 
 SIZES = [(6, 128), (3, 128), (3, 30), (2, 48)]

@@ -6,7 +6,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from trdlib import stats
+from trdlib.analysis import compare
 from trdlib.ops import verdict
 
 RNG = np.random.default_rng(0)
@@ -14,7 +14,7 @@ RIGHT = RNG.binomial(16, RNG.beta(2, 2, 128), (3, 128))  # of 16 samples, by see
 
 
 def measured(right, k=16):
-    found = stats.bootstrap(right / k, resamples=1000, confidence=0.95)
+    found = compare.bootstrap(right / k, resamples=1000, confidence=0.95)
     about = {"k": k, "n": right.shape[1], "seeds": [0, 1, 2], "problems": "hash"}
     return about | {"avg_at_k": found._asdict(), "correct": right.tolist()}
 

@@ -212,7 +212,7 @@ class Evaluation(Section):
 
     @property
     def interval(self) -> dict:
-        """How intervals are made: the arguments of stats.bootstrap and compare.compare."""
+        """How intervals are made: arguments of analysis/compare.py."""
         return {"resamples": self.resamples, "confidence": self.confidence}
 
 

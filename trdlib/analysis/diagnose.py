@@ -13,7 +13,8 @@ import pandas as pd
 import torch
 from scipy.special import stdtrit
 
-from trdlib import distill, jobs, models, refine, rollout, stats
+from trdlib import distill, jobs, models, refine, rollout
+from trdlib.analysis import compare
 from trdlib.analysis.signals import hidden_at, mistakes, token_signals, up_to
 from trdlib.run import Run
 from trdlib.settings import Method
@@ -137,7 +138,7 @@ def estimates(run: Run, table, quantities: list[str], by: list[str], over="") ->
     for source, mine in table.groupby("source", sort=True):
         ids = np.sort(mine["id"].unique())
         # How often each problem is drawn, in whole numbers: sums of counts stay exact.
-        drawn = np.rint(stats.weights(len(ids), how.resamples) * len(ids)).T
+        drawn = np.rint(compare.weights(len(ids), how.resamples) * len(ids)).T
         for quantity in quantities:
             cells = mine.dropna(subset=[quantity]).groupby([*by, "id"], sort=True)
             if not cells.ngroups:
@@ -151,7 +152,7 @@ def estimates(run: Run, table, quantities: list[str], by: list[str], over="") ->
             one = {"value": value, "low": low, "high": high, "problems": (counts > 0).sum(axis=1)}
             one = pd.DataFrame(one).reset_index().assign(source=source, quantity=quantity)
             if not over and mine[quantity].dropna().isin([0, 1]).all():  # yes or no
-                reach = one["problems"].map(lambda n: stats.exact_reach(n, how.confidence))
+                reach = one["problems"].map(lambda n: compare.exact_reach(n, how.confidence))
                 one["low"] = one["low"].where(one["value"] < 1, 1 - reach)
                 one["high"] = one["high"].where(one["value"] > 0, reach)
             found.append(one)

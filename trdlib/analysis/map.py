@@ -11,7 +11,8 @@ from typing import Literal, get_args
 import pandas as pd
 from pydantic import Field
 
-from trdlib import jobs, stats, store, tasks
+from trdlib import jobs, store, tasks
+from trdlib.analysis import compare
 from trdlib.analysis.measure import correct_counts
 from trdlib.analysis.show import interval
 from trdlib.run import Run
@@ -174,7 +175,7 @@ def _measure(cell: Cell) -> list[dict]:
         record |= {f"{name}_accuracy": float(t["correct"].mean()) for name, t in texts.items()}
         for method, each in right.items():
             names = [f"avg_{method}{end}" for end in ("", "_low", "_high")]
-            record |= dict(zip(names, stats.accuracy(each, **how), strict=True))
+            record |= dict(zip(names, compare.accuracy(each, **how), strict=True))
         record["best"] = max(on_attempts, key=lambda method: record[f"avg_{method}"])
         found.append(record | {"right": right | {BEST: right[record["best"]]}})
     return found
@@ -184,7 +185,6 @@ def survey(run: Run) -> pd.DataFrame:
     """Run every cell that is not there yet; a row per cell and temperature, as `_measure`, and each
     of `gaps` with what `compare.family` gives: its cells at one temperature are one family."""
     from trdlib import generate
-    from trdlib.analysis import compare
     from trdlib.rollout import pool
 
     tasks.of(run).make_models(generate.decode, jobs.run_jobs, generate.batches)

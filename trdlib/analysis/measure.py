@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from trdlib import stats, store
+from trdlib.analysis import compare
 from trdlib.run import Run
 
 
@@ -29,7 +30,7 @@ def _metrics(samples: pd.DataFrame, problems: pd.DataFrame, run: Run, least: int
     how = run.settings.evaluation
 
     def estimate(values: np.ndarray) -> dict:  # the last digits of an interval differ by machine
-        found = stats.accuracy(values, **how.interval)._asdict()
+        found = compare.accuracy(values, **how.interval)._asdict()
         return {name: round(value, 6) for name, value in found.items()}
 
     right, each = correct_counts(samples)

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import loguniform, uniform
 
-from trdlib import jobs, stats, store, tasks
+from trdlib import jobs, store, tasks
 from trdlib.analysis import compare, measure
 from trdlib.ops import notebooks
 from trdlib.run import get_run, plain_value
@@ -163,7 +163,7 @@ def rank(done, names: list[str], metric: str, *, resamples=10000, confidence=0.9
     rows, pairs = [], len(found) * (len(found) - 1) / 2
     for values, rates, asked in found:
         row = {**values, "seeds": len(rates), "problems": rates.shape[1]}
-        row |= stats.bootstrap(rates, **how)._asdict() | {"separate": False}
+        row |= compare.bootstrap(rates, **how)._asdict() | {"separate": False}
         if asked == same:
             gap = compare.compare(best, rates, **how)
             row |= {"behind": gap.value, "behind_low": gap.low, "behind_high": gap.high}
