@@ -187,9 +187,8 @@ def with_test(found: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
 
 def differences(table: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     """trd minus base, the best (picked by the value tested, which favours it) and the mean
-    token-level baseline, by metric and benchmark, also their mean over a student's benchmarks. p by
-    `same`: NaN without a size, where nothing varies, and where values are `repeated`, which no mean
-    contains. p_holm: all tests of the table are one family."""
+    token-level baseline, by benchmark and for a student's mean. p by `same`: NaN without a size,
+    where nothing varies, where values are `repeated` (no mean has them). p_holm: one family."""
     keys, of_mean = [*CELL, "mode"], {"value": ("value", "mean")}
     of_mean["variance"] = ("variance", lambda v: v.sum(skipna=False) / len(v) ** 2)
     rows = measurements(table[table["subset"] == "all"]).rename(columns={"method": "other"})

@@ -243,9 +243,8 @@ def _cosines(run: Run, seed: int, problems, responses: pd.DataFrame) -> list[tup
 
 
 def reference_cosines(run: Run, problems: pd.DataFrame, responses: pd.DataFrame) -> pd.DataFrame:
-    """Does a method's first step point where the reference solutions point? (Ours.) Cosine of its
-    summed LoRA gradient at step 0 with that of cross-entropy on the references of some problems
-    (diagnosis.gradient_problems): mean and t interval over base seeds (new models), as in
+    """Ours: the cosine of a method's summed LoRA gradient at step 0 with that of cross-entropy on
+    the references, of diagnosis.gradient_problems: mean and t interval over base seeds, as in
     `summary`. cut: on y_o up to its first wrong token (an oracle)."""
     todo = [(run, int(seed), problems, mine) for seed, mine in responses.groupby("seed")]
     found = rollout.pool(run, _cosines, todo, "gradients", training=True)

@@ -36,9 +36,8 @@ _SHAPE = "config parameters matrices adapter queries keys item head here"
 
 
 class Model(namedtuple("Model", _SHAPE)):
-    """What of a model costs something. matrices: weights that each token meets; adapter,
-    head: LoRA's, the output's; queries, keys: heads x their size; item: bytes of a number; here:
-    are all weight files here?"""
+    """What of a model costs something. matrices: weights each token meets; adapter, head: those
+    of LoRA, of the output; queries, keys: heads x their size; item: bytes of a number."""
 
     def attention(self, length) -> np.ndarray:
         """Operations of a sequence of `length` tokens, forward; without it 2 a matrix weight."""
