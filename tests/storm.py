@@ -1,4 +1,5 @@
-"""A storm of kills: `make storm`. Not in CI; half an hour.
+"""A storm of kills: `make storm ARGS="--place FOLDER"`, which goes on there if it is cut off itself
+(end first what it had started). Not in CI; half an hour.
 
 The pipeline at the scale smoke, then a sweep, run once undisturbed. In another copy every stage is
 killed (-9, with all it started) at random moments of its time, and gone on with, until so many
