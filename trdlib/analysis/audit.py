@@ -2,8 +2,7 @@
 
 They hold avg@k and pass@k (fractions) of single training runs. The accuracies p_i of the problems
 are taken to follow the Beta that gives both. Its correlation rho = Var(p_i) / (p (1 - p)) gives two
-errors: `same`, of these problems sampled again, and `new`, of others drawn.
-"""
+errors: `same`, of these problems sampled again, and `new`, of others drawn."""
 
 import functools
 import math
@@ -102,9 +101,8 @@ def measurements(table: pd.DataFrame) -> pd.DataFrame:
         rows["independent"] = error(rows["value"], rows["size"]) ** 2
         found.append(rows.dropna(subset="value"))
     rows = pd.concat(found)
-    shapes = rows[["avg", "passed", "samples", "metric"]].to_numpy()
-    ends = np.array([noise_range(*shape) for shape in shapes])
-    rows[["least", "most"]] = ends / rows[["size"]].to_numpy()
+    ends = [noise_range(*one) for one in rows[["avg", "passed", "samples", "metric"]].to_numpy()]
+    rows[["least", "most"]] = np.array(ends) / rows[["size"]].to_numpy()
     return rows
 
 
@@ -189,9 +187,8 @@ def with_test(found: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
 
 def differences(table: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     """trd minus base, the best (picked by the value tested, which favours it) and the mean
-    token-level baseline, by metric and benchmark, also their mean over a student's benchmarks. p by
-    `same`: NaN without a size, where nothing varies, and where values are `repeated`, which no mean
-    contains. p_holm: all tests of the table are one family."""
+    token-level baseline, by benchmark and for a student's mean. p by `same`: NaN without a size,
+    where nothing varies, where values are `repeated` (no mean has them). p_holm: one family."""
     keys, of_mean = [*CELL, "mode"], {"value": ("value", "mean")}
     of_mean["variance"] = ("variance", lambda v: v.sum(skipna=False) / len(v) ** 2)
     rows = measurements(table[table["subset"] == "all"]).rename(columns={"method": "other"})

@@ -1,12 +1,10 @@
 """Intervals of accuracies; paired comparisons of methods, and the rule that marks a difference.
 
 A difference has two intervals. *These models*: problems resampled, the trained models as given.
-*New models*: base models and trainings are random too; a star needs this, and Holm over a family.
-"""
+*New models*: base models and trainings are random; a star needs this, and Holm over a family."""
 
 import functools
 from collections import namedtuple
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,37 +12,23 @@ from scipy import optimize, special
 
 MARK_LEVEL = 0.05  # of a star: of 100 families without any difference at most 5 have one
 POWER = 0.8  # of the smallest difference that could have been seen
+Estimate = namedtuple("Estimate", "value low high")  # with the ends of its interval
 # A paired difference; low, high: these models; from new_low on all but by_seed is of new ones, NaN
 # with one base seed or no spread at all. p: two-sided. df: Satterthwaite's, of the variance. shares
 # of that: base seeds, problems, the rest. mde: the smallest difference marked with this power.
 Comparison = namedtuple("Comparison", "value low high new_low new_high p df by_seed shares mde")
 
 
-class Estimate(NamedTuple):
-    """A value with the ends of its confidence interval."""
-
-    value: float
-    low: float
-    high: float
-
-
 @functools.lru_cache(maxsize=4)
 def weights(problems: int, resamples: int, seed: int = 0) -> np.ndarray:
-    """The bootstrap: how often each problem is drawn, over the number drawn; (resamples, problems).
-
-    The mean of a resample is a row of it times the values.
-    """
-    rng = np.random.default_rng(seed)
-    counts = rng.multinomial(problems, np.full(problems, 1 / problems), size=resamples)
-    return counts / problems
+    """The bootstrap: (resamples, problems); a row times the values is the mean of a resample."""
+    even = np.full(problems, 1 / problems)
+    return np.random.default_rng(seed).multinomial(problems, even, size=resamples) / problems
 
 
 def bootstrap(per_problem, *, resamples: int, confidence: float, seed: int = 0) -> Estimate:
-    """Mean over problems with a percentile interval from resampling problems.
-
-    per_problem: (problems,) values, or (seeds, problems): the seeds of a problem go together.
-    For a paired comparison pass the differences. Exactly reproducible for a given seed.
-    """
+    """Mean of (problems,) or (seeds, problems) values, or of paired differences, with a percentile
+    interval from resampling problems (the seeds of one go together). Reproducible by `seed`."""
     values = np.atleast_2d(np.asarray(per_problem, dtype=float)).mean(0)
     if values.size == 0:
         raise ValueError("an interval over no problems is not defined")
@@ -54,10 +38,8 @@ def bootstrap(per_problem, *, resamples: int, confidence: float, seed: int = 0) 
 
 
 def exact_reach(problems: int, confidence: float) -> float:
-    """How far from 0 % (or 100 %) a mean may be if nothing else was seen (Clopper and Pearson).
-
-    One trial a problem, which holds however alike its samples are. 128 problems at 95 %: 0.028.
-    """
+    """How far from 0 % (or 100 %) a mean may be if nothing else was seen (Clopper and Pearson, one
+    trial a problem: holds however alike its samples are). 128 problems at 95 %: 0.028."""
     return 1 - ((1 - confidence) / 2) ** (1 / problems)
 
 

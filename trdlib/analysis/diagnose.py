@@ -2,8 +2,7 @@
 
 Paper section 1: after a wrong step the teacher proposes the same correction over and over: mass on
 epistemic onset tokens. All at step 0, on the tokens and contexts of training, in nats, at
-temperature 1. Ours: the onset words; curves aligned at the first mistake; problems resampled.
-"""
+temperature 1. Ours: the onset words; curves aligned at the first mistake; problems resampled."""
 
 import difflib
 import itertools
@@ -125,7 +124,7 @@ def scores(run: Run, problems: pd.DataFrame, responses: pd.DataFrame) -> pd.Data
 
 def with_likelihoods(responses: pd.DataFrame, tokens: pd.DataFrame) -> pd.DataFrame:
     """The responses with their mean student_nll and teacher_nll of a token; less: ppl_gap."""
-    nll = tokens.groupby(["trajectory", "row"])[["student_logp", "teacher_logp"]].mean().mul(-1)
+    nll = -tokens.groupby(["trajectory", "row"])[["student_logp", "teacher_logp"]].mean()
     nll.columns = ["student_nll", "teacher_nll"]
     nll["ppl_gap"] = nll["student_nll"] - nll["teacher_nll"]
     return responses.join(nll, on=["trajectory", "row"])
@@ -244,9 +243,8 @@ def _cosines(run: Run, seed: int, problems, responses: pd.DataFrame) -> list[tup
 
 
 def reference_cosines(run: Run, problems: pd.DataFrame, responses: pd.DataFrame) -> pd.DataFrame:
-    """Does a method's first step point where the reference solutions point? (Ours.) Cosine of its
-    summed LoRA gradient at step 0 with that of cross-entropy on the references of some problems
-    (diagnosis.gradient_problems): mean and t interval over base seeds (new models), as in
+    """Ours: the cosine of a method's summed LoRA gradient at step 0 with that of cross-entropy on
+    the references, of diagnosis.gradient_problems: mean and t interval over base seeds, as in
     `summary`. cut: on y_o up to its first wrong token (an oracle)."""
     todo = [(run, int(seed), problems, mine) for seed, mine in responses.groupby("seed")]
     found = rollout.pool(run, _cosines, todo, "gradients", training=True)

@@ -2,8 +2,7 @@
 
 What training sees: the sampled token ids, in the contexts that are trained on. `view` and `live`
 return a view, plain JSON (nats); `page` makes HTML of it. The divergence is the training loss, at
-its temperature; all else is at temperature 1.
-"""
+its temperature; all else is at temperature 1."""
 
 import base64
 import contextlib
@@ -121,10 +120,9 @@ def matches(a: list[int], b: list[int], breaks: set[int] = frozenset()) -> list[
 def view(
     loaded: Loaded, task, tables: dict, row: dict, sample: int = 0, *, trained: bool = False
 ) -> dict:
-    """One problem with all its texts and its reference solution, scored: what the page shows.
-    tables: {"y_o": ..., "y_r": ..., "y_t": ...}, or answers, {"base": ..., method: ...}; trained:
-    under the student after training (answers of the method always are, of base never). ValueError
-    if no table has the sample, SettingsError if nothing teaches it."""
+    """One problem with all its texts, scored, for the page. tables: {"y_o": ...}, or answers,
+    {"base": ..., method: ...}; trained: under the student after training (answers of the method
+    always are, of base never). ValueError: no such sample, SettingsError: nothing teaches it."""
     run, recipe, tokenizer = loaded.run, loaded.run.recipe, loaded.tokenizer
     if run.mode == "opsd" and not row["solution"]:
         why = "has no reference solution, and in mode opsd nothing else teaches"

@@ -1,8 +1,7 @@
 """The map: when does TRD help? One knob at a time, on the procedural problems `trail`.
 
 The causes that the paper gives (section 1) can here be turned on and off: each cell is a `Run` in
-OPD with other settings, one knob, or some, turned. One learning rate serves all.
-"""
+OPD with other settings, one knob, or some, turned. One learning rate serves all."""
 
 import itertools
 from collections import namedtuple

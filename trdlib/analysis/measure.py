@@ -1,5 +1,4 @@
-"""The metrics that tables are made from (stats.py), counted in the samples of an evaluation.
-What cannot be measured raises: no metric defaults to zero."""
+"""The metrics of the tables, from an evaluation's samples. What cannot be measured raises."""
 
 import numpy as np
 import pandas as pd
@@ -39,8 +38,7 @@ def _metrics(samples: pd.DataFrame, problems: pd.DataFrame, run: Run, least: int
     within = {b: samples["correct"] & (samples["n_tokens"] <= b) for b in how.budgets}
     within = {b: correct_counts(samples.assign(correct=ok))[0] / each for b, ok in within.items()}
     found = {"at_budget": {str(b): estimate(at) for b, at in within.items()}} if within else {}
-    if isinstance(each, list):
-        found["of"] = each
+    found |= {"of": each} if isinstance(each, list) else {}
     return found | {
         "k": round(np.mean(each)), "n": right.shape[1], "seeds": sorted(run.seeds),
         "problems": store.content_hash(problems["problem"].tolist()),
@@ -54,9 +52,8 @@ def _metrics(samples: pd.DataFrame, problems: pd.DataFrame, run: Run, least: int
 
 
 def measure(runs: list[Run], sets: dict, samples: list[dict], choices: list) -> list[dict]:
-    """The metrics of each run from its samples (see `evaluate`), written to its metrics file:
-    {"benchmarks": {temperature: {benchmark: ...}}}. sets: {benchmark: problems}; choices: how each
-    was trained (distill.Trained.choice), None for the rows that are not."""
+    """The metrics of each run, {"benchmarks": {temperature: {benchmark: ...}}}, also on file. sets:
+    {benchmark: problems}; choices: distill.Trained.choice of each, None if not trained."""
     found = []
     for run, at, choice in zip(runs, samples, choices, strict=True):
         metrics = {"run": {"scale": run.scale, "mode": run.mode, "method": run.method}}
@@ -77,9 +74,8 @@ def cost(run: Run) -> pd.DataFrame:
     paths = {"y_o": run.attempts, "y_r": run.rewrites("y_r"), "y_t": run.rewrites("y_t")}
     tables, rows = {name: store.load(path) for name, path in paths.items()}, []
     lengths = {name: [np.nan] if t is None else t["n_tokens"] for name, t in tables.items()}
-    for one in (run.with_(method=name) for name in run.methods):
-        if one.recipe.is_variant:
-            continue
+    plain = [name for name in run.methods if not run.settings.methods[name].is_variant]
+    for one in (run.with_(method=name) for name in plain):
         texts = [lengths[name] for name in needs[one.recipe.trajectory.removesuffix("_cut")]]
         row = {"method": one.method, "run": one.choice.is_file()}
         row["generated"] = sum(map(np.sum, texts))

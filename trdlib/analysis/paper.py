@@ -21,8 +21,7 @@ def scale_of(student: str, task: str = "math") -> str:
 
 
 def against_paper(settings: Settings) -> pd.DataFrame:
-    """One row per published row and metric: ours, the authors' raw value, the printed value, as
-    text in percent; what is not there is "not run" (ours) or a dash."""
+    """By published row and metric: ours, the authors' raw value, the printed one; text, percent."""
     published, records = audit.intervals(audit.runs()), []
     printed = pd.read_csv(root() / "results" / "published" / "paper.csv")
     printed = printed.set_index(["mode", "student", "method", "benchmark", "metric"])["value"]

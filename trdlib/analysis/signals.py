@@ -21,9 +21,8 @@ def token_signals(
     student_hidden, student_head, teacher_hidden, teacher_head, targets, *, onsets, rights
 ) -> dict[str, torch.Tensor]:
     """The signals (N,), in nats, from hidden states (N, H) where the tokens targets (N,) are
-    predicted; onsets: ids; rights (N,): the right token, or -1. *_logp: of the target; *_mass:
-    the teacher's probability; onset_kl: what onsets add to the forward KL, own_kl: the target to
-    the reverse."""
+    predicted; onsets: ids; rights (N,): the right token, or -1. *_logp: of the target; *_mass: by
+    the teacher; onset_kl: the onsets' part of the forward KL; own_kl: the target's, reverse."""
     parts = []
     students = logits_in_chunks(student_hidden, student_head)
     teachers = logits_in_chunks(teacher_hidden, teacher_head)

@@ -62,8 +62,7 @@ def measured(run: Run) -> dict[str, dict]:
 
 
 def collect(run: Run) -> pd.DataFrame:
-    """Accuracies: a row per (method, temperature, benchmark), rows being the mean of base seeds;
-    columns: docs/results.md. Fractions, NaN or None where there is nothing."""
+    """Accuracies by method, temperature and benchmark; fractions (columns: docs/results.md)."""
     records = []
     for (name, mine), place in itertools.product(measured(run).items(), _places(run)):
         record = {"method": name, "temperature": place[1], "benchmark": place[0], "run": bool(mine)}
@@ -130,8 +129,7 @@ def _paired(ours: dict, theirs: dict) -> tuple[np.ndarray, ...]:
 
 
 def differences(run: Run) -> pd.DataFrame:
-    """Paired differences: a row per (family, ours, against, benchmark, temperature), of what was
-    run, in fractions; columns: docs/results.md. theirs: the method behind `against`. Each family is
+    """Paired differences of what was run, in fractions (columns: docs/results.md). Each family is
     one for Holm; those of every method are of the primary temperature alone."""
     found, places, records = measured(run), _places(run), []
     best = {(kind, place): _best(run, found, place, in_rounds=kind == BEST_ROUNDS)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from trdlib import jobs, store
-from trdlib.analysis.measure import correct_counts
+from trdlib.analysis.measure import correct_counts, rates
 from trdlib.run import get_runs, plain_value
 from trdlib.settings import Settings, SettingsError, known, root
 
@@ -58,14 +58,9 @@ def record(**found) -> None:
     """Leave numbers, texts, accuracies (`counts`) in the notebook's output, at its end."""
     from IPython.display import display
 
-    shares = {n: accuracy(v) for n, v in found.items() if isinstance(v, dict)}
+    shares = {n: rates(v).mean() for n, v in found.items() if isinstance(v, dict)}
     said = "\n".join(f"{name}: {value}" for name, value in (found | shares).items())
     display({MIME: found, "text/plain": said}, raw=True)
-
-
-def accuracy(found: dict) -> float:
-    """Of what `counts` gave."""
-    return float(np.mean(np.array(found["correct"]) / found["k"]))
 
 
 def counts(correct, k, problems: str = "") -> dict:

@@ -9,7 +9,7 @@ import json
 import shlex
 from collections import namedtuple
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,18 +32,12 @@ HEADROOM = ASSUMED["headroom"]
 _COUNT, _BYTES = EngFormatter(places=1), EngFormatter("B", places=1)
 
 
-class Model(NamedTuple):
-    """What of a model's shape costs something: counts of numbers."""
+_SHAPE = "config parameters matrices adapter queries keys item head here"
 
-    config: Any
-    parameters: int
-    matrices: int  # weights of all layers: what every token is multiplied with
-    adapter: int  # LoRA weights
-    queries: int  # heads x their size
-    keys: int  # the same of the keys
-    item: int  # bytes of a number
-    head: int  # weights of the output
-    here: bool  # are all weight files here?
+
+class Model(namedtuple("Model", _SHAPE)):
+    """What of a model costs something. matrices: weights each token meets; adapter, head: those
+    of LoRA, of the output; queries, keys: heads x their size; item: bytes of a number."""
 
     def attention(self, length) -> np.ndarray:
         """Operations of a sequence of `length` tokens, forward; without it 2 a matrix weight."""
@@ -96,27 +90,16 @@ def models(run: Run) -> dict[str, Model]:
     return {role: model(run, role) for role in there}
 
 
-class Work(NamedTuple):
-    """What a stage, or a part of it, asks of a model."""
+_ASKED = "stage outs sampled rows flops turns layers weights read fixed each batch graphs"
+_PAGED = " paged prompt new most cache"  # of vLLM alone
 
-    stage: str
-    outs: list[Path]
-    sampled: bool  # or trained
-    rows: int
-    flops: np.ndarray
-    turns: np.ndarray  # rows x the times that a row goes through the layers
-    layers: int
-    weights: int  # bytes that a turn reads
-    read: np.ndarray  # bytes of cache, all in all
-    fixed: float  # bytes of memory whatever the batch is
-    each: np.ndarray  # and of every row
-    batch: int  # rows at a time
-    graphs: bool  # of CUDA
-    paged: float = 0  # vLLM's share of the memory, where as many rows go together as fit
-    prompt: np.ndarray | None = None  # then tokens of a row, of its response (new, at most `most`),
-    new: np.ndarray | None = None
-    most: float = 0
-    cache: float = 0  # and bytes of each
+
+class Work(namedtuple("Work", _ASKED + _PAGED, defaults=[0, None, None, 0, 0])):
+    """What a stage, or a part of it, asks of a model. sampled: or trained. turns: rows x the times
+    that each goes through the layers. In bytes weights (that a turn reads), read (of cache, all in
+    all), fixed (whatever the batch is) and each (of every row). batch: rows at a time. graphs: of
+    CUDA. paged: vLLM's share of the memory, where as many rows go together as fit; prompt, new,
+    most: tokens of a row, of its response and of that at most; cache: bytes of a token."""
 
     @property
     def memory(self) -> float:  # peak bytes; of vLLM, which fills the GPU, of one row

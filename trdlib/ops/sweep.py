@@ -18,7 +18,7 @@ import pandas as pd
 from scipy.stats import loguniform, uniform
 
 from trdlib import jobs, store, tasks
-from trdlib.analysis import compare
+from trdlib.analysis import compare, measure
 from trdlib.ops import notebooks
 from trdlib.run import get_run, plain_value
 from trdlib.settings import Scale, SettingsError, check_name, known, load, root
@@ -136,7 +136,7 @@ def read(name: str) -> tuple[pd.DataFrame, list[str]]:
 
 def table(done: pd.DataFrame) -> pd.DataFrame:
     """The same with accuracies as fractions."""
-    return done.map(lambda v: notebooks.accuracy(v) if isinstance(v, dict) else v).infer_objects()
+    return done.map(lambda v: measure.rates(v).mean() if isinstance(v, dict) else v).infer_objects()
 
 
 def metrics(done: pd.DataFrame) -> list[str]:
@@ -155,7 +155,7 @@ def rank(done, names: list[str], metric: str, *, resamples=10000, confidence=0.9
     found = []
     for _, mine in done.groupby([str(row) for row in done[differ].values.tolist()]):
         mine = mine.sort_values(SEED) if SEED in mine else mine
-        rates = np.concatenate([np.array(m["correct"]) / m["k"] for m in mine[metric]])
+        rates = np.concatenate([measure.rates(m) for m in mine[metric]])
         asked = [m["problems"] for m in mine[metric]], list(mine.get(SEED, []))
         found.append((mine[differ].iloc[0].to_dict(), rates, asked))
     found.sort(key=lambda point: -point[1].mean())
