@@ -69,7 +69,7 @@ def kill_when(folder: Path, pattern: str) -> None:
     while not any(folder.glob(pattern)):
         assert process.poll() is None, f"it ended before {pattern}: {process.stdout.read()[-3000:]}"
         assert time.monotonic() < deadline, f"{pattern} never appeared"
-        time.sleep(0.002)
+        time.sleep(0.01)
     family = [process, *psutil.Process(process.pid).children(recursive=True)]
     for member in family:
         member.kill()
