@@ -46,21 +46,17 @@ def evaluate(
         request = Request(role, seed, *both, adapter, stream=again)
         return run, task, run.samples(seed, temperature, name), request, sampling
 
-    def sampled(runs: list[Run], adapters: list) -> list[dict[float, dict[str, pd.DataFrame]]]:
-        asks = [(run, found, run.seeds) for run, found in zip(runs, adapters, strict=True)]
-        cells = [cell(run, found and found[seed], *place, seed)
-                 for run, found, seeds in asks for place in places for seed in seeds]  # fmt: skip
-        tables = iter(pool(runs[0], table, cells, "evaluate"))
-
-        def whole(seeds) -> pd.DataFrame:
-            return pd.concat([next(tables).assign(seed=seed) for seed in seeds], ignore_index=True)
-
-        return [{t: {name: whole(seeds) for name in benchmarks} for t in how.temperatures}
-                for *_, seeds in asks]  # fmt: skip
-
     if how.base_samples:
-        (first,) = sampled([base], [None])
-        for t, name in places:
-            right = first[t][name].groupby("id", sort=False)["correct"].sum()
-            shares[t, name] = allocate(right, how.base_samples, how.at(t).samples, how.least(t))
-    return sampled(runs, adapters)
+        first = [cell(base, None, *place, base.seeds[0]) for place in places]
+        for place, found in zip(places, pool(base, table, first, "evaluate: base"), strict=True):
+            right, (at, _) = found.groupby("id", sort=False)["correct"].sum(), place
+            shares[place] = allocate(right, how.base_samples, how.at(at).samples, how.least(at))
+    cells = [cell(run, found and found[seed], *place, seed)
+             for run, found in zip(runs, adapters, strict=True)
+             for place in places for seed in run.seeds]  # fmt: skip
+    tables = iter(pool(runs[0], table, cells, "evaluate"))
+
+    def whole(run: Run) -> pd.DataFrame:
+        return pd.concat([next(tables).assign(seed=s) for s in run.seeds], ignore_index=True)
+
+    return [{t: {n: whole(run) for n in benchmarks} for t in how.temperatures} for run in runs]

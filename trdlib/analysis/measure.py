@@ -24,10 +24,10 @@ def rates(cell: dict) -> np.ndarray:
     return np.array(cell["correct"]) / cell.get("of", cell["k"])
 
 
-def _metrics(samples: pd.DataFrame, problems: pd.DataFrame, run: Run, least: int) -> dict:
+def _metrics(samples: pd.DataFrame, problems: pd.DataFrame, run: Run, temperature: float) -> dict:
     """One benchmark: avg@k, pass@k, n, k, intervals, lengths; plain JSON. correct: the right
     samples per seed and problem (sorted by id), all that tables and comparisons need, with `of`
-    where problems differ in their samples: k is then their mean, and pass@k is of the `least`.
+    where problems differ in their samples: k is then their mean, pass@k is of the least.
     at_budget: avg@k if responses longer than so many tokens had been cut, so not right."""
     how = run.settings.evaluation
 
@@ -36,7 +36,9 @@ def _metrics(samples: pd.DataFrame, problems: pd.DataFrame, run: Run, least: int
         return {name: round(value, 6) for name, value in found.items()}
 
     right, each = correct_counts(samples)
-    passed = np.vectorize(lambda n, c: stats.pass_at_k(int(n), int(c), least))(each, right)
+    passed = np.vectorize(lambda n, c: stats.pass_at_k(int(n), int(c), how.least(temperature)))(
+        each, right
+    )
     within = {b: samples["correct"] & (samples["n_tokens"] <= b) for b in how.budgets}
     within = {b: correct_counts(samples.assign(correct=ok))[0] / each for b, ok in within.items()}
     found = {"at_budget": {str(b): estimate(at) for b, at in within.items()}} if within else {}
@@ -65,11 +67,8 @@ def measure(runs: list[Run], sets: dict, samples: list[dict], choices: list) -> 
     for run, at, choice in zip(runs, samples, choices, strict=True):
         metrics = {"run": {"scale": run.scale, "mode": run.mode, "method": run.method}}
         metrics["benchmarks"] = {
-            f"{temperature:g}": {
-                name: _metrics(t, sets[name], run, run.settings.evaluation.least(temperature))
-                for name, t in tables.items()
-            }
-            for temperature, tables in at.items()
+            f"{heat:g}": {name: _metrics(t, sets[name], run, heat) for name, t in tables.items()}
+            for heat, tables in at.items()
         }
         metrics |= {"training": choice} if choice else {}
         store.write_json(run.metrics, metrics)
