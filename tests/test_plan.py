@@ -240,7 +240,7 @@ def test_counts_are_those_of_the_files(smoke, task):
     for one, found in zip(runs, training, strict=True):
         rows = [pair for mine in found.rows.values() for pair in mine]
         work = of(one.adapter(0))
-        assert work.rows == len(rows) * len(one.rates), one.method
+        assert work.rows == len(rows), one.method  # its learning rate is on file
         longest = max(len(p.student_ids) + len(p.response_ids) for p in rows)
         assert longest <= sum(plan.lengths(one)[part][1] for part in ("x", "y_r"))
         theirs = max(len(p.teacher_ids) for p in rows)

@@ -43,24 +43,24 @@ def evaluate(
             what = what._replace(rows=rows, prompts=asks)
         return run, task, run.samples(seed, temperature, name), what, sampling
 
-    def sampled(runs: list[Run], adapters: list) -> list[dict[float, dict[str, pd.DataFrame]]]:
-        cells = {}  # those of one adapter in a row: it is loaded once
-        for run, found in zip(runs, adapters, strict=True):
-            for seed, place in itertools.product(run.seeds, places):
-                made = cell(run, found and found[seed], *place, seed)
-                cells[made[2]] = made
-        tables = dict(zip(cells, pool(runs[0], table, [*cells.values()], "evaluate"), strict=True))
-
-        def whole(run: Run, *at) -> pd.DataFrame:
-            found = [tables[run.samples(seed, *at)].assign(seed=seed) for seed in run.seeds]
-            return pd.concat(found, ignore_index=True)
-
-        heats = how.temperatures
-        return [{t: {b: whole(run, t, b) for b in benchmarks} for t in heats} for run in runs]
-
     if how.base_samples:
-        (first,) = sampled([base], [None])
-        for t, name in places:
-            right = first[t][name].groupby("id", sort=False)["correct"].sum()
-            shares[t, name] = allocate(right, how.base_samples, how.at(t).samples, how.least(t))
-    return sampled(runs, adapters)
+        first = [cell(base, None, *place, base.seeds[0]) for place in places]
+        for place, found in zip(places, pool(base, table, first, "evaluate: base"), strict=True):
+            right, (at, _) = found.groupby("id", sort=False)["correct"].sum(), place
+            shares[place] = allocate(right, how.base_samples, how.at(at).samples, how.least(at))
+    cells = [
+        cell(run, found and found[seed], *place, seed)
+        for run, found in zip(runs, adapters, strict=True)
+        for seed in run.seeds
+        for place in places
+    ]  # fmt: skip - an adapter's in a row
+    made = pool(runs[0], table, cells, "evaluate")
+    tables = {path: found for (_, _, path, *_), found in zip(cells, made, strict=True)}
+
+    def whole(run: Run, *place) -> pd.DataFrame:
+        found = [tables[run.samples(seed, *place)].assign(seed=seed) for seed in run.seeds]
+        return pd.concat(found, ignore_index=True)
+
+    return [
+        {t: {n: whole(run, t, n) for n in benchmarks} for t in how.temperatures} for run in runs
+    ]

@@ -23,9 +23,9 @@ def rates(cell: dict) -> np.ndarray:
     return np.array(cell["correct"]) / cell.get("of", cell["k"])
 
 
-def _metrics(samples: pd.DataFrame, problems: pd.DataFrame, run: Run, least: int) -> dict:
+def _metrics(samples: pd.DataFrame, problems: pd.DataFrame, run: Run, temperature: float) -> dict:
     """One benchmark, plain JSON. correct: the right samples per seed and problem (by id), with `of`
-    how many where problems differ: k is then their mean, and pass@k is of the `least`. at_budget:
+    how many where problems differ: k is then their mean, and pass@k is of the least. at_budget:
     avg@k if responses longer than so many tokens had been cut, so not right."""
     how = run.settings.evaluation
 
@@ -34,6 +34,7 @@ def _metrics(samples: pd.DataFrame, problems: pd.DataFrame, run: Run, least: int
         return {name: round(value, 6) for name, value in found.items()}
 
     right, each = correct_counts(samples)
+    least = how.least(temperature)
     passed = np.vectorize(lambda n, c: stats.pass_at_k(int(n), int(c), least))(each, right)
     within = {b: samples["correct"] & (samples["n_tokens"] <= b) for b in how.budgets}
     within = {b: correct_counts(samples.assign(correct=ok))[0] / each for b, ok in within.items()}
@@ -59,8 +60,7 @@ def measure(runs: list[Run], sets: dict, samples: list[dict], choices: list) -> 
         metrics = {"run": {"scale": run.scale, "mode": run.mode, "method": run.method}}
         metrics["benchmarks"] = cells = {}
         for t, tables in at.items():
-            least = run.settings.evaluation.least(t)
-            cells[f"{t:g}"] = {n: _metrics(s, sets[n], run, least) for n, s in tables.items()}
+            cells[f"{t:g}"] = {n: _metrics(s, sets[n], run, t) for n, s in tables.items()}
         metrics |= {"training": choice} if choice else {}
         store.write_json(run.metrics, metrics)
         found.append(metrics)

@@ -271,7 +271,8 @@ def work(run: Run, by_role: dict[str, Model]) -> list[Work]:
                 rows = scale.training.max_steps * scale.training.batch_size * seeds
             elif cell.choice.is_file():  # it knows how many a subset left
                 rows = sum(store.read_json(cell.choice)["rows_by_seed"]) * scale.training.epochs
-            rows = rows * (1 + (len(cell.rates) - 1) * tried / seeds)
+            tries = 0 if cell.choice.is_file() else len(cell.rates) - 1  # a rate on file is taken
+            rows = rows * (1 + tries * tried / seeds)
             outs, stage = [cell.adapter(seed) for seed in scale.seeds], f"distill {mode}"
             who = other if recipe.divergence != "cross_entropy" else None
             context = tokens["refine" if name == "y_r" and recipe.context == "refine" else "plain"]
@@ -282,7 +283,7 @@ def work(run: Run, by_role: dict[str, Model]) -> list[Work]:
                 sample(stage, [], student, scale.rollout, new, new="y_o")
             if new and name == "y_r":
                 sample(stage, [], other, scale.refinement, new, "refine", "y_r")
-            if len(cell.rates) > 1:
+            if tries:
                 rows = held_out * evaluation.validation_samples * len(cell.rates)
                 sample(stage, [], student, evaluation.validation, rows)
             sample(f"evaluate {mode}", [cell.metrics], student, evaluation.sampling, asked * seeds)
