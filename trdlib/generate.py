@@ -86,13 +86,11 @@ def _padded(prompts, device) -> tuple[torch.Tensor, torch.Tensor]:
 
 @contextlib.contextmanager
 def _grouped_attention(device):
-    """On a CPU keys and values are read where they are, under a mask too: there transformers copies
-    them for every query head, at every token. The results are the same bits."""
+    """On a CPU keys and values are not copied for every query head under a mask: the same bits."""
     from transformers.integrations import sdpa_attention
 
     usual = sdpa_attention.use_gqa_in_sdpa
-    if device.type == "cpu":
-        sdpa_attention.use_gqa_in_sdpa = lambda mask, key, value: True
+    sdpa_attention.use_gqa_in_sdpa = lambda *of: device.type == "cpu" or usual(*of)
     try:
         yield
     finally:
