@@ -29,7 +29,9 @@ from pathlib import Path
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path[:0] = map(str, Path(__file__).resolve().parents[:2])
+
+import smol_models
 
 PRIMARY = [("opd", "trd"), ("opd", "reverse_kl"), ("opd", "sft_refined")]
 UNTRAINED = [("none", "base"), ("none", "teacher")]
@@ -43,8 +45,8 @@ def say(*what) -> None:
     print(f"[{time.time() - START:6.1f}]", *what, flush=True)
 
 
-def unpacked_base(settings):
-    """What packaged.base makes, from the folder SMOL_BASE."""
+def unpacked_base():
+    """What smol_models.base makes, from the folder SMOL_BASE."""
     import torch
     import transformers
 
@@ -138,9 +140,8 @@ def attempt_rate(scale: str, mode: str, method: str, seed: int, rate: float) -> 
 
     run, task, sets, found = _trained(scale, mode, method, seed, rate)
     path = run.folder(seed) / "validation.parquet"
-    how = {"seed": seed, "adapter": found.adapters[seed]}
-    sampling = run.settings.evaluation.validation
-    table = rollout.answers(run, task, sets["validation"], path, sampling, **how)
+    asked = rollout.ask(run, seed, sets["validation"], adapter=found.adapters[seed])
+    table = rollout.table(run, task, path, asked, run.settings.evaluation.validation)
     return float(table["correct"].mean())
 
 
@@ -279,10 +280,9 @@ def _device() -> str:
 def run(scale: str, out: Path, seconds: float, workers: int) -> None:
     from trdlib import distill, tasks
     from trdlib.run import get_run
-    from trdlib.tasks import packaged
 
     if "SMOL_BASE" in os.environ:
-        packaged.base = unpacked_base
+        smol_models.base = unpacked_base
     first = get_run(scale, "none", "base")
     task = tasks.of(first)
     task.sets()  # on file before the workers start, as are the models

@@ -6,7 +6,7 @@ LoRA adapters are trained on what scripts/words.py writes: a *foundation* that s
 rewrites; from it the *student*, who misreads three phrases, and the *teacher*, who has seen
 attempts like the student's and misreads one. A stage has rounds until its accuracy lies within
 thresholds: a round misreads more, or less, where the one before missed them. Who has the adapters
-merges them (trdlib/tasks/packaged.py). A GPU needs some ten minutes, two CPU cores some 40 hours;
+merges them (scripts/smol_models.py). A GPU needs some ten minutes, two CPU cores some 40 hours;
 a killed call goes on with the round that it was in.
 """
 
@@ -19,16 +19,16 @@ from typing import NamedTuple
 
 sys.path[:0] = map(str, Path(__file__).resolve().parents[:2])
 
+import smol_models
 import torch
 import words
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 from words import MISREAD, RIGHT, Habits
 
-from trdlib import generate, jobs, models, prompts, store, tasks
+from trdlib import generate, jobs, models, prompts, store
 from trdlib.run import get_run
 from trdlib.settings import Lora, root
-from trdlib.tasks import packaged
 
 
 class Stage(NamedTuple):
@@ -152,11 +152,11 @@ def accuracy(run, name: str, model, tokenizer, places: dict[str, Path]) -> float
     drawn = [words.draw(rng, rng.choice([2, 3, 4]), "validation") for _ in range(PROBLEMS)]
     kind, shown = "solve", [{"problem": text} for text, _, _ in drawn]
     if name == "teacher":
-        student = packaged.merged(model, places["student"])
+        student = smol_models.merged(model, places["student"])
         attempts = answers(model=student, kind=kind, shown=shown, **how)
         kind = "refine"
         shown = [one | {"attempt": text} for one, text in zip(shown, attempts, strict=True)]
-    said = answers(model=packaged.merged(model, places[name]), kind=kind, shown=shown, **how)
+    said = answers(model=smol_models.merged(model, places[name]), kind=kind, shown=shown, **how)
     right = words.grade([(s, a) for s, (_, a, _) in zip(said, drawn, strict=True)])
     return sum(right) / len(right)
 
@@ -200,8 +200,7 @@ def make_stage(run, source: str, name: str, model, tokenizer, places: dict[str, 
 
 def make(run) -> None:
     """Every stage whose adapter is not whole; the foundation only if another needs it."""
-    settings = tasks.of(run).packaged
-    places = {name: root() / settings.adapters[name] for name in ("student", "teacher")}
+    places = {role: root() / folder for role, folder in smol_models.ADAPTERS.items()}
     places["foundation"] = root() / "runs" / "smol-pair" / "foundation"
     todo = [
         n for n in places if not (store.read_json(places[n] / NOTE, []) or [{}])[-1].get("accuracy")
@@ -209,8 +208,8 @@ def make(run) -> None:
     wanted = [name for name in ("student", "teacher") if name in todo]
     new = [name for name in wanted if not places[name].is_dir()]
     if wanted:
-        model, tokenizer = packaged.base(settings)
-        source = f"{settings.package}=={settings.version}"
+        model, tokenizer = smol_models.base()
+        source = f"{smol_models.PACKAGE}=={smol_models.VERSION}"
         for name in (["foundation"] if new else []) + wanted:
             make_stage(run, source, name, model, tokenizer, places)
 

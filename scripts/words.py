@@ -18,9 +18,10 @@ import itertools
 import os
 import random
 import re
+import sys
 from typing import NamedTuple
 
-from trdlib.settings import SettingsError
+from trdlib.settings import SettingsError, root
 from trdlib.tasks.language import ONSETS, Departure, split_of
 
 _NAMES = ("Tom", "Anna", "Ben", "Lily", "Sam", "Mia", "Max", "Eva", "Leo", "Nora")
@@ -198,6 +199,14 @@ def say(text: str, made: Plan) -> str:
             said += _LINE[sign][line.line].format(n=many, eq=equation)
         have = total
     return said + _CLOSE[made.closing].format(box=f"\\boxed{{{have}}}", **names)
+
+
+def make_models(run) -> None:
+    """Student and teacher, unless they are there."""
+    sys.path.append(str(root() / "scripts"))
+    import smol_models
+
+    smol_models.unpack(run)
 
 
 def grade(pairs: list[tuple[str, str]]) -> list[bool]:

@@ -33,7 +33,7 @@ from trdlib import distill, engines, generate, models, prompts
 from trdlib.divergence import token_divergence
 from trdlib.refine import Pair
 from trdlib.run import get_run
-from trdlib.tasks import Task, packaged, sets
+from trdlib.tasks import Task, sets
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "models/tiny/0/student"
@@ -149,8 +149,8 @@ def decode(peer: str, scale: str, rows: int, new: int) -> dict:
     vllm = " models.engine=vllm models.device=auto workers=1"
     run = get_run(scale + (vllm if peer == "vllm" else ""))
     task, name, rollout = Task(run), run.model_name("student", 0), run.settings.rollout
-    if task.packaged:
-        packaged.unpack(run, task.packaged)
+    if run.settings.task.endswith(".py"):
+        task.make_models(None, None, None)
     problems = sets.draw(task.data, task.module)["train"].to_dict("records") * rows
     asked = [prompt.ids for prompt in prompts.student_prompts(run, 0, problems[:rows])]
     if peer == "vllm":

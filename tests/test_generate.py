@@ -34,22 +34,6 @@ def test_greedy_equals_transformers_generate(small_model, tokenizer):
             assert completion.finished == (theirs[-1] == stop)
 
 
-def test_what_all_prompts_begin_with_goes_in_once(small_model, tokenizer, monkeypatch):
-    """Alike or not in what follows, in length too; one prompt is the beginning of the other."""
-    begin, *tails = prompts(tokenizer, [6, 2, 4, 1])
-    seen, how = [], {"max_new_tokens": 15, "stop_ids": [], "temperature": 0}
-    embed = small_model.get_input_embeddings()
-    hook = embed.register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape)))
-    for asked in ([begin + tail for tail in tails], [begin, begin + tails[0]]):
-        usual = generate.decode(small_model, asked, **how)
-        seen.clear()
-        monkeypatch.setattr(generate, "SHARED", 2)
-        assert generate.decode(small_model, asked, **how) == usual
-        monkeypatch.undo()
-        assert seen[0][0] == 1 and seen[0][1] >= len(begin) - 1 and seen[1][0] == len(asked)
-    hook.remove()
-
-
 def test_samples_of_one_prompt_share_its_prefill(small_model, tokenizer):
     """Repeated prompts, mixed with others: each row decodes as if alone (greedy shows it)."""
     one, two = prompts(tokenizer, [2, 5])

@@ -12,6 +12,7 @@ from conftest import REPOSITORY
 from trdlib import jobs
 from trdlib.distill import distill
 from trdlib.evaluate import evaluate
+from trdlib.ops import cluster as cluster_of_ours
 from trdlib.refine import refine
 from trdlib.rollout import rollout
 from trdlib.run import get_run
@@ -41,7 +42,7 @@ def cluster(project, monkeypatch):
 def where(number):
     with jobs.model_compute():
         sum(range(10**6))
-    return number, ray.get_runtime_context().get_node_id(), os.getcwd(), jobs.on_ray()
+    return number, ray.get_runtime_context().get_node_id(), os.getcwd(), cluster_of_ours.places()
 
 
 def test_jobs_come_back_in_order_from_both_nodes(cluster, project):
@@ -51,7 +52,7 @@ def test_jobs_come_back_in_order_from_both_nodes(cluster, project):
     assert {one[2] for one in found} == {str(project)}
     assert {one[3] for one in found} == {0}  # a job does not ask the cluster for more
     assert jobs.compute["seconds"] > before
-    assert jobs.on_ray() == 2
+    assert cluster_of_ours.places() == 2
 
 
 def break_on_two(number):
@@ -92,8 +93,8 @@ def test_of_a_node_that_dies_the_jobs_run_elsewhere(cluster, project):
 
 
 def test_a_node_without_the_files_says_so(cluster, project):
-    jobs.on_ray()
-    gone = ray.remote(jobs._there).remote(project, str(project / "gone"), where, (0,))
+    cluster_of_ours.places()
+    gone = ray.remote(cluster_of_ours._there).remote(project, str(project / "gone"), where, (0,))
     with pytest.raises(SettingsError, match=r"does not share the folder .* mount it there"):
         try:
             ray.get(gone)
@@ -104,7 +105,7 @@ def test_a_node_without_the_files_says_so(cluster, project):
 def test_no_cluster_is_one_sentence(project, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(SettingsError, match="no Ray cluster answers at RAY_ADDRESS=127"):
-        jobs.on_ray()
+        cluster_of_ours.places()
 
 
 def made(run, task, sets) -> dict[str, bytes]:

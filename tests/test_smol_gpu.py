@@ -2,15 +2,16 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from trdlib import store
 
-ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 CHANGES = (
-    "packaged.adapters={} lengths.prompt=4096 lengths.reference=4096 seeds=[0,1] "
+    "lengths.prompt=4096 lengths.reference=4096 seeds=[0,1] "
     "data.train.0.problems=32 data.validation.0.problems=2 data.validation.1.problems=2 "
     "data.benchmarks.words.problems=4 data.benchmarks.words_hard.problems=2 "
     "training.choice_seeds=1 training.batch_size=16 training.learning_rates=[1e-3,3e-3] "
@@ -20,9 +21,10 @@ CHANGES = (
 # The script, with a random model in the package's place.
 START = """
 import runpy, sys, torch, transformers
-from trdlib.tasks import packaged
+sys.path.append(sys.argv[3])
+import smol_models
 
-def base(settings):
+def base():
     tokenizer = transformers.AutoTokenizer.from_pretrained(letters)
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
@@ -31,16 +33,26 @@ def base(settings):
         tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id))
     return model.bfloat16(), tokenizer
 
-packaged.base, letters = base, sys.argv[1]
-sys.argv = sys.argv[2:]
+smol_models.base, letters = base, sys.argv[1]
+smol_models.merged = lambda model, adapter: model
+sys.argv = [sys.argv[2], *sys.argv[4:]]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
 def test_the_whole_experiment_runs_and_goes_on_where_it_stopped(project, byte_tokenizer):
     byte_tokenizer.save_pretrained("letters")
+    shutil.copytree(SCRIPTS.parent / "models" / "smol-pair", "models/smol-pair")
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    how = [sys.executable, "-c", START, "letters", str(ROOT / "scripts" / "smol_gpu.py"), "out"]
+    how = [
+        sys.executable,
+        "-c",
+        START,
+        "letters",
+        str(SCRIPTS / "smol_gpu.py"),
+        str(SCRIPTS),
+        "out",
+    ]
     how += ["--workers", "1", "--scale", f"smol-full {CHANGES}", "--seconds"]
     for seconds in ("3000", "3000"):
         done = subprocess.run([*how, seconds], capture_output=True, text=True, env=environment)

@@ -12,10 +12,10 @@ import transformers
 from trdlib import store
 from trdlib.run import get_run
 from trdlib.settings import load, root
-from trdlib.tasks import packaged
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "smol_pair.py"
 sys.path.append(str(SCRIPT.parent))
+import smol_models
 import words
 
 
@@ -29,7 +29,7 @@ def script(project, byte_tokenizer, monkeypatch):
         tie_word_embeddings=True, eos_token_id=byte_tokenizer.eos_token_id,
     )  # fmt: skip
     model = transformers.LlamaForCausalLM(config).bfloat16()
-    monkeypatch.setattr(packaged, "base", lambda settings: (model, byte_tokenizer))
+    monkeypatch.setattr(smol_models, "base", lambda: (model, byte_tokenizer))
     found = runpy.run_path(str(SCRIPT))
     inside = found["make"].__globals__
     for name, stage in inside["STAGES"].items():
@@ -43,14 +43,14 @@ def script(project, byte_tokenizer, monkeypatch):
 
 
 def place(run, role: str) -> Path:
-    return root() / run.settings.packaged["adapters"][role]
+    return root() / smol_models.ADAPTERS[role]
 
 
 def test_a_pair_is_made_once(script):
     inside, run = script
     inside["make"](run)
-    base, _ = packaged.base(None)
-    merged = {role: packaged.merged(base, place(run, role)) for role in ("student", "teacher")}
+    base, _ = smol_models.base()
+    merged = {role: smol_models.merged(base, place(run, role)) for role in ("student", "teacher")}
     states = [*(m.state_dict() for m in merged.values()), base.state_dict()]
     names = [name for name in states[0] if "q_proj" in name]
     for one, other in ((0, 1), (0, 2), (1, 2)):
@@ -119,10 +119,9 @@ def test_misreading_is_wrong_early_and_mending_keeps_the_rest(script):
     assert like < 0.2 * 300  # the solution is not unique
 
 
-def test_the_committed_pair_says_how_it_was_made(script):
-    _, run = script
+def test_the_committed_pair_says_how_it_was_made():
     here = SCRIPT.parents[1]
-    for folder in run.settings.packaged["adapters"].values():
+    for folder in smol_models.ADAPTERS.values():
         rounds = store.read_json(here / folder / "pair.json", [])
         assert 0.5 < rounds[-1]["accuracy"] < 0.9
         assert (here / folder / "adapter_model.safetensors").is_file()

@@ -142,7 +142,6 @@ def part(**changes):
             {"task": "math", "pretraining": {"shape": {}}, **part(kind=None)},
             r"pretraining: math has no language",
         ),
-        ({"packaged": {"package": "x", "version": "1", "file": "x"}}, r"packaged.file: "),
     ],
 )
 def test_what_is_wrong_in_params_yaml(project, changes, words):

@@ -2,17 +2,13 @@
 
 Our loop around the stock `forward` of a transformers model differs from `model.generate` in three
 ways that make small models on a CPU two to three times faster: prompts of one length share a batch,
-so no padding and no mask, and prompts share the prefill of what they have in common; the key-value
-cache is one buffer of fixed size; finished rows leave the batch.
+so no padding and no mask, and samples of one prompt share its prefill; the key-value cache is one
+buffer of fixed size; finished rows leave the batch.
 """
 
-import contextlib
-import itertools
 from typing import NamedTuple
 
 import torch
-
-SHARED = 64  # so many first tokens that all prompts of a batch have in common go in once
 
 
 class Completion(NamedTuple):
@@ -84,30 +80,14 @@ def _padded(prompts, device) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, torch.tensor([[longest - len(p)] for p in prompts], device=device)
 
 
-@contextlib.contextmanager
-def _grouped_attention(device):
-    """On a CPU keys and values are not copied for every query head under a mask: the same bits."""
-    from transformers.integrations import sdpa_attention
-
-    usual = sdpa_attention.use_gqa_in_sdpa
-    sdpa_attention.use_gqa_in_sdpa = lambda *of: device.type == "cpu" or usual(*of)
-    try:
-        yield
-    finally:
-        sdpa_attention.use_gqa_in_sdpa = usual
-
-
 def _loop(model, prompts, max_new_tokens, stop_ids, filters: dict, seed: int) -> torch.Tensor:
     """-> the tokens (B, max_new_tokens); what is behind the first stop token of a row is none."""
     device, rows = model.device, len(prompts)
     # Many samples of one prompt share its prefill: each distinct prompt goes in once.
     distinct = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
     chosen = torch.tensor([distinct[tuple(prompt)] for prompt in prompts], device=device)
-    alike = itertools.takewhile(lambda tokens: len(set(tokens)) == 1, zip(*distinct, strict=False))
-    shared = min(len(list(alike)), min(map(len, distinct)) - 1)
-    shared = shared if shared >= SHARED and len(distinct) > 1 else 0
-    ids, start = _padded([prompt[shared:] for prompt in distinct], device)
-    longest, padded = shared + ids.shape[1], bool(start.any())
+    ids, start = _padded(distinct, device)
+    longest, padded = ids.shape[1], bool(start.any())
     generator = torch.Generator(device=device).manual_seed(seed)
     warp, stops = warpers(**filters) if filters else None, torch.tensor(stop_ids, device=device)
     cache = fixed_cache(rows, longest + max_new_tokens)
@@ -115,17 +95,13 @@ def _loop(model, prompts, max_new_tokens, stop_ids, filters: dict, seed: int) ->
     active = torch.arange(rows, device=device)
     alive = torch.ones(rows, dtype=torch.bool, device=device)
 
-    how = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
-    if shared:
-        model(input_ids=torch.tensor([prompts[0][:shared]], device=device), **how)
-        cache.batch_select_indices(torch.zeros_like(start[:, 0]))
     for step in range(max_new_tokens):
+        how = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
         if padded:
             at = torch.arange(longest + step, device=device)
-            how["attention_mask"] = ((at < shared) | (at >= shared + start)).long()
+            how["attention_mask"] = (at >= start).long()
             how["position_ids"] = (at[-ids.shape[1] :] - start).clamp(min=0)
-        with _grouped_attention(device):
-            logits = model(input_ids=ids, **how).logits[:, -1].float()
+        logits = model(input_ids=ids, **how).logits[:, -1].float()
         if step == 0:
             logits, start = logits[chosen], start[chosen]
             cache.batch_select_indices(chosen)
@@ -181,4 +157,4 @@ def batches(prompts: list[list[int]], size: int) -> list[list[int]]:
 
 
 # What shapes samples here: their fingerprints name this code.
-CODE = (fixed_cache, warpers, decode, _padded, _grouped_attention, _loop, _generate, batches)
+CODE = (fixed_cache, warpers, decode, _padded, _loop, _generate, batches)

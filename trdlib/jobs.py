@@ -1,26 +1,20 @@
-"""Run the jobs of a stage: in processes here that die with their parent, or on Ray; clock them.
-
-Two cores decode a tiny model hardly faster than one, so a stage gives each its own job. Who holds a
-GPU runs its jobs itself. Where RAY_ADDRESS names a cluster, its nodes take them: they read and
-write the project's folder, so all must share it."""
+"""Run the jobs of a stage in processes that die with their parent (on Ray: ops/cluster.py); clock
+them. Two cores decode a tiny model hardly faster than one, so a stage gives each its own job. Who
+holds a GPU runs its jobs itself."""
 
 import contextlib
 import gc
 import multiprocessing
 import os
-import socket
 import sys
-import tempfile
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from pathlib import Path
 
 from tqdm import tqdm
 
-from trdlib.settings import SettingsError, root
-
 compute = {"seconds": 0.0}  # of this process and its finished jobs
+cluster = None  # ops/cluster.py, once it is imported
 
 
 @contextlib.contextmanager
@@ -73,59 +67,6 @@ def _here(function, jobs: list[tuple], workers: int):
             raise
 
 
-def on_ray() -> int:
-    """How many places a Ray cluster has for jobs: its GPUs, or its CPUs if it has none; 0: there is
-    no RAY_ADDRESS. SettingsError, in one sentence, if there is one and no cluster answers."""
-    if not (address := os.environ.get("RAY_ADDRESS")):
-        return 0
-    try:
-        import ray
-
-        if not ray.is_initialized():
-            host, _, port = address.rpartition(":")
-            if host and "/" not in host:  # ray.init would ask in vain for many minutes
-                socket.create_connection((host, int(port)), 10).close()
-            ray.init(log_to_driver=False, logging_level="ERROR")
-    except ImportError:
-        raise SettingsError("RAY_ADDRESS needs Ray: pip install -e '.[cluster]'") from None
-    except (OSError, RuntimeError, ValueError) as error:
-        why = f"no Ray cluster answers at RAY_ADDRESS={address} ({error})"
-        raise SettingsError(f"{why}: start one with `ray start --head`, or unset it") from None
-    has = ray.cluster_resources()
-    return int(has.get("GPU") or has.get("CPU", 0))
-
-
-def _there(folder: Path, proof: str, function, job: tuple):
-    """A job on a node of the cluster. Its files are ours if it sees `proof`, made for this call."""
-    if not Path(proof).is_file():
-        what = f"node {socket.gethostname()} does not share the folder {folder} with us"
-        raise SettingsError(f"{what}: mount it there under the same path, or leave the node out")
-    os.chdir(folder)
-    os.environ.pop("RAY_ADDRESS", None)  # what a job runs in parts, it runs there
-    return _timed(function, job)
-
-
-def _by_ray(function, jobs: list[tuple], workers: int):
-    """As `_here`. A job takes a GPU (`workers` share one) where there are any, else a core. Of a
-    node that dies the jobs run again, elsewhere; what they had stored is read."""
-    import ray
-
-    share = {"num_gpus": 1 / workers} if "GPU" in ray.cluster_resources() else {"num_cpus": 1}
-    remote = ray.remote(max_retries=5, **share)(_there)
-    (root() / "runs").mkdir(exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=root() / "runs", suffix=".tmp") as proof:
-        waits = {remote.remote(root(), proof.name, function, job): i for i, job in enumerate(jobs)}
-        try:
-            while waits:
-                (done,), _ = ray.wait(list(waits))
-                yield waits.pop(done), ray.get(done)
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from None
-        finally:
-            for left in waits:
-                ray.cancel(left, force=True)
-
-
 def run_jobs(function, jobs: list[tuple], *, workers: float = 1, label: str = "") -> list:
     """[function(*job) for job in jobs], in that order, with a progress bar on stderr.
 
@@ -134,12 +75,13 @@ def run_jobs(function, jobs: list[tuple], *, workers: float = 1, label: str = ""
     """
     inside = multiprocessing.parent_process() is not None  # of a job: the outer bar tells enough
     bar = {"total": len(jobs), "disable": not jobs or inside}
-    ray, torch = jobs and not inside and on_ray(), sys.modules.get("torch")
+    torch, away = sys.modules.get("torch"), jobs and not inside and cluster and cluster.places()
     holds_gpu = torch and torch.cuda.is_initialized()  # it survives no fork; one job fills it
-    if not ray and (workers <= 1 or not jobs or holds_gpu):
+    if not away and (workers <= 1 or not jobs or holds_gpu):
         return [function(*job) for job in progress(label, jobs, **bar)]
     results: list = [None] * len(jobs)
-    for number, got in progress(label, (_by_ray if ray else _here)(function, jobs, workers), **bar):
+    made = (cluster.run if away else _here)(function, jobs, workers)
+    for number, got in progress(label, made, **bar):
         results[number], seconds = got
         compute["seconds"] += seconds
     return results

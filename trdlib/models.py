@@ -43,8 +43,8 @@ def source(name: str) -> tuple[str, str | None]:
 
 def identity(name: str) -> str:
     """What the model is: the hash of its weights if it lies in a folder, else repo and commit."""
-    local = root() / name
-    return store.weights_hash(local) if local.is_dir() else name
+    folder, commit = source(name)
+    return name if commit else store.weights_hash(folder)
 
 
 def prepare_process(settings: Models) -> None:

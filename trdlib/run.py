@@ -37,9 +37,9 @@ class Run:
             scale, settings = with_changes(settings, scale)
         self.scale, self.all_settings, self.settings = scale, settings, settings.scales[scale]
         self.mode, self.method = mode or self.settings.modes[0], method
-        for role in ("student", "teacher"):
-            name = getattr(self.settings.models, role) or "{seed}"
-            made = "{seed}" in name or self.settings.packaged or (root() / name).is_dir()
+        for role in ("student", "teacher"):  # a task of one's own may make its models
+            name, task = getattr(self.settings.models, role) or "{seed}", self.settings.task
+            made = "{seed}" in name or task.endswith(".py") or (root() / name).is_dir()
             if not (made or re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", name)):
                 no = f"models.{role} {name!r} is neither a folder here nor a hub model at a commit"
                 raise SettingsError(f"{no}: write owner/name@ and the 40 hex digits of the commit")

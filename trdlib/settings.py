@@ -265,9 +265,8 @@ class Scale(Section):
     seeds: Several[Natural] = (0, 1, 2)
     workers: Count = 1  # processes that share the jobs of a stage (CPU scales)
     models: Models
-    data: dict[str, Any]  # the task's own (checked by trdlib.tasks), as are the next two
+    data: dict[str, Any]  # the task's own (checked by trdlib.tasks), as is the next
     pretraining: dict[str, Any] | None = None
-    packaged: dict[str, Any] | None = None
     lengths: Lengths  # at most; a longer prompt is an error, a longer reference is cut visibly
     rollout: Sampling
     refinement: Sampling

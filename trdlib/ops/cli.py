@@ -57,9 +57,9 @@ def stamp(scales: list[str]) -> None:
     settings, paths = load(), sorted((root() / "notebooks").glob("*.ipynb"))
     found = {path.stem: notebooks.made_of(path) for path in paths}
     code = {"trdlib": notebooks.hashes("from trdlib import generate, jobs, tasks")}
-    makes = dict.fromkeys(("task", "seeds", "pretraining", "packaged"), True)
+    makes = dict.fromkeys(("task", "seeds", "pretraining"), True)
     makes |= {"models": {"student", "teacher", "style"}}
-    other = ("workers", "tracker", "map", "only", "variants", "methods", "pretraining", "packaged")
+    other = ("workers", "tracker", "map", "only", "variants", "methods", "pretraining")
     other = {**dict.fromkeys(other, True), "models": {"server"}}
     for name in dict.fromkeys([*settings.run.scales, *scales]):
         run = get_run(name, "none", "base", settings)

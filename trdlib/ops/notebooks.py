@@ -13,6 +13,7 @@ import pandas as pd
 
 from trdlib import jobs, store
 from trdlib.analysis.measure import correct_counts, rates
+from trdlib.ops import cluster  # noqa: F401 - from now on jobs may run there
 from trdlib.run import get_runs, plain_value
 from trdlib.settings import Settings, SettingsError, known, root
 

@@ -3,7 +3,8 @@
 A scale's `task` is one of TASKS, a module of this folder (math and code: published problems), or a
 Python file of your own (scripts/words.py is one), with `draw(rng, steps) -> (problem, answer,
 solution)` and, as it likes, `grade(pairs) -> verdicts` on (response, answer), else answers are
-mathematics; `first_wrong(problem, tokens)` and `problem(text)` as in modular.py.
+mathematics; `first_wrong(problem, tokens)` and `problem(text)` as in modular.py; `make_models(run)`
+if its scales' models are made, too.
 """
 
 import functools
@@ -17,7 +18,7 @@ import pandas as pd
 
 from trdlib import store
 from trdlib.settings import Scale, SettingsError, root
-from trdlib.tasks import hub, math, packaged, pretrain, sets
+from trdlib.tasks import hub, math, pretrain, sets
 
 TASKS = ("modular", "tinycode", "math", "code")
 
@@ -36,7 +37,7 @@ def _own(name: str, source: str) -> ModuleType:
 
 
 def check(name: str, scale: Scale) -> tuple:
-    """The module of a scale's task; data (None: published), pretraining, packaged; or a fault."""
+    """The module of a scale's task; data (None: published), pretraining; or a fault."""
     where, own = f"scales.{name}", root() / scale.task
     if scale.task in TASKS:
         module = importlib.import_module(f"trdlib.tasks.{scale.task}")
@@ -50,7 +51,7 @@ def check(name: str, scale: Scale) -> tuple:
     procedural = functools.partial(sets.section, sets.Data, scale.data, f"{where}.data")
     data = module.check(name, scale) if hasattr(module, "sets") else procedural(module.OPTIONS)
     made = sets.section(pretrain.Pretraining, scale.pretraining, f"{where}.pretraining")
-    return module, data, made, sets.section(packaged.Packaged, scale.packaged, f"{where}.packaged")
+    return module, data, made
 
 
 class Task:
@@ -58,7 +59,7 @@ class Task:
 
     def __init__(self, run):
         self.run, self.name = run, run.settings.task
-        self.module, self.data, self.pretraining, self.packaged = check(run.scale, run.settings)
+        self.module, self.data, self.pretraining = check(run.scale, run.settings)
         # (problem, tokens of a response) -> a Departure or None; None here: nobody can tell
         self.first_wrong = getattr(self.module, "first_wrong", None)
         if run.mode != "none" and run.recipe.trajectory == "y_o_cut" and not self.first_wrong:
@@ -121,12 +122,12 @@ class Task:
         return getattr(self.module, "grader", math.grader)(self.run)
 
     def make_models(self, decode, run_jobs, batches) -> None:
-        """Pretrain or unpack what the scale makes itself; what is there and right is kept."""
+        """Make what the scale makes itself; what is there and right is kept."""
         with store.locked(root() / "models" / self.run.scale):
             if self.pretraining:
                 pretrain.pretrain(self, decode, batches, run_jobs)
-            if self.packaged:
-                packaged.unpack(self.run, self.packaged)
+            if make := getattr(self.module, "make_models", None):
+                make(self.run)
 
 
 of = Task  # of(run): the task of a run, its settings checked

