@@ -48,12 +48,12 @@ def evaluate(
         for place, found in zip(places, pool(base, table, first, "evaluate: base"), strict=True):
             right, (at, _) = found.groupby("id", sort=False)["correct"].sum(), place
             shares[place] = allocate(right, how.base_samples, how.at(at).samples, how.least(at))
-    cells = [
+    cells = [  # those of an adapter in a row: it is loaded once
         cell(run, found and found[seed], *place, seed)
         for run, found in zip(runs, adapters, strict=True)
         for seed in run.seeds
         for place in places
-    ]  # fmt: skip - an adapter's in a row
+    ]
     made = pool(runs[0], table, cells, "evaluate")
     tables = {path: found for (_, _, path, *_), found in zip(cells, made, strict=True)}
 

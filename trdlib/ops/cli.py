@@ -66,10 +66,12 @@ def stamp(scales: list[str]) -> None:
         cells = get_runs(run.scale, "all", "all", run.all_settings)
         methods = [[cell.mode, cell.method, cell.recipe.model_dump(mode="json")] for cell in cells]
         about = {"settings": run.settings.model_dump(mode="json", exclude=other)}
-        found[run.scale] = about | {"methods": methods, "files": tasks.of(run).files()}
+        files = {"files": tasks.of(run).files()}
+        found[run.scale] = about | {"methods": methods} | files
         used = {"used": theirs} if (theirs := borrowed(run)) else {}
         makers = run.settings.model_dump(mode="json", include=makes)
-        found[f"models-{run.scale}"] = code | makers | used
+        own = files if run.settings.task.endswith(".py") else {}  # which may make them
+        found[f"models-{run.scale}"] = code | makers | used | own
     for name, value in found.items():
         path = root() / "runs" / "stamps" / f"{name}.json"
         if store.read_json(path, {}) != value:
