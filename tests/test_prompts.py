@@ -133,6 +133,14 @@ def test_what_is_missing_is_named(tokenizer):
         teacher_context({"problem": "x", "solution": None}, tokenizer, "opsd", style="tiny")
 
 
+def test_who_changes_a_prompt_changes_no_other(tokenizer):
+    how = {"style": "tiny", "problem": "Route#A"}
+    first = prompts.context("solve", tokenizer, **how)
+    before = [*first.ids]
+    first.ids.append(0)
+    assert prompts.context("solve", tokenizer, **how).ids == before
+
+
 # ----------------------------------------------------------- special tokens as text, today's date
 
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<unk>", "<s>"]

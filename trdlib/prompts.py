@@ -92,8 +92,14 @@ def render(
     return list(template(messages, tokenize=True, return_dict=False))
 
 
-@functools.lru_cache(2**15)  # every step asks again: rendering was half a minute of each
-def context(
+def context(kind: str, tokenizer, **how) -> Prompt:
+    """`_context`, remembered: every step asks again, and rendering was half a minute of each."""
+    ids, truncated = _context(kind, tokenizer, **how)
+    return Prompt([*ids], truncated)  # a list of the caller's own
+
+
+@functools.lru_cache(2**15)
+def _context(
     kind: str, tokenizer, *, style: str, max_tokens: float = math.inf, thinking=None,
     date=DATE, raw=False, **parts: str | None,
 ) -> Prompt:  # fmt: skip
