@@ -117,7 +117,7 @@ def test_programs_are_answered_in_json(project, monkeypatch, capsys):
     whole = planned["stages"][-1]["H100"]
     assert planned["rent"]["H100"] == pytest.approx([3 * end / 3600 for end in whole])
     four = answer("plan", "--scale", "qwen3-8b", "--price", "3", "--gpus", "4")
-    assert whole[0] / 4 <= four["stages"][-1]["H100"][0] < whole[0] / 2
+    assert whole[0] / 4.1 < four["stages"][-1]["H100"][0] < whole[0] / 2
     assert four["rent"]["H100"][0] >= planned["rent"]["H100"][0]  # the idle ones are paid for
     small = answer("plan", "--scale", "qwen3-8b training.micro_batch_size=128")
     assert None in small["stages"][-1]["A100"]  # it does not fit
@@ -136,7 +136,8 @@ def test_nobody_reads_on(project):
         done = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, text=True)
         os.close(writes)
         assert "Error" not in done.stderr and "Traceback" not in done.stderr, arguments
-        assert done.returncode == (0 if "--help" in arguments else 141), arguments
+        swallowed = [0] * ("--help" in arguments)  # by argparse, if it is longer than a buffer
+        assert done.returncode in [141, *swallowed], arguments
 
 
 # ------------------------------------------------------------------ a clone whose path is unkind

@@ -187,6 +187,8 @@ def command(notebook, given: list[str], *, name, sample, seed, workers, dry_run,
         of = f"{old['notebook']} over {', '.join(old['names'])}"
         raise SettingsError(f"the sweep {name!r} is of {of}: choose another --name")
     left = [job for job in todo if not is_done(folder, job)]
+    for job in todo:  # what a kill has left behind
+        (folder / f".{job.name}.ipynb").unlink(missing_ok=True)
     head = f"sweep {name}: {len(todo)} jobs of {path.stem}, {len(todo) - len(left)} done; {where}"
     print(head, file=sys.stderr if as_json else sys.stdout)
     if dry_run:
