@@ -118,7 +118,8 @@ def test_programs_are_answered_in_json(project, monkeypatch, capsys):
     assert planned["rent"]["H100"] == pytest.approx([3 * end / 3600 for end in whole])
     four = answer("plan", "--scale", "qwen3-8b", "--price", "3", "--gpus", "4")
     assert whole[0] / 4.1 < four["stages"][-1]["H100"][0] < whole[0] / 2
-    assert four["rent"]["H100"][0] >= planned["rent"]["H100"][0]  # the idle ones are paid for
+    # the idle ones are paid for (the lengths that the queue draws are others)
+    assert four["rent"]["H100"][0] > 0.98 * planned["rent"]["H100"][0]
     small = answer("plan", "--scale", "qwen3-8b training.micro_batch_size=128")
     assert None in small["stages"][-1]["A100"]  # it does not fit
     assert answer("doctor")["scales"]["smoke"] == []
