@@ -67,6 +67,11 @@ def _here(function, jobs: list[tuple], workers: int):
             raise
 
 
+def places() -> int:
+    """How many jobs run at a time on a cluster; 0: none is named, they run here."""
+    return cluster.places() if cluster else 0
+
+
 def run_jobs(function, jobs: list[tuple], *, workers: float = 1, label: str = "") -> list:
     """[function(*job) for job in jobs], in that order, with a progress bar on stderr.
 
@@ -75,7 +80,7 @@ def run_jobs(function, jobs: list[tuple], *, workers: float = 1, label: str = ""
     """
     inside = multiprocessing.parent_process() is not None  # of a job: the outer bar tells enough
     bar = {"total": len(jobs), "disable": not jobs or inside}
-    torch, away = sys.modules.get("torch"), jobs and not inside and cluster and cluster.places()
+    torch, away = sys.modules.get("torch"), jobs and not inside and places()
     holds_gpu = torch and torch.cuda.is_initialized()  # it survives no fork; one job fills it
     if not away and (workers <= 1 or not jobs or holds_gpu):
         return [function(*job) for job in progress(label, jobs, **bar)]

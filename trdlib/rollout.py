@@ -130,9 +130,7 @@ def pool(run: Run, function, todo: list[tuple], label: str, *, training: bool = 
             if (store.fingerprint_of(path) or "").split("/")[0] != stamp:
                 name = one.model_name(request.role, request.seed)
                 lacking.setdefault(name, []).append(_asked(path, stamp, request, sampling))
-        places = (
-            jobs.cluster.places() if jobs.cluster else 0
-        ) // how.gpus or 1  # an engine for each, with its share
+        places = jobs.places() // how.gpus or 1  # an engine for each, with its share
         for name, asked in lacking.items():
             shares = [(run, name, asked, label, mine, places) for mine in range(places)]
             jobs.run_jobs(engines.fill, shares, workers=1 / how.gpus, label=f"{label}: engines")
