@@ -18,13 +18,16 @@ def prompts(tokenizer, lengths):
 
 
 def test_greedy_equals_transformers_generate(small_model, tokenizer):
-    """Padded and not, with rows that finish at different times."""
+    """Padded and not, with rows that finish at different times, and another attention."""
     stop = tokenizer.convert_tokens_to_ids("=")
     for lengths in ([3] * 6, [1, 4, 2, 7, 4, 1]):
         asked = prompts(tokenizer, lengths)
+        small_model.set_attn_implementation("sdpa")
         ours = generate.decode(
             small_model, asked, max_new_tokens=25, stop_ids=[stop], temperature=0
         )
+        assert small_model.config._attn_implementation == "trd"
+        small_model.set_attn_implementation("eager")
         for prompt, completion in zip(asked, ours, strict=True):
             theirs = small_model.generate(
                 torch.tensor([prompt]), max_new_tokens=25, do_sample=False, eos_token_id=stop,

@@ -108,11 +108,9 @@ class Distiller(torch.nn.Module):
         return {k: v for k, v in super().state_dict(*args, **kwargs).items() if k in trained}
 
     def load_state_dict(self, state_dict, strict=True, assign=False):
-        missing = self.state_dict().keys() - state_dict.keys()
-        if missing:
+        if missing := self.state_dict().keys() - state_dict.keys():
             raise ValueError(f"the checkpoint lacks {len(missing)} adapter weights")
-        unexpected = super().load_state_dict(state_dict, strict=False, assign=assign)[1]
-        return torch.nn.modules.module._IncompatibleKeys([], unexpected)
+        return super().load_state_dict(super().state_dict() | state_dict, strict, assign)
 
 
 def build(run: Run, seed: int, adapter: Path | None = None) -> Distiller:

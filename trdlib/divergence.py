@@ -115,11 +115,6 @@ def token_divergence(
     return _Chunked.apply(student_hidden, student_head.weight, student_head.bias, beside, part)
 
 
-@functools.cache
-def _compiled():
-    return torch.compile(_value_and_grad)
-
-
 def _value_and_grad(
     student, student_head, teacher, teacher_head, kind, temperature, beta, top_k, tail
 ):
@@ -137,6 +132,9 @@ def _value_and_grad(
         grad = rest * kept[:, -1:] if tail else torch.zeros_like(student)
         grad.scatter_(-1, support, kept[:, :top_k])
     return value, student_head.pull_back(_over(grad, temperature), student)
+
+
+_compiled = functools.cache(lambda: torch.compile(_value_and_grad))
 
 
 def _over(logits: torch.Tensor, temperature: float) -> torch.Tensor:

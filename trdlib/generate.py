@@ -1,9 +1,8 @@
 """`decode`: prompts in, sampled token ids out, by a model in this process.
 
-Our loop around the stock `forward` of a transformers model differs from `model.generate` in three
-ways that make small models on a CPU two to three times faster: prompts of one length share a batch,
-so no padding and no mask, and samples of one prompt share its prefill; the key-value cache is one
-buffer of fixed size; finished rows leave the batch.
+Our loop around the stock `forward` of a transformers model is faster than `model.generate` on a
+CPU: prompts of one length share a batch, so no padding and no mask, and samples of one prompt its
+prefill; the key-value cache is a buffer, read where it is; finished rows leave the batch.
 """
 
 from typing import NamedTuple
@@ -44,6 +43,32 @@ def fixed_cache(rows: int, capacity: int):
     return Cache(layer_class_to_replicate=FixedLayer)
 
 
+def _attention(module, query, key, value, attention_mask, **how):
+    """transformers' "sdpa", faster at one new token: the query heads that share keys and values
+    are rows of one matrix. (Under a mask it would copy keys and values for each of them.)"""
+    rows, heads, new, size = query.shape
+    if new > 1:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **how)
+    scores = (query * how["scaling"]).reshape(rows, key.shape[1], -1, size) @ key.transpose(2, 3)
+    if attention_mask is not None:  # True where a token is seen
+        scores.masked_fill_(~attention_mask, -torch.inf)
+    return (scores.softmax(-1) @ value).view(rows, 1, heads, -1), None
+
+
+def _attend(model) -> None:
+    """Let a model on a CPU use `_attention`; Unsloth has its own."""
+    import transformers as t
+    from transformers.masking_utils import sdpa_mask
+
+    stock = not model.forward.__module__.startswith("unsloth")
+    if stock and model.device.type == "cpu" and model.config._attn_implementation == "sdpa":
+        t.AttentionInterface.register("trd", _attention)
+        t.AttentionMaskInterface.register("trd", sdpa_mask)
+        model.set_attn_implementation("trd")
+
+
 def warpers(temperature: float, top_p: float = 1.0, top_k: int = 0):
     """The sampling filters of transformers, in its own order: temperature, top-k, top-p."""
     import transformers as t
@@ -61,9 +86,8 @@ def decode(
 ) -> list[Completion]:  # fmt: skip
     """Sample one response for each prompt, all in one batch; temperature 0 is greedy.
 
-    Prompts of different lengths are padded on the left. The result depends on the whole batch (one
-    stream of random numbers serves it). On a GPU, Unsloth's forward is left to `model.generate`: it
-    keeps its keys and values elsewhere, and replays its steps as CUDA graphs.
+    Prompts of different lengths are padded on the left; one stream of random numbers serves all. On
+    a GPU, Unsloth's forward is left to `model.generate`: it replays its steps as CUDA graphs.
     """
     filters = {"temperature": temperature, "top_p": top_p, "top_k": top_k} if temperature else {}
     graphs = model.device.type == "cuda" and model.forward.__module__.startswith("unsloth")
@@ -82,6 +106,7 @@ def _padded(prompts, device) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _loop(model, prompts, max_new_tokens, stop_ids, filters: dict, seed: int) -> torch.Tensor:
     """-> the tokens (B, max_new_tokens); what is behind the first stop token of a row is none."""
+    _attend(model)
     device, rows = model.device, len(prompts)
     # Many samples of one prompt share its prefill: each distinct prompt goes in once.
     distinct = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
@@ -140,11 +165,8 @@ def _generate(model, prompts, max_new_tokens, stop_ids, filters: dict, seed: int
 
 
 def batches(prompts: list[list[int]], size: int) -> list[list[int]]:
-    """Indices of the prompts in batches of at most `size`, prompts of one length together.
-
-    A length with few prompts would make a tiny batch, so a batch takes in its longer neighbours
-    (and is padded) until it is at least an eighth full.
-    """
+    """Indices of the prompts in batches of at most `size`, prompts of one length together; until it
+    is an eighth full, a batch takes in its longer neighbours, and is padded."""
     result: list[list[int]] = []
     for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
         last = result[-1] if result else []
@@ -157,4 +179,4 @@ def batches(prompts: list[list[int]], size: int) -> list[list[int]]:
 
 
 # What shapes samples here: their fingerprints name this code.
-CODE = (fixed_cache, warpers, decode, _padded, _loop, _generate, batches)
+CODE = (fixed_cache, _attention, _attend, warpers, decode, _padded, _loop, _generate, batches)

@@ -92,14 +92,7 @@ def render(
     return list(template(messages, tokenize=True, return_dict=False))
 
 
-def context(kind: str, tokenizer, **how) -> Prompt:
-    """`_context`, remembered: every step asks again, and rendering was half a minute of each."""
-    ids, truncated = _context(kind, tokenizer, **how)
-    return Prompt([*ids], truncated)  # a list of the caller's own
-
-
-@functools.lru_cache(2**15)
-def _context(
+def context(
     kind: str, tokenizer, *, style: str, max_tokens: float = math.inf, thinking=None,
     date=DATE, raw=False, **parts: str | None,
 ) -> Prompt:  # fmt: skip
@@ -139,6 +132,10 @@ def _context(
     return Prompt(ids, truncated)
 
 
+# Every step asks again, and rendering was half a minute of each: those of a run are remembered.
+_remembered = functools.lru_cache(2**15)(context)
+
+
 def student_prompts(run: Run, seed: int, rows: list[dict], role="student", **how) -> list[Prompt]:
     """What the student is asked, in rollout, training and evaluation alike: x alone.
 
@@ -172,7 +169,7 @@ def _prompts(run: Run, role: str, weights: str, kind: str, limit: int, rows, att
     for row, attempt in zip(rows, attempts or [None] * len(rows), strict=True):
         parts = {"problem": row["problem"], "attempt": attempt, "reference": row.get("solution")}
         try:
-            found.append(context(kind, **parts, **how, max_tokens=limit))
+            found.append(_remembered(kind, **parts, **how, max_tokens=limit))
         except ValueError as error:
             faults.append(f"{row.get('id', 'one')}: {error}")
     if faults:
