@@ -11,7 +11,7 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 
-from trdlib import evaluate, models, refine, rollout, stats, store
+from trdlib import evaluate, generate, models, refine, rollout, stats, store
 from trdlib.ops import doctor, plan
 from trdlib.run import get_run
 from trdlib.settings import load
@@ -162,6 +162,18 @@ def test_by_hand():
     assert [plan.between(np.array(ends)) for ends in ((1, 2), (30, 90.0), (86400, 864000))] == [
         "1-2 s", "0.5-1.5 min", "1-10 d",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kinds", [1, 10, 40])
+def test_batches_are_as_large_as_those_of_the_loop(project, kinds):
+    run = get_run("smoke rollout.batch_size=64")
+    real = generate.batches([[0] * (9 + i % kinds) for i in range(256)], 64)
+    seen, sizes = {"lengths": kinds, "variation": 0.2}, (256, np.full(2, 9.0), np.full(2, 5.0))
+    who = plan.model(run, "student")
+    work = plan.sampling(run, "", [], who, run.settings.rollout, *sizes, seen)
+    assert work.together == pytest.approx(256 / len(real), rel=0.15)
+    tables = plan.sampling(run, "", [], who, run.settings.rollout, *sizes, seen, 64)
+    assert tables.together == 4  # rows of a table
 
 
 def test_vllm_holds_what_its_cache_holds_and_needs_less_time(project):

@@ -177,9 +177,9 @@ def sampling(run: Run, stage, outs, who: Model, how: Sampling, rows, prompt, new
         prefill = prompt / how.samples * (who.working + prompt)
         each = each + np.maximum(prefill, 32 * who.config.vocab_size)
     launches = layers * (0.1 if paged or engine.backend == "unsloth" else 1)  # graphs of CUDA
-    # As generate.batches does: prompts of one length, but an eighth of a batch at least.
-    together = np.clip(rows / tables / seen["lengths"], how.batch_size / 8, how.batch_size)
-    together = round(rows if paged else min(together, rows / tables))
+    group = rows / tables / seen["lengths"]  # as in generate.batches: prompts of one length,
+    group *= np.ceil(how.batch_size / 8 / group)  # but so many lengths that it is an eighth full
+    together = round(rows if paged else min(group, how.batch_size, rows / tables))
     return Work(
         stage, outs, True, rows, flops, launches, who.parameters * who.item, each,
         min(rows, how.batch_size), together, paged * engine.gpu_share, weights * who.item, cache,
