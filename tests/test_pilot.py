@@ -28,6 +28,8 @@ def test_a_pilot_says_what_its_responses_are_and_plan_uses_it(project, monkeypat
         assert part["tokens"] == pytest.approx(np.mean([len(ids) for ids in table["token_ids"]]))
         assert part["cut off"] == pytest.approx(1 - table["finished"].mean())
         assert part["right"] == pytest.approx(table["correct"].mean())
+        assert part["variation"] == pytest.approx(table["n_tokens"].std(ddof=0) / part["tokens"])
+        assert table["id"].max() > "train-0008"  # of the second kind, too
         assert part["seconds"] > 0 and name in text
     assert not run.attempts.exists()  # nothing of the usual run
 
@@ -44,7 +46,7 @@ def test_a_pilot_says_what_its_responses_are_and_plan_uses_it(project, monkeypat
     how, works, ones = run.settings, [], np.ones(2)
     for name, part in found["parts"].items():
         sampling = how.rollout if name == "y_o" else how.refinement
-        sizes = part["rows"], part["prompt"] * ones, part["tokens"] * ones
+        sizes = part["rows"], part["prompt"] * ones, part["tokens"] * ones, part
         works.append(plan.sampling(run, "", [], student, sampling, *sizes))
     assert sum(w.seconds(on)[0] for w in works) * 3**0.5 == pytest.approx(seconds)
 

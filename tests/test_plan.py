@@ -11,7 +11,7 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 
-from trdlib import evaluate, models, refine, rollout, stats, store
+from trdlib import evaluate, generate, models, refine, rollout, stats, store
 from trdlib.ops import doctor, plan
 from trdlib.run import get_run
 from trdlib.settings import load
@@ -89,7 +89,7 @@ def test_the_cache_is_as_large_as_a_real_one(priced):
     cache = model(torch.ones(3, 7, dtype=torch.long), use_cache=True).past_key_values
     held = sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values))
     run = get_run("priced models.engine=vllm models.device=auto")
-    how = (run.settings.rollout, 1, np.full(2, 2.0), np.full(2, 5.0))
+    how = (run.settings.rollout, 1, np.full(2, 2.0), np.full(2, 5.0), plan.ASSUMED)
     work = plan.sampling(run, "", [], found, *how)
     assert work.each.tolist() == [held / 3] * 2
 
@@ -145,18 +145,35 @@ def test_operations_are_those_that_torch_counts(priced):
 
 
 def test_by_hand():
-    """Decoding 4 rows of 3 tokens in two batches: six turns of the weights, or six of 2 layers."""
+    """Decoding 4 rows of 3 tokens in two batches: six times the weights, or six times 2 layers."""
     slow_bus = plan.Machine(1e9, 1e30, 1e-9 / 0.7, 1024)  # one byte a second
     fast = plan.Machine(1e9, 1e30, 1e30, 1024)
-    ones = np.ones(2)
-    work = plan.Work("", [], True, 4, ones, 12 * ones, 2, 100, 40 * ones, 0, ones, 2, False)
-    assert work.seconds(slow_bus)[0] == pytest.approx(6 * 100 + 40)
+    ones, how = np.ones(2), {"weights": 100, "cache": 1, "paged": 0, "most": 3, "variation": 0}
+    how |= {"stage": "", "outs": [], "sampled": True, "batch": 2, "together": 2, "launches": 2}
+    how |= {"flops": 3 * ones, "fixed": 0, "each": ones, "prompt": 4 * ones, "new": 3 * ones}
+    work = plan.Work(rows=4, **how)
+    read = 2 * 3 * 100 + 2 * 2 * (4.5 + 5.5 + 6.5)  # weights; the cache in the middle of a step
+    assert work.seconds(slow_bus)[0] == pytest.approx(read)
     assert work.seconds(fast) == pytest.approx([6 * 2 * 0.5e-3, 6 * 2 * 3e-3])
-    assert work._replace(graphs=True).seconds(fast)[0] == pytest.approx(6 * 2 * 0.5e-4)
+    slow = slow_bus._replace(compute=1e-12 / 0.4)  # an operation a second, while it reads or not
+    assert work.seconds(slow)[0] == pytest.approx(read)
+    assert work.seconds(slow._replace(ahead=False))[0] == pytest.approx(read + 12 + 12e-3 * 0.5)
     assert np.isnan(work._replace(fixed=plan.GIB).seconds(plan.Machine(1, 1, 1, 1))).all()
     assert [plan.between(np.array(ends)) for ends in ((1, 2), (30, 90.0), (86400, 864000))] == [
         "1-2 s", "0.5-1.5 min", "1-10 d",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kinds", [1, 10, 40])
+def test_batches_are_as_large_as_those_of_the_loop(project, kinds):
+    run = get_run("smoke rollout.batch_size=64")
+    real = generate.batches([[0] * (9 + i % kinds) for i in range(256)], 64)
+    seen, sizes = {"lengths": kinds, "variation": 0.2}, (256, np.full(2, 9.0), np.full(2, 5.0))
+    who = plan.model(run, "student")
+    work = plan.sampling(run, "", [], who, run.settings.rollout, *sizes, seen)
+    assert work.together == pytest.approx(256 / len(real), rel=0.15)
+    tables = plan.sampling(run, "", [], who, run.settings.rollout, *sizes, seen, 64)
+    assert tables.together == 4  # rows of a table
 
 
 def test_vllm_holds_what_its_cache_holds_and_needs_less_time(project):
@@ -173,7 +190,8 @@ def test_vllm_holds_what_its_cache_holds_and_needs_less_time(project):
 def test_the_queue_of_vllm():
     """Where nothing is in the way: as long as the longest, and as many rounds as rows do not fit;
     a cache that is too small takes longer and holds no more than it can; every token is made."""
-    free = {"cap": 8, "prompt": 10.0, "compute": 0.0, "weights": 1.0, "cache": 0.0, "launch": 0.0}
+    free = {"cap": 8, "prompt": 10.0, "compute": 0.0, "weights": 1.0, "cache": 0.0, "launch": 0.0,
+            "variation": 0.7, "ahead": True}  # fmt: skip
     same = functools.partial(plan.queue, most=5, new=5.0)
     assert same(rows=8, room=10**6, **free) == 5  # a second a step
     assert same(rows=20, room=10**6, **free) == 15  # 8, 8, 4 rows
@@ -214,7 +232,7 @@ def planned(run):
 def test_counts_are_those_of_the_files(smoke, task):
     run, sets = smoke("opsd", "trd"), task.sets()
     before = {work.stage: work for work in planned(run)}
-    assert before["rollout"].turns[0] == before["rollout"].turns[1]  # what the settings allow
+    assert before["rollout"].new[0] == before["rollout"].new[1]  # what the settings allow
     y_o = rollout.rollout(run, task, sets["train"])
     tables = {"y_o": y_o, "y_r": refine.refine(run, task, sets["train"], y_o),
               "y_t": refine.solve(run, task, sets["train"])}  # fmt: skip
@@ -232,8 +250,8 @@ def test_counts_are_those_of_the_files(smoke, task):
 
     for path, table in ((run.attempts, y_o), (run.rewrites("y_r"), tables["y_r"])):
         assert of(path).rows == len(table)
-        assert of(path).turns[0] == pytest.approx(table["n_tokens"].sum())  # tokens
-        assert of(path).turns[1] >= table["n_tokens"].sum()
+        assert len(table) * of(path).new[0] == pytest.approx(table["n_tokens"].sum())
+        assert of(path).new[1] >= table["n_tokens"].mean()
     assert of(run.rewrites("y_t")).rows == len(tables["y_t"])
     tested = [table for at in samples.values() for table in at.values()]
     assert of(base.metrics).rows == sum(map(len, tested))

@@ -11,6 +11,7 @@ import atexit
 import functools
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import os
 import random
@@ -180,9 +181,13 @@ def _queue(engine, name: str, lacking: list[tuple[Asked, set[int]]], label: str)
             place = list(loras).index(adapter), -budget, -len(prompts[row]), len(requests)
             seeded = how | {"seed": one.seed_of(row, bits=31)}
             requests[place] = prompts[row], seeded, loras[adapter], one, row
+    # Without an adapter alone: among others vLLM's build for CPUs (0.32, vllm-project/vllm#48421)
+    # gives them the adapter in its last slot.
+    apart = itertools.groupby(sorted(requests), lambda place: place[0] > 0)
+    queues = [engine.answers({key: requests[key] for key in keys}) for _, keys in apart]
     tokens, started = 0, time.monotonic()
     with jobs.progress(label, total=len(requests)) as bar:
-        for place, answer in engine.answers({key: requests[key] for key in sorted(requests)}):
+        for place, answer in itertools.chain(*queues):
             *_, one, row = requests[place]
             ids, budget = list(answer.token_ids), one.sampling.max_new_tokens
             ends = [token in stop_ids for token in ids]

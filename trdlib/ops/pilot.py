@@ -1,4 +1,4 @@
-"""A pilot before the bill, for `plan`: the method's own steps on a scale's first problems."""
+"""A pilot before the bill, for `plan`: the method's own steps on a few problems of a scale."""
 
 import contextlib
 import shlex
@@ -32,7 +32,7 @@ def device() -> tuple[str, int]:
 def _stamp(run: Run) -> str:
     names = {"task", "data", "models", "lengths", "rollout", "refinement"}
     how = {"include": names, "exclude": {"models": {"server"}}}
-    return store.content_hash(run.settings.model_dump(mode="json", **how))
+    return store.content_hash("lengths", run.settings.model_dump(mode="json", **how))
 
 
 def read(run: Run) -> dict:
@@ -62,27 +62,38 @@ def _sampled(run: Run, request, sampling, path: Path) -> tuple[list[str], dict]:
         "leaks": text.str.contains(LEAKS), "right": table["correct"],
     }).mean()  # fmt: skip
     about = {"rows": len(table), "longest": int(table["n_tokens"].max()), **means}
+    about["variation"] = table["n_tokens"].std(ddof=0) / means["tokens"]
+    about["lengths"] = len({len(prompt.ids) for prompt in request.prompts})
     return text.tolist(), about | {"seconds": (seconds or None) if known else None}
 
 
 def measure(run: Run, rows: int) -> dict:
-    """{"device": ..., "parts": {"y_o", or "y_r" of a mode: `_sampled`}}, on file too, and kept."""
+    """{"device": ..., "parts": {"y_o", or "y_r" of a mode: `_sampled`}}, on file too, and kept. Of
+    problems from the whole set, which may hold several kinds one after the other."""
     from trdlib import prompts
     from trdlib.rollout import Request
 
     seed, how, (place, memory) = run.settings.seeds[0], run.settings, device()
-    problems = tasks.of(run).sets()["train"].head(rows).to_dict("records")
-    if (found := read(run)).get("rows") == len(problems):
+    train = tasks.of(run).sets()["train"].to_dict("records")
+    every = [len(train) * i // min(rows, len(train)) for i in range(min(rows, len(train)))]
+    if (found := read(run)).get("rows") == len(every):
         return found
     folder, parts = root() / "runs" / "pilot" / run.scale, {}
-    request = Request("student", seed, problems, prompts.student_prompts(run, seed, problems))
+    asked, problems = prompts.student_prompts(run, seed, train), [train[i] for i in every]
+    request = Request("student", seed, problems, [asked[i] for i in every])
+    # before it counts: the first tokens of a process take longer
+    first = request._replace(rows=problems[:1], prompts=request.prompts[:1])
+    short = how.rollout.model_copy(update={"max_new_tokens": 8})
+    _sampled(run, first, short, folder / "first.parquet")
     y_o, parts["y_o"] = _sampled(run, request, how.rollout, folder / "y_o.parquet")
     for mode in how.modes:
         of = run.with_(mode, next(iter(how.methods)))
-        asked = prompts.teacher_prompts(of, seed, problems, y_o)
-        request = Request("teacher", seed, problems, asked)
+        told = prompts.teacher_prompts(of, seed, problems, y_o)
+        request = Request("teacher", seed, problems, told)
         _, parts[f"y_r {mode}"] = _sampled(of, request, how.refinement, folder / f"{mode}.parquet")
     found = {"settings": _stamp(run), "rows": len(problems), "device": place, "memory": memory}
+    found["lengths"] = len({len(prompt.ids) for prompt in asked})  # of all prompts
+    found["variation"] = parts["y_o"]["variation"]
     return store.read_json(store.write_json(folder / "pilot.json", found | {"parts": parts}))
 
 
@@ -93,6 +104,7 @@ def command(*, scale: str, rows: int) -> None:
     found = measure(get_run(scale, "none", "base"), rows)
     table = pd.DataFrame(found["parts"]).T.astype(float)
     table["tokens/s"] = table["rows"] * table["tokens"] / table.pop("seconds")
+    table["variation"] = table["variation"].map("{:.2f}".format)
     for name in ("cut off", "thinking", "leaks", "right"):
         table[name] = (100 * table[name]).map("{:.0f} %".format)
     print(found["device"], table.to_string(float_format="{:.0f}".format), sep="\n")

@@ -23,9 +23,9 @@ from trdlib.settings import Evaluation, Sampling, SettingsError, read_yaml, root
 from trdlib.stats import allocate
 
 GIB = 2**30
-# What computes. memory: GiB; bandwidth: GB/s; rows: at a time in vLLM; factor: seconds that a pilot
-# took, of those at the good end.
-Machine = namedtuple("Machine", "memory teraflops bandwidth rows factor", defaults=[None])
+# What computes. GiB, TFLOP/s, GB/s; rows: at a time in vLLM; ahead: it launches while it computes
+# and reads; factor: seconds that a pilot took, of those at the good end.
+Machine = namedtuple("Machine", "memory compute bandwidth rows ahead factor", defaults=[True, None])
 ASSUMED = read_yaml(Path(__file__).with_name("plan.yaml"))
 GPUS = {name: Machine(*numbers) for name, numbers in ASSUMED["gpus"].items()}
 HEADROOM = ASSUMED["headroom"]
@@ -90,16 +90,15 @@ def models(run: Run) -> dict[str, Model]:
     return {role: model(run, role) for role in there}
 
 
-_ASKED = "stage outs sampled rows flops turns layers weights read fixed each batch graphs"
-_PAGED = " paged prompt new most cache"  # of vLLM alone
+_ASKED = "stage outs sampled rows flops launches fixed each batch together paged weights cache"
 
 
-class Work(namedtuple("Work", _ASKED + _PAGED, defaults=[0, None, None, 0, 0])):
-    """What a stage, or a part of it, asks of a model. sampled: or trained. turns: rows x the times
-    that each goes through the layers. In bytes weights (that a turn reads), read (of cache, all in
-    all), fixed (whatever the batch is) and each (of every row). batch: rows at a time. graphs: of
-    CUDA. paged: vLLM's share of the memory, where as many rows go together as fit; prompt, new,
-    most: tokens of a row, of its response and of that at most; cache: bytes of a token."""
+class Work(namedtuple("Work", f"{_ASKED} prompt new most variation")):
+    """What a stage, or a part of it, asks of a model. sampled: or trained. flops: of a row; new,
+    most: how often it goes through the layers (tokens of a response), and at most; variation: of
+    that; launches: each time. In bytes fixed (whatever the batch is) and each (of every row).
+    batch: rows at a time, at most, together: usually; paged: vLLM's share of the memory, where as
+    many go together as fit; weights: bytes that a step reads, cache: of a token; prompt: tokens."""
 
     @property
     def memory(self) -> float:  # peak bytes; of vLLM, which fills the GPU, of one row
@@ -107,40 +106,35 @@ class Work(namedtuple("Work", _ASKED + _PAGED, defaults=[0, None, None, 0, 0])):
 
     def part(self, share: float = 1, *, expected: bool = False) -> "Work":
         """So much of it; expected: at the expected lengths, not those at most."""
-        new = {n: getattr(self, n) * share for n in ("flops", "turns", "read")}
-        if expected:
-            new |= {"prompt": self.prompt, "new": self.new} if self.paged else {}
-            new = {n: pair[:1].repeat(2) for n, pair in new.items()}
-        return self._replace(rows=self.rows * share, **new)
+        pairs = {n: getattr(self, n)[:1].repeat(2) for n in ("flops", "prompt", "new") if expected}
+        return self._replace(rows=self.rows * share, **pairs)
 
     def seconds(self, on: Machine) -> np.ndarray:
         """[at the good end, at the poor end]; NaN if it does not fit."""
         if self.memory > on.memory * GIB * HEADROOM:
             return np.full(2, np.nan)
-        compute = self.flops / (on.teraflops * 1e12 * np.array(ASSUMED["compute"]))
+        compute = self.flops / self.new / (on.compute * 1e12 * np.array(ASSUMED["compute"]))
         byte = 1 / (on.bandwidth * 1e9 * np.array(ASSUMED["bandwidth"]))
-        launch = self.layers * np.array(ASSUMED["launch"]) * (0.1 if self.graphs else 1)
+        rows, room, cap = max(1, min(self.together, round(self.rows))), 2**62, self.together
         if self.paged:
-            room = int((on.memory * GIB * self.paged - self.fixed) / self.cache)
-            costs = compute / self.turns, self.weights * byte, self.cache * byte, launch
-            sizes = self.prompt.astype(int), self.new, *costs
-            how = round(self.rows), self.most, room, on.rows
-            ends = np.array([queue(*how, *map(float, each)) for each in zip(*sizes, strict=True)])
-        else:
-            turns = self.turns / min(self.batch, self.rows)
-            read = (turns * self.weights + self.read) * byte
-            ends = np.max([compute, read, turns * launch], 0)
+            room, cap = (on.memory * GIB * self.paged - self.fixed) // self.cache, on.rows
+        launch, prompt = self.launches * np.array(ASSUMED["launch"]), self.prompt.astype(int)
+        sizes = prompt, self.new, compute, self.weights * byte, self.cache * byte, launch
+        how = rows, self.most, self.variation, room, cap, on.ahead
+        ends = [queue(*how, *map(float, each)) for each in zip(*sizes, strict=True)]
+        ends = np.array(ends) * self.rows / rows
         apart = ASSUMED["uncertain"] ** np.array([-0.5, 0.5])
         return ends if on.factor is None else ends[0] * on.factor * apart
 
 
 @functools.lru_cache
-def queue(rows, most, room, cap, prompt, new, compute, weights, cache, launch) -> float:
-    """Seconds that vLLM takes for so many rows, all asked at once: a step gives each running row a
-    token, and takes the longest of computing, reading (the weights, the cache of all they hold) and
-    launching. A row starts when its prompt fits into the `room` tokens of the cache, at most `cap`
-    run; where it is full the youngest goes back, and is later read anew. new: mean length."""
-    wide = np.log(1 + ASSUMED["variation"] ** 2)
+def queue(rows, most, variation, room, cap, ahead, prompt, new, compute, weights, cache, launch):
+    """Seconds for so many rows, asked of vLLM at once, or one batch: a step gives each running row
+    a token, and takes the longest of computing, reading (the weights, the cache of all they hold)
+    and launching, or where that is not `ahead` their sum. A row starts when its prompt fits into
+    the `room` tokens of the cache, at most `cap` run; where it is full the youngest goes back, and
+    is later read anew. new: mean length."""
+    wide, together = np.log(1 + variation**2), max if ahead else sum
     drawn = new * np.random.default_rng(0).lognormal(-wide / 2, wide**0.5, rows)
     lengths = np.full(rows, new) if new >= most else drawn.clip(1, most)
     todo = [(int(prompt), max(1, int(length))) for length in lengths]
@@ -157,7 +151,8 @@ def queue(rows, most, room, cap, prompt, new, compute, weights, cache, launch) -
             heapq.heappop(ends)
         many = len(rows)
         steps = max(1, min(ends[0][0] - now, (room - held) // many))
-        spent += steps * max(many * compute, weights + cache * (held + steps * many / 2), launch)
+        read = weights + cache * (held + steps * many / 2)
+        spent += steps * together((many * compute, read, launch))
         now, held = now + steps, held + steps * many
         while ends and (ends[0][0] <= now or ends[0][1] not in rows):
             if one := rows.pop(heapq.heappop(ends)[1], None):
@@ -169,23 +164,26 @@ def queue(rows, most, room, cap, prompt, new, compute, weights, cache, launch) -
     return spent
 
 
-def sampling(run: Run, stage, outs, who: Model, how: Sampling, rows, prompt, new) -> Work:
-    """`rows` responses, `how.samples` from each prompt; prompt, new: their lengths."""
+def sampling(run: Run, stage, outs, who: Model, how: Sampling, rows, prompt, new, seen, tables=1):
+    """`rows` responses in so many tables, `how.samples` from each prompt; prompt, new: lengths;
+    seen: `variation` of the responses' lengths, how many `lengths` the prompts have."""
     engine, layers, weights = run.settings.models, who.config.num_hidden_layers, who.matrices
-    flops = rows / how.samples * (2 * weights * prompt + who.attention(prompt))
-    flops, weights = flops + rows * new * 2 * (weights + who.head), weights + who.head
+    flops = (2 * weights * prompt + who.attention(prompt)) / how.samples
+    flops, weights = flops + new * 2 * (weights + who.head), weights + who.head
     cache, paged = 2 * layers * who.keys * who.item, engine.engine != "transformers"
-    held = prompt + new / 2  # tokens, mean over a row's steps
     each = cache * (prompt + new)
     if not paged:  # one buffer, and a layer's for all heads; the prefill, or filters of the logits
         each = (cache + 2 * who.queries * who.item) * (prompt + how.max_new_tokens)
         prefill = prompt / how.samples * (who.working + prompt)
         each = each + np.maximum(prefill, 32 * who.config.vocab_size)
+    launches = layers * (0.1 if paged or engine.backend == "unsloth" else 1)  # graphs of CUDA
+    group = rows / tables / seen["lengths"]  # as in generate.batches: prompts of one length,
+    group *= np.ceil(how.batch_size / 8 / group)  # but so many lengths that it is an eighth full
+    together = round(rows if paged else min(group, how.batch_size, rows / tables))
     return Work(
-        stage, outs, True, rows, flops, rows * new, layers, weights * who.item,
-        rows * new * held * cache, who.parameters * who.item, each,
-        min(rows, how.batch_size), paged or engine.backend == "unsloth", paged * engine.gpu_share,
-        prompt, new, how.max_new_tokens, cache,
+        stage, outs, True, rows, flops, launches, who.parameters * who.item, each,
+        min(rows, how.batch_size), together, paged * engine.gpu_share, weights * who.item, cache,
+        prompt, new, how.max_new_tokens, seen["variation"],
     )  # fmt: skip
 
 
@@ -208,31 +206,31 @@ def training(run: Run, stage, outs, student: Model, teacher: Model | None, rows,
         fixed += 0 if run.mode == "opsd" else teacher.parameters * item
         backward = np.maximum(backward, theirs * teacher.working)
     fixed += 6 * 4 * min(2**24, how.micro_batch_size * mine[1] * config.vocab_size)  # logits
-    turns = rows * np.ones(2) * (2 * (3 + again) + bool(teacher))  # an adapter is launched too
-    return Work(stage, outs, False, rows, rows * flops, turns, layers, 0, np.zeros(2), fixed,
-                mine * kept + backward, how.micro_batch_size, False)  # fmt: skip
+    passes, size = 2 * (3 + again) + bool(teacher), how.micro_batch_size  # an adapter's too
+    return Work(stage, outs, False, rows, flops, layers, fixed, mine * kept + backward, size, size,
+                0, 0, 0, np.zeros(2), np.full(2, passes), passes, 0)  # fmt: skip
 
 
 def lengths(run: Run) -> dict[str, np.ndarray]:
     """Tokens of x, y_star, y_o, y_r, y_t, an evaluation's response (eval), and of the contexts."""
-    scale, written = run.settings, run.settings.refinement.max_new_tokens
+    scale, write = run.settings, run.settings.refinement.max_new_tokens
     most: dict[str, Any] = {
-        "x": scale.lengths.prompt, "y_star": scale.lengths.reference, "y_r": written,
-        "y_t": written, "y_o": scale.rollout.max_new_tokens,
-        "eval": scale.evaluation.sampling.max_new_tokens,
+        "x": scale.lengths.prompt, "y_star": scale.lengths.reference, "y_r": write, "y_t": write,
+        "y_o": scale.rollout.max_new_tokens, "eval": scale.evaluation.sampling.max_new_tokens,
         "plain": run.teacher_prompt_limit(with_attempt=False),
         "refine": run.teacher_prompt_limit(with_attempt=True),
     }  # fmt: skip
     found = most | (ASSUMED["published"] if scale.task in ("math", "code") else {})
-    seen, (y_o, y_r) = pilot.read(run).get("parts", {}), ("y_o", f"y_r {run.mode}")
-    found |= {part[:3]: seen[part]["tokens"] for part in (y_o, y_r) if part in seen}
-    found |= {"x": seen[y_o]["prompt"]} if seen else {}
+    if seen := pilot.read(run).get("parts"):
+        y_o, y_r = seen["y_o"], seen.get(f"y_r {run.mode}", seen["y_o"])
+        found |= {"x": y_o["prompt"], "y_o": y_o["tokens"], "y_r": y_r["tokens"]}
+        if opsd := seen.get("y_r opsd"):  # its prompt is x, y_star and y_o
+            found["y_star"] = opsd["prompt"] - y_o["prompt"] - y_o["tokens"]
     for name, path in {"y_o": run.attempts, "y_r": run.rewrites("y_r")}.items():
         if (table := store.load(path)) is not None:
             found[name] = table["n_tokens"].mean()
-    found |= {"y_t": found["y_o"], "eval": found["y_o"]}
-    found["plain"] = found["x"] + (found["y_star"] if run.mode == "opsd" else 0)
-    found["refine"] = found["plain"] + found["y_o"]
+    plain = found["x"] + (found["y_star"] if run.mode == "opsd" else 0)
+    found.update(y_t=found["y_o"], eval=found["y_o"], plain=plain, refine=plain + found["y_o"])
     return {name: np.array([min(found[name], top), top], float) for name, top in most.items()}
 
 
@@ -245,25 +243,26 @@ def work(run: Run, by_role: dict[str, Model]) -> list[Work]:
     attempts = train * scale.rollout.samples
     draws = sum(evaluation.at(temperature).samples for temperature in evaluation.temperatures)
     asked, once = sum(sizes.values()) * draws, evaluation.base_samples
+    tests = len(sizes) * len(evaluation.temperatures) * seeds
 
-    def sample(stage: str, outs, who: Model, how: Sampling, rows, prompt="x", new="eval") -> None:
-        todo.append(sampling(run, stage, outs, who, how, rows, tokens[prompt], tokens[new]))
+    def sample(stage, outs, who: Model, how, rows, prompt="x", new="eval", tables=seeds) -> None:
+        sizes = rows, tokens[prompt], tokens[new], ASSUMED | pilot.read(run), tables
+        todo.append(sampling(run, stage, outs, who, how, *sizes))
 
     sample("rollout", [run.attempts], student, scale.rollout, attempts, new="y_o")
     for cell in get_runs(run.scale, "none", "all", run.all_settings):
         rows, who = asked * len(cell.seeds), by_role.get(cell.method, student)
         if once and cell.method == "base":
             rows = sum(sizes.values()) * once * len(evaluation.temperatures)
-        sample("references", [cell.metrics], who, evaluation.sampling, rows)
+        sample("references", [cell.metrics], who, evaluation.sampling, rows, tables=tests)
     for mode in scale.modes:
         cells = get_runs(run.scale, mode, "all", run.all_settings)
         tokens, other = lengths(cells[0]), student if mode == "opsd" else by_role["teacher"]
         written = [("y_r", attempts, "refine")]  # always: it is what the pipeline is about
         if any(cell.recipe.trajectory == "y_t" for cell in cells):
             written += [("y_t", train, "plain")]
-        for name, rows, context in written:
-            out = [cells[0].rewrites(name)]
-            sample(f"refine {mode}", out, other, scale.refinement, rows, context, name)
+        for y, rows, told in written:
+            sample(f"refine {mode}", [cells[0].rewrites(y)], other, scale.refinement, rows, told, y)
         for cell in cells:
             recipe, name = cell.recipe, cell.recipe.trajectory.removesuffix("_cut")
             rows = (attempts if name in ("y_o", "y_r") else train) * scale.training.epochs
@@ -286,7 +285,8 @@ def work(run: Run, by_role: dict[str, Model]) -> list[Work]:
             if tries:
                 rows = held_out * evaluation.validation_samples * len(cell.rates)
                 sample(stage, [], student, evaluation.validation, rows)
-            sample(f"evaluate {mode}", [cell.metrics], student, evaluation.sampling, asked * seeds)
+            how = f"evaluate {mode}", [cell.metrics], student, evaluation.sampling, asked * seeds
+            sample(*how, tables=tests)
     return todo
 
 
@@ -311,7 +311,7 @@ def here(run: Run, by_role: dict[str, Model]) -> Machine | None:
         if part["seconds"]:
             who = by_role["teacher" if name == "y_r opd" else "student"]
             how = run.settings.rollout if name == "y_o" else run.settings.refinement
-            sizes = (part["rows"], part["prompt"] * ones, part["tokens"] * ones)
+            sizes = part["rows"], part["prompt"] * ones, part["tokens"] * ones, part
             ours += sampling(run, "", [], who, how, *sizes).seconds(like)[0]
             theirs += part["seconds"]
     return like._replace(factor=theirs / ours) if ours else None
@@ -323,7 +323,7 @@ def row(name: str, works: list[Work], machines: dict[str, tuple[Machine, int]]) 
     trained = sum(len(one.outs) for one in works if not one.sampled)
     found = {
         "stage": name, "sampled": sum(one.rows for one in works if one.sampled),
-        "tokens": sum((one.turns for one in works if one.sampled), np.zeros(2)),
+        "tokens": sum((one.rows * one.new for one in works if one.sampled), np.zeros(2)),
         "trained": sum(one.rows for one in works if not one.sampled),
         "GiB": max(one.memory for one in works) / GIB, "done": f"{sum(outs)}/{len(outs)}",
     }  # fmt: skip
@@ -362,7 +362,7 @@ def command(*, scale: str, gpus: int, price: float, as_json: bool) -> None:
     rows = [row(name, works, machines) for name, works in parts.items()]
     tests = sum(sizes.values()) - sizes["train"] - sizes["validation"]
     half = sees(how.evaluation, tests, len(how.seeds))
-    results = 6 * sum(one.turns[0] for one in todo if one.sampled)
+    results = 6 * sum(one.rows * one.new[0] for one in todo if one.sampled)
     results += 4 * found["student"].adapter * sum(len(one.outs) for one in todo if not one.sampled)
     rent = {name: rows[-1][name] / 3600 * gpus * price for name in GPUS}
     if as_json:
