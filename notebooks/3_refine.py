@@ -84,14 +84,15 @@ for (left, right), (name, found) in zip(axes, tables.items(), strict=True):
         {what: table.groupby("source")["correct"].mean() for what, table in found.items()}
     )
     colors = {"y_o": "C7", "y_r": "C3", "y_t": "C9"}
-    bars.plot.bar(ax=left, rot=0, ylim=(0, 1.05), color=colors, width=0.7)
+    bars.plot.bar(ax=left, rot=0, ylim=(0, 1.3), color=colors, width=0.7)
     left.set(
         xlabel="", ylabel="share that is right", title=f"accuracy of the trajectories ({name})"
     )
-    left.legend(loc="lower right", fontsize=8)
-    for what, color in (("y_o", "C7"), ("y_r", "C3")):
+    left.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    left.legend(loc="upper center", fontsize=8, ncols=3, frameon=False)
+    for what, color, kind in (("y_o", "C7", "stepfilled"), ("y_r", "C3", "step")):
         lengths, bins = found[what]["n_tokens"], range(0, int(y_o["n_tokens"].max()) + 4, 2)
-        right.hist(lengths, bins=bins, histtype="step", lw=1.5, color=color, label=what)
+        right.hist(lengths, bins=bins, histtype=kind, lw=1.5, color=color, label=what)
     right.set(xlabel="tokens", ylabel="responses", title=f"length ({name})")
     right.legend()
 fig.tight_layout()

@@ -162,10 +162,11 @@ def dot(axis, y, cell, color, filled=True):
 for one in found:
     counts = transitions(one.responses)
     texts = counted(counts)
-    fig, axes = panels(len(sources), 3.6, 2.3, rows=1)
+    fig, axes = panels(len(sources), 4.4, 2.3, rows=1)
     for axis, source in zip(axes[0], sources, strict=True):
         table = counts.loc[source]
-        axis.imshow(table, cmap="Greys", vmin=0, vmax=1.6 * table.to_numpy().sum())
+        of = table.to_numpy().sum()
+        axis.imshow(table, cmap="Greys", vmin=0, vmax=1.6 * of, aspect="auto")
         for (y, x), text in np.ndenumerate(texts.loc[source].to_numpy()):
             kind = {(0, 1): "fail_to_pass", (1, 0): "pass_to_fail"}.get((y, x))
             cell = number(one, source, "y_r", "all", kind)

@@ -196,6 +196,10 @@ def differences(axis, rows):
     axis.set_yticks(range(len(pairs)), labels, fontsize=8)
     axis.set_ylim(len(pairs) - 0.4, -0.6)
     axis.set_xlabel("points")
+    if not pairs:
+        axis.set_xticks([])
+        how = {"ha": "center", "va": "center", "fontsize": 7, "color": "grey"}
+        axis.text(0.5, 0.5, "no two methods to compare", transform=axis.transAxes, **how)
 
 
 def figure(run, table, gaps):

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 
-from trdlib import distill, generate, models, rollout, store, tasks
+from trdlib import distill, generate, models, prompts, rollout, store, tasks
 from trdlib.ops import cli, export, project
 from trdlib.run import get_run
 from trdlib.settings import load
@@ -91,6 +91,11 @@ def test_what_is_exported_is_the_same_model_elsewhere(copy, tmp_path, monkeypatc
         assert str(copy) not in said and str(REPOSITORY) not in said and "{{" not in said
         assert "not run" in said and f"`{name}`" in said and "2606.08432" in said
         assert yaml.safe_load(said.split("---")[1])["library_name"] in ("peft", "transformers")
+        code = said.split("```python\n")[1].split("```")[0].replace("FOLDER", str(away))
+        exec(code.replace("PROBLEM", text), scope := {})  # the card's own lines, in the project
+        asked = prompts.student_prompts(run, 1, [{"problem": text, "id": "0"}])
+        assert scope["ids"]["input_ids"].tolist() == [asked[0].ids]
+        assert scope["tokenizer"].decode(asked[0].ids) in capsys.readouterr().out
     import torch
 
     model = models.with_adapter(models.load(name, how, run.context_length)[0], run.adapter(1))

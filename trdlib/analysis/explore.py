@@ -213,5 +213,5 @@ def frame(view: dict):
     """The page in a frame of a notebook; it begins with a line break, or IPython would warn."""
     from IPython.display import HTML
 
-    how = 'sandbox="allow-scripts" style="width: 100%; height: 800px; border: 0; resize: vertical"'
+    how = 'sandbox="allow-scripts" style="width: 100%; height: 960px; border: 0; resize: vertical"'
     return HTML(f'\n<iframe title="the view" {how} srcdoc="{html.escape(page(view))}"></iframe>')

@@ -7,7 +7,7 @@ from pathlib import Path
 import jinja2
 import yaml
 
-from trdlib import store
+from trdlib import prompts, store
 from trdlib.analysis import tables
 from trdlib.run import Run, get_run
 from trdlib.settings import SettingsError, root
@@ -20,8 +20,9 @@ def card(run: Run, seed: int, about: dict, *, merged: bool) -> str:
     rows = table[table["method"].isin(["base", run.method])]
     names = rows["method"] + ", T = " + rows["temperature"].map("{:g}".format)
     data = yaml.safe_dump(run.settings.data, sort_keys=False)
+    asked = prompts.TEMPLATES[run.settings.models.style]["solve"].format(problem="PROBLEM")
     return jinja2.Template(Path(__file__).with_name("card.md").read_text(encoding="utf-8")).render(
-        run=run, seed=seed, about=about, merged=merged, base=base, commit=commit,
+        run=run, seed=seed, about=about, merged=merged, base=base, commit=commit, asked=repr(asked),
         teacher=run.model_name("teacher", seed), task=Path(run.settings.task).name,
         rank=max(8, 2 ** (run.settings.lora.r - 1).bit_length()),  # vLLM takes powers of two
         weights=None if commit else store.weights_hash(root() / base),
