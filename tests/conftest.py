@@ -2,12 +2,19 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 REPOSITORY = Path(__file__).resolve().parents[1]
+QUICK = REPOSITORY / "tests" / "quick"
+# Also of every process that a test starts: our library and this Python's commands, and one thread
+# of torch, as two workers share the cores.
+os.environ |= {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+os.environ["PYTHONPATH"] = f"{REPOSITORY}{os.pathsep}{QUICK}"
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+sys.path.insert(0, str(QUICK))
 SMALL = {  # a Qwen3 model by its Qwen3Config names
     "hidden_size": 32,
     "intermediate_size": 64,

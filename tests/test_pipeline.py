@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from conftest import REPOSITORY, copy_models
+from conftest import QUICK, REPOSITORY, copy_models
 
 
 def checkout(folder: Path) -> Path:
@@ -38,8 +38,8 @@ def checkout(folder: Path) -> Path:
 
 
 def environment():
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "PYTHONPATH": "."}
+    """The library of the folder, not that of the repository."""
+    return os.environ | {"PYTHONPATH": f".{os.pathsep}{QUICK}"}
 
 
 def trdlib(folder: Path, *arguments: str, check: bool = True):

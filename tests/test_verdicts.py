@@ -100,8 +100,8 @@ for start in range(0, {many}, 5):
 
 
 def worker(many):
-    how = {"env": {**os.environ, "PYTHONPATH": str(REPOSITORY)}, "stdout": subprocess.PIPE}
-    return subprocess.Popen([sys.executable, "-c", WORKER.format(many=many)], **how)
+    command = [sys.executable, "-c", WORKER.format(many=many)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE)
 
 
 def test_processes_share_it_and_one_that_is_killed_leaves_it_whole(file):
