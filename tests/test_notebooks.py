@@ -111,8 +111,8 @@ for name in sys.argv[1:]:
     print(name, flush=True)
     if (child := os.fork()) == 0:
         shell = InteractiveShell.instance()
-        cells = [cell for cell in nbformat.read(name + ".ipynb", 4).cells if cell.cell_type == "code"]
-        right = all(shell.run_cell(cell.source).success for cell in cells)
+        cells = nbformat.read(name + ".ipynb", 4).cells
+        right = all(shell.run_cell(c.source).success for c in cells if c.cell_type == "code")
         sys.stdout.flush()
         os._exit(not right)
     if os.waitpid(child, 0)[1]:

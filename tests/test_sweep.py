@@ -1,6 +1,5 @@
 """Changed scales and sweeps: nothing overwrites the usual run; resumable; honest about the best."""
 
-import os
 import shlex
 import subprocess
 import sys

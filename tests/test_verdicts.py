@@ -1,6 +1,5 @@
 """The file of verdicts: shared by processes, whole whatever is killed, out of a program's reach."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -8,7 +7,6 @@ import time
 
 import attacks
 import pytest
-from conftest import REPOSITORY
 
 from trdlib import sandbox
 from trdlib.sandbox import Verdict, verdicts
