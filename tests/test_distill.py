@@ -370,7 +370,7 @@ def test_distill_chooses_on_validation_and_skips_what_is_finished(smoke, task, s
 
 
 def test_runs_of_one_pool_end_as_each_alone(smoke, task, sets):
-    twice = "smoke methods.trd_rounds.rounds=2"
+    twice = "smoke seeds=[1] methods.trd_rounds.rounds=2"
     runs = [get_run(twice, "opsd", "sft"), get_run(twice, "opd", "trd_rounds")]
     together = distill.distill(runs, task, sets, sampled(runs, task, sets["train"]))
     for run, found in zip(runs, together, strict=True):

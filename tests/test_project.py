@@ -187,14 +187,10 @@ def test_each_damage_is_named_with_what_happens_next(copy, monkeypatch, capsys):
     wrong = json.loads(said)["wrong"]
     assert code == 1
     assert wrong.keys() == {
-        "data/smoke/train.parquet",
-        "results/training/smoke/opd/sft.json",
-        "runs/smoke/y_o.parquet",
-        "runs/smoke/distill/opd/sft/1/adapter/run.json",
-        f"runs/smoke/{half.name}",
-        "runs/smoke/evaluate/x.parquet.parts",
-        "runs/smoke/old.parquet.damaged",
-    }
+        "data/smoke/train.parquet", "results/training/smoke/opd/sft.json", "runs/smoke/y_o.parquet",
+        "runs/smoke/distill/opd/sft/1/adapter/run.json", f"runs/smoke/{half.name}",
+        "runs/smoke/evaluate/x.parquet.parts", "runs/smoke/old.parquet.damaged",
+    }  # fmt: skip
     # what it says will happen happens: moved aside, and made again with the same numbers
     before = store.read_json(adapter / "run.json")["weights"]
     run = get_run("smoke", "opd", "sft")

@@ -123,21 +123,15 @@ NONSENSE = {
     "rollout.max_new_tokens": ("1000000000000", "true", "2.5"),
     "rollout.temperature": ("1e-308", ".inf", ".nan", "true", "1e300"),
     "evaluation.also_at": (
-        "{.inf: 1}",
-        "{1e-308: 1}",
-        "{1: true}",
-        "{1: 1000000000000}",
-        '{1: 2, "1.0": 4}',
-        "{None: 1}",
-        "[]",
-        "text",
+        "{.inf: 1}", "{1e-308: 1}", "{1: true}", "{1: 1000000000000}", '{1: 2, "1.0": 4}',
+        "{None: 1}", "[]", "text",
     ),
     "models.student": ("models/{run}", "models/{", "{}", "{seed:9}", "''"),
     "models.server.timeout": (".inf",),
     "models": ("None", "[]", "text", "5"),
     "methods.trd": ("None", "[]", "text", "5"),
     "only": ("[trd,trd]",),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("key", NONSENSE)
@@ -279,22 +273,14 @@ def test_a_notebooks_parameters_are_checked(project, arguments, words):
 def test_paths_follow_the_design(project):
     run = get_run("smoke", "opsd", "trd")
     places = [
-        run.data,
-        run.attempts,
-        run.rewrites("y_r"),
-        run.adapter(1),
-        run.samples(1, 0.6, "chain"),
-    ]
+        run.data, run.attempts, run.rewrites("y_r"), run.adapter(1), run.samples(1, 0.6, "chain"),
+    ]  # fmt: skip
     places += [run.choice, run.metrics]
     assert [str(p.relative_to(project)) for p in places] == [
-        "data/smoke",
-        "runs/smoke/y_o.parquet",
-        "runs/smoke/refine/opsd/y_r.parquet",
-        "runs/smoke/distill/opsd/trd/1/adapter",
-        "runs/smoke/evaluate/opsd/trd/1/0.6/chain.parquet",
-        "results/training/smoke/opsd/trd.json",
-        "results/metrics/smoke/opsd/trd.json",
-    ]
+        "data/smoke", "runs/smoke/y_o.parquet", "runs/smoke/refine/opsd/y_r.parquet",
+        "runs/smoke/distill/opsd/trd/1/adapter", "runs/smoke/evaluate/opsd/trd/1/0.6/chain.parquet",
+        "results/training/smoke/opsd/trd.json", "results/metrics/smoke/opsd/trd.json",
+    ]  # fmt: skip
 
 
 def test_all_means_what_dvc_runs(project):

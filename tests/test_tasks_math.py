@@ -75,7 +75,7 @@ def test_known_misreadings(verdicts, response, answer, right, why):
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(math, "SECONDS", 1)  # the processes of Math-Verify are forks and see it
+    monkeypatch.setattr(math, "SECONDS", 0.5)  # the processes of Math-Verify are forks and see it
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_a_hostile_answer_costs_bounded_time(quick, content, answer):
     """Computer algebra is kept busy, or our patterns are; the next answer is read."""
     before = spent()
     assert is_correct(box(content), answer) is False
-    assert spent() - before < 10
+    assert spent() - before < 5
     assert is_correct(*HALF)
 
 
@@ -120,9 +120,9 @@ def _stalls(given):
         with contextlib.suppress(BaseException):
             sum(range(10**6))
     if given == "97x":
-        _work(1.5)
+        _work(0.75)
     if given == "96x":  # an hour on a machine that does something else
-        time.sleep(3)
+        time.sleep(2)
 
 
 def _work(seconds):
@@ -146,8 +146,8 @@ def test_only_cpu_time_counts_and_what_is_undecided_is_said(quick, monkeypatch):
     with pytest.warns(UserWarning) as said:
         assert grade(pairs) == [True, False, True, False, True, True, True, False]
     (warning,) = [str(one.message) for one in said if "undecided" in str(one.message)]
-    assert warning.startswith("3 of 8 answers undecided after 3 s of CPU time, so counted as wrong")
-    assert warning.endswith(": 99x for y; 98x for y")
+    assert warning.startswith("3 of 8 answers undecided after 1.5 s of CPU time, so counted as")
+    assert warning.endswith(" wrong: 99x for y; 98x for y")
     assert not [p for p in multiprocessing.active_children() if "pebble" in p.name]
 
 
