@@ -226,6 +226,7 @@ def stamped(project, package):
     ("path", "value", "stale"),
     [
         ("scales/smoke/lora", {"r": 2, "alpha": 2}, {"smoke"}),
+        ("defaults/training/max_grad_norm", 0.5, {"smoke", "tiny"}),
         ("scales/tiny/pretraining/student/steps", 11, {"models-tiny"}),
         ("scales/smoke/workers", 2, set()),
         ("defaults/tracker", "tensorboard", set()),
