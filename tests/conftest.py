@@ -40,8 +40,8 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """The two longest tests first: else one core waits for them at the end."""
-    long = ("test_killed_three_times", "test_each_runs_alone")
+    """The longest tests first: else one core waits for them at the end."""
+    long = ("test_killed_three_times", "test_each_runs_alone", "test_the_whole_experiment_runs")
     items.sort(key=lambda item: not item.name.startswith(long))
 
 
