@@ -16,8 +16,8 @@ from trdlib.ops import cli, export, project
 from trdlib.run import get_run
 from trdlib.settings import load
 
-# Folders (of adapters, then their bases; or "") loaded by stock transformers and PEFT alone: of each
-# the tokens of a prompt, greedy ones behind it, and logits.
+# Folders (each of a model, and "", or of an adapter, and its base) loaded by stock transformers and
+# PEFT alone: the tokens of a prompt, greedy ones behind it, and logits.
 ELSEWHERE = """
 import json, sys
 import torch
