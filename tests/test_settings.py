@@ -82,11 +82,7 @@ def at(raw, path, value):
         ("scales/smol/only", ["dpo"], "no method 'dpo'"),
         ("methods/forward_kl/context", "plain", "context plain .* need the trajectory y_r"),
         ("scales/tiny-code/lora", {"rank": 8}, "tiny-code.lora.rank: unknown key"),
-        (
-            "scales/tiny-code/data/train",
-            [CHAIN_SET],
-            "no kind of problem 'chain': choose from code",
-        ),
+        ("scales/tiny-code/data/train", [CHAIN_SET], "no kind of problem 'chain'"),
         ("scales/tiny/data/tren", [CHAIN_SET], "data.tren: unknown key"),
         ("scales/tiny/pretraining/tokens", 1, "pretraining.tokens: unknown key"),
     ],
