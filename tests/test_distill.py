@@ -397,8 +397,8 @@ def test_a_variant_trains_with_its_own_rates_and_says_how_many_rows(smoke, task,
     assert choice["rows_by_seed"] == failed.reindex(run.settings.seeds).tolist()
 
 
-def test_rounds_carry_the_adapter_on_along_fresh_attempts(smoke, task, sets, monkeypatch):
-    run, train_set = smoke("opd", "trd_rounds"), sets["train"]
+def test_rounds_carry_the_adapter_on_along_fresh_attempts(task, sets, monkeypatch):
+    run, train_set = get_run("smoke seeds=[1]", "opd", "trd_rounds"), sets["train"]
     _, adapters = distilled(run, task, sets)
     rate, folder = run.rates[0], run.folder(1) / "rounds" / str(run.rates[0])
     everything = sampled([run], task, train_set)["opd"]["y_o"].set_index(["seed", "id"])

@@ -257,7 +257,8 @@ def test_sets_are_disjoint_and_as_ordered():
 
 def test_it_runs_from_the_problems_to_the_tables(project):
     """Every step, in this process; test_pipeline.py and test_notebooks.py run the notebooks."""
-    runs = [get_run("smoke-code", "none", "base"), get_run("smoke-code", "opd", "trd")]
+    one = "smoke-code seeds=[0] training.learning_rates=[6e-3]"
+    runs = [get_run(one, "none", "base"), get_run(one, "opd", "trd")]
     task = tasks.of(runs[1])
     found = task.sets()
     (trained,) = distill(runs[1:], task, found, sampled(runs[1:], task, found["train"]))
