@@ -1,9 +1,11 @@
 """Fixtures: a copy of the project, small enough to break."""
 
+import contextlib
 import os
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -89,6 +91,31 @@ def smoke(project):
 
     tasks.of(get_run("smoke")).sets()
     return lambda mode="opd", method="trd": get_run("smoke", mode, method)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """A project at smoke with y_o, and y_r of both modes: its folder and what is in it."""
+    from trdlib import tasks
+    from trdlib.ops.chain import sampled
+    from trdlib.run import get_run
+
+    folder = tmp_path_factory.mktemp("made")
+    shutil.copy(REPOSITORY / "params.yaml", folder)
+    copy_models(folder)
+    with contextlib.chdir(folder):
+        runs = [get_run("smoke", mode, "trd") for mode in ("opd", "opsd")]
+        task = tasks.of(runs[0])
+        sets = task.sets()
+        return SimpleNamespace(folder=folder, sets=sets, tables=sampled(runs, task, sets["train"]))
+
+
+@pytest.fixture
+def made_project(made, tmp_path, monkeypatch):
+    """A copy of that project, where a module's tests need not make it anew."""
+    shutil.copytree(made.folder, tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+    return tmp_path / "project"
 
 
 @pytest.fixture

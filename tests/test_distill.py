@@ -23,6 +23,11 @@ ROWS = [
 ]
 
 
+@pytest.fixture
+def project(made_project):
+    return made_project
+
+
 def smoke_distiller(method="trd", mode="opd", seed=0, shake=True):
     distiller = distill.build(get_run("smoke", mode, method), seed)
     if shake:  # a fresh adapter changes nothing: give it weights
