@@ -1,13 +1,22 @@
 """Fixtures: a copy of the project, small enough to break."""
 
+import contextlib
 import os
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 REPOSITORY = Path(__file__).resolve().parents[1]
+QUICK = REPOSITORY / "tests" / "quick"
+# Also of every process that a test starts: our library and this Python's commands, and one thread
+# of torch, as two workers share the cores.
+os.environ |= {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+os.environ["PYTHONPATH"] = f"{REPOSITORY}{os.pathsep}{QUICK}"
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+sys.path.insert(0, str(QUICK))
 SMALL = {  # a Qwen3 model by its Qwen3Config names
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -33,8 +42,8 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """The two longest tests first: else one core waits for them at the end."""
-    long = ("test_killed_three_times", "test_each_runs_alone")
+    """The longest tests first: else one core waits for them at the end."""
+    long = ("test_killed_three_times", "test_each_runs_alone", "test_the_whole_experiment_runs")
     items.sort(key=lambda item: not item.name.startswith(long))
 
 
@@ -82,6 +91,31 @@ def smoke(project):
 
     tasks.of(get_run("smoke")).sets()
     return lambda mode="opd", method="trd": get_run("smoke", mode, method)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """A project at smoke with y_o, and y_r of both modes: its folder and what is in it."""
+    from trdlib import tasks
+    from trdlib.ops.chain import sampled
+    from trdlib.run import get_run
+
+    folder = tmp_path_factory.mktemp("made")
+    shutil.copy(REPOSITORY / "params.yaml", folder)
+    copy_models(folder)
+    with contextlib.chdir(folder):
+        runs = [get_run("smoke", mode, "trd") for mode in ("opd", "opsd")]
+        task = tasks.of(runs[0])
+        sets = task.sets()
+        return SimpleNamespace(folder=folder, sets=sets, tables=sampled(runs, task, sets["train"]))
+
+
+@pytest.fixture
+def made_project(made, tmp_path, monkeypatch):
+    """A copy of that project, where a module's tests need not make it anew."""
+    shutil.copytree(made.folder, tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+    return tmp_path / "project"
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Stand-ins for tasks of HumanEval+ and MBPP+ in EvalPlus's format, solutions that are right and
-subtly wrong, and what evalplus 0.3.1 says of each. `python tests/evalplus_cases.py` asks an
-installed evalplus again. Tasks with an oracle of their own keep the names by which EvalPlus knows
-them; the rest is ours.
+subtly wrong, and what evalplus 0.3.1 says of each (an installed one is asked again by
+test_tasks_code.py). Tasks with an oracle of their own keep the names by which EvalPlus knows them;
+the rest is ours.
 """
 
 from typing import NamedTuple
@@ -256,19 +256,3 @@ def by_evalplus(task: Task, program: str) -> str:
         if untrusted_check(*ask)[0] != "pass":
             return "fail"
     return "pass"
-
-
-if __name__ == "__main__":
-    import importlib.metadata
-
-    wrong = 0
-    for one in TASKS:
-        for number, (recorded, text) in enumerate(one.solutions):
-            said = by_evalplus(one, text)
-            if said != recorded:
-                wrong += 1
-                print(f"{one.task_id} {number}: evalplus says {said}, recorded is {recorded}")
-    total = sum(len(one.solutions) for one in TASKS)
-    print(
-        f"evalplus {importlib.metadata.version('evalplus')}: {total - wrong} of {total} as recorded"
-    )

@@ -116,18 +116,8 @@ def damaged(draw, text: bytes):
     at, size = draw(st.integers(0, max(len(text) - 1, 0))), draw(st.integers(1, 40))
     head, piece, rest = text[:at], text[at : at + size], text[at + size :]
     junk = [
-        b"\x00",
-        b"\xff\xfe",
-        b"{",
-        b"]",
-        b": ",
-        b"\n\t",
-        b"&a [*a]",
-        b"*b",
-        b"<<: ",
-        b"'",
-        b"- ",
-    ]
+        b"\x00", b"\xff\xfe", b"{", b"]", b": ", b"\n\t", b"&a [*a]", b"*b", b"<<: ", b"'", b"- ",
+    ]  # fmt: skip
     junk += [b"\xed\xa0\x80", b'"', b"!!x "]
     ways = [head, head + rest, head + piece * 3 + rest, head + draw(st.sampled_from(junk)) + rest]
     ways += [b"\xef\xbb\xbf" + text, text.decode(errors="replace").encode("utf-16"), b""]

@@ -1,21 +1,19 @@
 """The signals against full logits, the gradients against autograd; means and intervals."""
 
-import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import REPOSITORY, copy_models
+from conftest import REPOSITORY
 from scipy.stats import beta, sem, t
 from test_audit import defined
 
 from trdlib import distill, divergence, models, tasks
 from trdlib import settings as params
 from trdlib.analysis import compare, diagnose, signals
-from trdlib.refine import refine, training_sets
-from trdlib.rollout import rollout
+from trdlib.refine import training_sets
 from trdlib.run import get_run
 from trdlib.tasks import language
 
@@ -60,21 +58,15 @@ def test_token_signals_equal_full_logits(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def diagnosed(tmp_path_factory):
+def diagnosed(made):
     """mode -> run, task, problems, tables, responses, tokens at smoke; the working directory is
     theirs."""
-    folder = tmp_path_factory.mktemp("diagnose")
-    shutil.copy(REPOSITORY / "params.yaml", folder)
-    copy_models(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+        patch.chdir(made.folder)
         found = {}
-        for mode in ("opd", "opsd"):
-            one = found[mode] = SimpleNamespace(run=get_run("smoke", mode))
-            one.task = tasks.of(one.run)
-            one.problems = one.task.sets()["train"]
-            y_o = rollout(one.run, one.task, one.problems)
-            one.tables = {"y_o": y_o, "y_r": refine(one.run, one.task, one.problems, y_o)}
+        for mode, tables in made.tables.items():
+            one = found[mode] = SimpleNamespace(run=get_run("smoke", mode), tables=tables)
+            one.task, one.problems = tasks.of(one.run), made.sets["train"]
             how = one.run, one.task, one.problems, *one.tables.values()
             one.responses = diagnose.responses(*how)
             one.tokens = diagnose.scores(one.run, one.problems, one.responses)

@@ -23,6 +23,11 @@ ROWS = [
 ]
 
 
+@pytest.fixture
+def project(made_project):
+    return made_project
+
+
 def smoke_distiller(method="trd", mode="opd", seed=0, shake=True):
     distiller = distill.build(get_run("smoke", mode, method), seed)
     if shake:  # a fresh adapter changes nothing: give it weights
@@ -370,7 +375,7 @@ def test_distill_chooses_on_validation_and_skips_what_is_finished(smoke, task, s
 
 
 def test_runs_of_one_pool_end_as_each_alone(smoke, task, sets):
-    twice = "smoke methods.trd_rounds.rounds=2"
+    twice = "smoke seeds=[1] methods.trd_rounds.rounds=2"
     runs = [get_run(twice, "opsd", "sft"), get_run(twice, "opd", "trd_rounds")]
     together = distill.distill(runs, task, sets, sampled(runs, task, sets["train"]))
     for run, found in zip(runs, together, strict=True):
@@ -397,8 +402,8 @@ def test_a_variant_trains_with_its_own_rates_and_says_how_many_rows(smoke, task,
     assert choice["rows_by_seed"] == failed.reindex(run.settings.seeds).tolist()
 
 
-def test_rounds_carry_the_adapter_on_along_fresh_attempts(smoke, task, sets, monkeypatch):
-    run, train_set = smoke("opd", "trd_rounds"), sets["train"]
+def test_rounds_carry_the_adapter_on_along_fresh_attempts(task, sets, monkeypatch):
+    run, train_set = get_run("smoke seeds=[1]", "opd", "trd_rounds"), sets["train"]
     _, adapters = distilled(run, task, sets)
     rate, folder = run.rates[0], run.folder(1) / "rounds" / str(run.rates[0])
     everything = sampled([run], task, train_set)["opd"]["y_o"].set_index(["seed", "id"])

@@ -38,23 +38,12 @@ def test_a_scale_that_cannot_be_judged_does_not_hide_the_others(project, monkeyp
     assert "git: here\n" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["../../x", "/tmp/x", "all", "a b"])
-def test_a_sweep_has_a_name_by_the_rule(project, name, capsys, monkeypatch):
+def test_a_sweep_has_a_name_by_the_rule(project, capsys, monkeypatch):
     shutil.copytree(REPOSITORY / "notebooks", project / "notebooks")
-    command = [
-        "trdlib",
-        "sweep",
-        "4_distill",
-        "-p",
-        "learning_rate=1e-3",
-        "--name",
-        name,
-        "--dry-run",
-    ]
-    monkeypatch.setattr(sys, "argv", command)
+    command = ["trdlib", "sweep", "4_distill", "-p", "learning_rate=1e-3", "--dry-run", "--name"]
+    monkeypatch.setattr(sys, "argv", [*command, "../../x"])
     assert cli.main() == 1
-    said = capsys.readouterr().err
-    assert "cannot be a name" in said or "has a meaning of its own" in said
+    assert "cannot be a name" in capsys.readouterr().err
 
 
 def test_every_option_has_help_and_plumbing_stands_apart(capsys, monkeypatch):
@@ -128,9 +117,9 @@ def test_programs_are_answered_in_json(project, monkeypatch, capsys):
 
 
 def test_nobody_reads_on(project):
-    """Behind `| head -1`: no traceback, whatever the command."""
-    for arguments in (["check"], ["stamp"], ["plan", "--scale", "smoke"], ["sweep", "--help"]):
-        shutil.copytree(REPOSITORY / "notebooks", project / "notebooks", dirs_exist_ok=True)
+    """Behind `| head -1`: no traceback, whether a command prints or argparse."""
+    shutil.copytree(REPOSITORY / "notebooks", project / "notebooks")
+    for arguments in (["check"], ["sweep", "--help"]):
         reads, writes = os.pipe()
         os.close(reads)  # nobody reads at all
         command = [sys.executable, "-m", "trdlib", *arguments]
@@ -146,7 +135,7 @@ def test_nobody_reads_on(project):
 
 def environment(folder):
     inherited = {n: v for n, v in os.environ.items() if not n.startswith(("MAKE", "VIRTUAL_ENV"))}
-    return inherited | {"PYTHONPATH": str(REPOSITORY), "DVC_NO_ANALYTICS": "1"}
+    return inherited | {"DVC_NO_ANALYTICS": "1"}
 
 
 @pytest.fixture

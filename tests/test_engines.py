@@ -183,7 +183,8 @@ def test_a_stage_is_one_queue(smoke, task, sets, server, adapter, monkeypatch):
     for engine in ("transformers", "openai"):
         known = run_with(engine, server.url).all_settings
         section = known.scales["smoke"]
-        how = section.evaluation.sampling.model_copy(update={"temperature": 0, "samples": 2})
+        how = {"temperature": 0, "samples": 2, "max_new_tokens": 20}
+        how = section.evaluation.sampling.model_copy(update=how)
         how = section.evaluation.model_copy(update={"sampling": how, "also_at": {}})
         scale = section.model_copy(update={"seeds": (0,), "evaluation": how})
         known = known.model_copy(update={"scales": {"smoke": scale}})

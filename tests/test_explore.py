@@ -14,13 +14,12 @@ import subprocess
 import sys
 import time
 import urllib.request
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import REPOSITORY, copy_models
+from conftest import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_audit import defined
@@ -28,8 +27,7 @@ from test_audit import defined
 from trdlib import distill, models, prompts, store, tasks
 from trdlib.analysis import explore
 from trdlib.evaluate import evaluate
-from trdlib.refine import Pair, refine, rows_of, training_sets
-from trdlib.rollout import rollout
+from trdlib.refine import Pair, rows_of, training_sets
 from trdlib.run import get_run
 
 notebook = defined("0_explore")
@@ -43,30 +41,9 @@ def shake(student) -> None:
             weight.data.normal_(std=0.3)
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A project at smoke with y_o, and y_r of both modes: its folder and what is in it."""
-    folder = tmp_path_factory.mktemp("made")
-    shutil.copy(REPOSITORY / "params.yaml", folder)
-    copy_models(folder)
-    with contextlib.chdir(folder):
-        run = get_run("smoke")
-        task = tasks.of(run)
-        sets = task.sets()
-        y_o = rollout(run, task, sets["train"])
-        tables = {
-            mode: {"y_o": y_o, "y_r": refine(run.with_(mode), task, sets["train"], y_o)}
-            for mode in ("opd", "opsd")
-        }
-    return SimpleNamespace(folder=folder, sets=sets, tables=tables)
-
-
 @pytest.fixture
-def project(made, tmp_path, monkeypatch):
-    """A copy of that project."""
-    shutil.copytree(made.folder, tmp_path / "project")
-    monkeypatch.chdir(tmp_path / "project")
-    return tmp_path / "project"
+def project(made_project):
+    return made_project
 
 
 # ------------------------------------------------------------------------------------ the numbers

@@ -4,13 +4,12 @@ import json
 import os
 import re
 import subprocess
-import sys
 import time
 import urllib.request
 
 import pytest
 import torch
-from test_project import ELSEWHERE
+from test_project import elsewhere
 from test_vllm import NAME, home, pytestmark  # noqa: F401 - skips where there is no vLLM
 
 from trdlib import distill, tasks
@@ -37,11 +36,8 @@ def test_the_card_s_command_serves_the_model_that_peft_has(home, tmp_path, merge
     task = tasks.of(run)
     distill.distill([run], task, task.sets(), {"opd": {}})
     folder = export.write(run, 0, tmp_path / "away", merged=merged)
-    base = "" if merged else str(home / NAME)
-    command = [sys.executable, "-c", ELSEWHERE, str(folder), base, "Compute:0o-1p"]
-    (ids,), greedy, logits = json.loads(
-        subprocess.run(command, cwd="/", stdout=subprocess.PIPE).stdout
-    )
+    (one,) = elsewhere("Compute:0o-1p", folder, "" if merged else home / NAME)
+    (ids,), greedy, logits = one
     (said,) = re.findall(
         r"^```bash\n(python .*?)^```$", (folder / "README.md").read_text(), re.S | re.M
     )

@@ -101,12 +101,14 @@ def test_the_map_is_of_the_task_modular():
 
 def test_survey_measures_every_cell_once(project, monkeypatch):
     known = settings.load()
-    known.scales["smoke"].map["points"] = {}  # the notebook has one
+    section = known.scales["smoke"].map  # the notebook has a point and another knob and oracle
+    section |= {"points": {}, "oracles": ["forward_kl_cut"]}
+    section["knobs"] = section["knobs"] | {"teacher_temperature": [1]}
     run = get_run("smoke", settings=known)
     how = run.settings.evaluation
     table = the_map.survey(run)
     temperatures = list(how.temperatures)
-    knobs = ["rest", "teacher_temperature", "rounds"]
+    knobs = ["rest", "rounds"]
     assert table["knob"].tolist() == [knob for knob in knobs for _ in temperatures]
     assert table["temperature"].tolist() == temperatures * len(knobs)
     cells = the_map.cells(run)
@@ -133,8 +135,8 @@ def test_survey_measures_every_cell_once(project, monkeypatch):
     gap = right["rest", "forward_kl_cut"] - right["rest", "forward_kl"]
     assert here.loc["rest", "forward_kl_cut_value"] == pytest.approx(gap.mean())
     assert np.isnan(here.loc["rounds", "forward_kl_cut_value"])  # an oracle elsewhere
-    y_o = pd.read_parquet(cells[1].run.attempts)
-    assert here.loc["teacher_temperature", "y_o_accuracy"] == y_o["correct"].mean()
+    y_o = pd.read_parquet(cells[0].run.attempts)
+    assert here.loc["rest", "y_o_accuracy"] == y_o["correct"].mean()
     assert len(y_o) == 8 * len(run.settings.seeds)  # the knob `prompts` rests at 8
     text = defined("6_map").page(run, table)
     for temperature in temperatures:

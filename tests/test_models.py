@@ -241,15 +241,6 @@ def test_targets_may_be_written_with_the_module_around_them(small_model):
     assert trained and all("self_attn.q_proj" in name for name in trained)
 
 
-def test_modules_to_save_are_refused(project):
-    path = project / "params.yaml"
-    text = path.read_text()
-    path.write_text(text.replace("  lora: {", "  lora: {modules_to_save: [lm_head], ", 1))
-    assert path.read_text() != text
-    with pytest.raises(settings.SettingsError, match="modules_to_save: unknown key; remove it"):
-        settings.load()
-
-
 UNSLOTH = """
 import sys, torch
 from trdlib import settings, models, generate, distill

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from conftest import REPOSITORY, copy_models
+from conftest import QUICK, REPOSITORY, copy_models
 
 
 def checkout(folder: Path) -> Path:
@@ -38,14 +38,14 @@ def checkout(folder: Path) -> Path:
 
 
 def environment():
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "PYTHONPATH": "."}
+    """The library of the folder, not that of the repository."""
+    return os.environ | {"PYTHONPATH": f".{os.pathsep}{QUICK}"}
 
 
-def trdlib(folder: Path, *arguments: str, check: bool = True):
-    command = [sys.executable, "-m", "trdlib", *arguments]
+def report(folder: Path, *more: str) -> str:
+    command = [sys.executable, "-m", "trdlib", "report", *more]
     how = {"cwd": folder, "env": environment(), "capture_output": True, "text": True}
-    return subprocess.run(command, check=check, **how)
+    return subprocess.run(command, check=True, **how).stdout
 
 
 def repro(folder: Path, *targets: str):
@@ -139,35 +139,11 @@ def test_killed_three_times_it_ends_in_the_bytes_of_one_process_without_dvc(tmp_
     before = {p: p.stat().st_mtime_ns for p in (cut / "runs" / "executed").iterdir()}
     finish(cut, *targets)  # a second run executes no notebook
     assert before == {p: p.stat().st_mtime_ns for p in (cut / "runs" / "executed").iterdir()}
-    said = trdlib(cut, "report").stdout
+    said = report(cut)
     for stage in ("2_rollout-smoke", "4_distill-smoke"):
         assert re.search(rf"^ *{stage} +\d+\.\d +\d+\.\d ", said, re.M), said
     assert re.search(r"\d% is not", said)
-    assert "nothing to do" in trdlib(cut, "report", "--since", str(time.time())).stdout
-
-
-def test_a_changed_setting_and_a_changed_module_make_their_stages_stale(tmp_path):
-    """What DVC sees through runs/stamps; which notebooks a module belongs to: test_stamps.py."""
-    folder = checkout(tmp_path)
-
-    def stamps() -> dict[str, bytes]:
-        trdlib(folder, "stamp")
-        return {p.stem: p.read_bytes() for p in (folder / "runs" / "stamps").iterdir()}
-
-    def changed(path: str, old: str, new: str) -> set[str]:
-        text = (folder / path).read_text()
-        assert old in text
-        (folder / path).write_text(text.replace(old, new, 1))
-        after = stamps()
-        (folder / path).write_text(text)
-        return {name for name in after if after[name] != before[name]}
-
-    before = stamps()
-    assert changed("params.yaml", "max_grad_norm: 1.0", "max_grad_norm: 0.5") == {"smoke"}
-    assert changed("params.yaml", "tracker: none", "tracker: wandb") == set()
-    notebooks = {"4_distill", "5_evaluate"}
-    assert notebooks <= changed("trdlib/distill.py", "save_total_limit=2", "save_total_limit=3")
-    assert changed("trdlib/ops/doctor.py", '"missing"', '"absent"') == set()
+    assert "nothing to do" in report(cut, "--since", str(time.time()))
 
 
 def test_make_repro_asks_dvc_what_it_understands():

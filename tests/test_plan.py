@@ -12,7 +12,7 @@ import yaml
 from conftest import REPOSITORY
 
 from trdlib import evaluate, generate, models, refine, rollout, stats, store
-from trdlib.ops import doctor, plan
+from trdlib.ops import cli, doctor, plan
 from trdlib.run import get_run
 from trdlib.settings import load
 
@@ -295,35 +295,38 @@ def test_the_settings_of_the_paper(project):
 # ------------------------------------------------------------------------------- the command lines
 
 
-def command(project, *arguments):
-    environment = {"PATH": "", "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1",
-                   "HF_HOME": str(project / "hub")}  # fmt: skip
-    return subprocess.run([sys.executable, *arguments], cwd=project, env=environment,
-                          capture_output=True, text=True)  # fmt: skip
-
-
-def test_the_command_line(project):
-    done = command(project, "-X", "importtime", "-m", "trdlib", "doctor", "--help")
-    assert done.returncode == 0
+def test_help_needs_neither_torch_nor_the_hub():
+    command = [sys.executable, "-X", "importtime", "-m", "trdlib", "doctor", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
     assert not imported & {"torch", "transformers", "huggingface_hub"}
 
-    done = command(project, "-m", "trdlib", "plan", "--scale", "huge")
-    assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.startswith("error: ")
-    assert "there is no scale 'huge': choose from " in done.stderr
-    assert done.stderr.count("\n") == 1
 
-    done = command(project, "-m", "trdlib", "plan", "--scale", "qwen3-8b")
-    assert done.returncode == 0, done.stderr
-    assert "16.4 GB" in done.stdout and "to download" in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 110
+def test_the_command_line(project, monkeypatch, capsys):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(project / "hub"))
+
+    def planned(scale):
+        monkeypatch.setattr(sys, "argv", ["trdlib", "plan", "--scale", scale])
+        return cli.main(), *capsys.readouterr()
+
+    code, said, error = planned("huge")
+    assert code == 1 and said == ""
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert "there is no scale 'huge': choose from " in error
+
+    code, said, error = planned("qwen3-8b")
+    assert code == 0, error
+    assert "16.4 GB" in said and "to download" in said
+    assert max(map(len, said.splitlines())) <= 110
 
     params = yaml.safe_load((project / "params.yaml").read_text())
     params["scales"]["qwen3-8b"]["models"]["student"] = f"someone/else@{'0' * 40}"
     (project / "params.yaml").write_text(yaml.safe_dump(params))
-    done = command(project, "-m", "trdlib", "plan", "--scale", "qwen3-8b")
-    assert "the model someone/else@0000" in done.stderr and "hf download" in done.stderr
+    _, _, error = planned("qwen3-8b")
+    assert "the model someone/else@0000" in error and "hf download" in error
 
 
 def test_what_is_done_is_seen(smoke, task, capsys):

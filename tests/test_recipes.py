@@ -1,7 +1,6 @@
 """The recipes of the README and of docs/, word for word: what they say to write and run runs."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -9,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import REPOSITORY
 
-from trdlib import store, tasks
+from trdlib import distill, store, tasks
+from trdlib.divergence import DIVERGENCES
 from trdlib.rollout import rollout
 from trdlib.run import get_run
 from trdlib.settings import SettingsError
@@ -36,12 +37,8 @@ def put_under(section: str, text: str) -> None:
     path.write_text(old.replace(f"\n{section}:\n", f"\n{section}:\n{text}"))
 
 
-def shell(text: str, library: Path = REPOSITORY) -> str:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", "-e", "-c", text], env={**os.environ, "PATH": path, "PYTHONPATH": str(library)},
-        capture_output=True, text=True,
-    )  # fmt: skip
+def shell(text: str) -> str:
+    done = subprocess.run(["bash", "-e", "-c", text], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -97,29 +94,32 @@ def test_your_own_method(with_notebooks):
     assert store.read_json(run.choice)["chosen"]
 
 
-def test_your_own_divergence(with_notebooks):
+def test_your_own_divergence(with_notebooks, monkeypatch):
     blocks = RECIPES["divergence"]
     store.write_text("mine/tv.py", blocks["python"])
     put_under("methods", blocks["yaml"])
     shell(blocks["bash"])
     assert Path("results/training/smoke/opd/trd_tv.json").is_file()
-    check = (  # that its gradient is that of its value
-        "import torch; from trdlib.divergence import DIVERGENCES; torch.manual_seed(0); "
-        "a, b = torch.randn(2, 4, 9, dtype=float); z = a.requires_grad_(); value, gradient = "
-        "DIVERGENCES['mine/tv.py'](z.log_softmax(-1), b.log_softmax(-1), 0.5); "
-        "value.sum().backward(); torch.testing.assert_close(z.grad, gradient)"
-    )
-    shell(f'python -c "{check}"')
-    stamps = (
-        "from trdlib import distill, tasks; from trdlib.run import get_run; "
-        "print(*(distill.fingerprint(get_run(method=m), 0, []) for m in ('trd', 'trd_tv')), "
-        "*tasks.of(get_run()).files())"
-    )
-    before = shell(f'python -c "{stamps}"').split()
+
+    def loaded():
+        """The divergence and the fingerprints of two methods, as a new process finds them."""
+        for known, name in ((DIVERGENCES, "mine/tv.py"), (sys.modules, "mine.tv")):
+            known.pop(name, None)
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        stamps = [distill.fingerprint(get_run(method=m), 0, []) for m in ("trd", "trd_tv")]
+        return DIVERGENCES["mine/tv.py"], stamps
+
+    function, before = loaded()
+    torch.manual_seed(0)
+    a, b = torch.randn(2, 4, 9, dtype=float)
+    z = a.requires_grad_()
+    value, gradient = function(z.log_softmax(-1), b.log_softmax(-1), 0.5)
+    value.sum().backward()
+    torch.testing.assert_close(z.grad, gradient)  # its gradient is that of its value
     store.write_text("mine/tv.py", blocks["python"] + "\n\ndef helper():\n    pass\n")
-    after = shell(f'python -c "{stamps}"').split()
+    _, after = loaded()
     assert after[0] == before[0] and after[1] != before[1]  # hashed: what a method uses
-    assert after[2:] == ["mine/tv.py"]  # and DVC's stamp of the scale knows the file
+    assert [*tasks.of(get_run()).files()] == ["mine/tv.py"]  # DVC's stamp of the scale knows it
     store.write_text("mine/tv.py", blocks["python"].replace("def divergence", "def other"))
     with pytest.raises(SettingsError, match=r"no divergence 'mine/tv.py': choose from forward_kl"):
         get_run()

@@ -578,12 +578,7 @@ def test_tests_that_end_before_the_program_has_begun_are_judged_all_the_same():
 
 
 @pytest.mark.parametrize(
-    ("tests", "message"),
-    [
-        ("assert f(", "do not compile"),
-        ("", "never call the program"),
-        ("assert 1 + 1 == 2", "never call the program"),
-    ],
+    ("tests", "message"), [("assert f(", "do not compile"), ("", "never call the program")]
 )
 def test_a_fault_of_the_tests_is_not_the_programs(tests, message):
     with pytest.raises(ValueError, match=message):

@@ -40,7 +40,6 @@ def test_the_shipped_file_is_valid(raw, tmp_path):
     assert known.scales["tiny-code"].lora == known.scales["tiny"].lora  # what anchors share
 
 
-CODE_SET = {"kind": "code", "problems": 1, "steps": [3]}
 CHAIN_SET = {"kind": "chain", "problems": 1, "steps": [3]}
 
 
@@ -63,9 +62,6 @@ def at(raw, path, value):
         ("scales/tiny/methods/reverse_kl_topk", {"top_k": 1}, "top_k: .* equal to 2, not 1"),
         ("methods/sft/clip", 0.1, "has no teacher: drop top_k, clip"),
         ("methods/sft/skip_onsets", True, "has no teacher: drop top_k, clip"),
-        ("scales/tiny/onsets", [], "onsets.*at least 1 item"),
-        ("scales/tiny/map/knobs", {"locality": [0, 1]}, "needs at least its usual value"),
-        ("scales/tiny/map/methods", ["trd"], "compares trd, off_policy and sft_refined"),
         ("methods/sft/divergence", "forward_kl", "y_star is trained with cross_entropy"),
         ("methods/off_policy/subset", "failed", "this subset need y_o or y_r"),
         ("methods/forward_kl/subset", "failed_then_passed", "need the trajectory y_r"),
@@ -85,19 +81,8 @@ def at(raw, path, value):
         ("methods/reverse_kl_no_onsets/prune_below", 0.1, "drop skip_onsets"),
         ("scales/smol/only", ["dpo"], "no method 'dpo'"),
         ("methods/forward_kl/context", "plain", "context plain .* need the trajectory y_r"),
-        ("scales/tiny/task", "poetry", "there is no task 'poetry': choose from modular"),
         ("scales/tiny-code/lora", {"rank": 8}, "tiny-code.lora.rank: unknown key"),
-        (
-            "scales/tiny/data/validation",
-            [CODE_SET],
-            "validation.0.kind: .* no kind of problem 'code'",
-        ),
-        (
-            "scales/tiny-code/data/train",
-            [CHAIN_SET],
-            "no kind of problem 'chain': choose from code",
-        ),
-        ("scales/tiny-code/data/train/0/options", {"unknown": 0.1}, "no such option 'unknown'"),
+        ("scales/tiny-code/data/train", [CHAIN_SET], "no kind of problem 'chain'"),
         ("scales/tiny/data/tren", [CHAIN_SET], "data.tren: unknown key"),
         ("scales/tiny/pretraining/tokens", 1, "pretraining.tokens: unknown key"),
     ],
@@ -123,21 +108,15 @@ NONSENSE = {
     "rollout.max_new_tokens": ("1000000000000", "true", "2.5"),
     "rollout.temperature": ("1e-308", ".inf", ".nan", "true", "1e300"),
     "evaluation.also_at": (
-        "{.inf: 1}",
-        "{1e-308: 1}",
-        "{1: true}",
-        "{1: 1000000000000}",
-        '{1: 2, "1.0": 4}',
-        "{None: 1}",
-        "[]",
-        "text",
+        "{.inf: 1}", "{1e-308: 1}", "{1: true}", "{1: 1000000000000}", '{1: 2, "1.0": 4}',
+        "{None: 1}", "[]", "text",
     ),
     "models.student": ("models/{run}", "models/{", "{}", "{seed:9}", "''"),
     "models.server.timeout": (".inf",),
     "models": ("None", "[]", "text", "5"),
     "methods.trd": ("None", "[]", "text", "5"),
     "only": ("[trd,trd]",),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("key", NONSENSE)
@@ -262,39 +241,17 @@ def test_the_rule_holds_for_scales_methods_benchmarks_and_tasks(raw, tmp_path, n
         assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ({"scale": "huge"}, "no scale 'huge'"),
-        ({"mode": "oracle"}, "no mode"),
-        ({"method": "dpo"}, "no method 'dpo'"),
-        ({"mode": "none", "method": "trd"}, "no reference row"),
-    ],
-)
-def test_a_notebooks_parameters_are_checked(project, arguments, words):
-    with pytest.raises(settings.SettingsError, match=words):
-        get_run(**arguments)
-
-
 def test_paths_follow_the_design(project):
     run = get_run("smoke", "opsd", "trd")
     places = [
-        run.data,
-        run.attempts,
-        run.rewrites("y_r"),
-        run.adapter(1),
-        run.samples(1, 0.6, "chain"),
-    ]
+        run.data, run.attempts, run.rewrites("y_r"), run.adapter(1), run.samples(1, 0.6, "chain"),
+    ]  # fmt: skip
     places += [run.choice, run.metrics]
     assert [str(p.relative_to(project)) for p in places] == [
-        "data/smoke",
-        "runs/smoke/y_o.parquet",
-        "runs/smoke/refine/opsd/y_r.parquet",
-        "runs/smoke/distill/opsd/trd/1/adapter",
-        "runs/smoke/evaluate/opsd/trd/1/0.6/chain.parquet",
-        "results/training/smoke/opsd/trd.json",
-        "results/metrics/smoke/opsd/trd.json",
-    ]
+        "data/smoke", "runs/smoke/y_o.parquet", "runs/smoke/refine/opsd/y_r.parquet",
+        "runs/smoke/distill/opsd/trd/1/adapter", "runs/smoke/evaluate/opsd/trd/1/0.6/chain.parquet",
+        "results/training/smoke/opsd/trd.json", "results/metrics/smoke/opsd/trd.json",
+    ]  # fmt: skip
 
 
 def test_all_means_what_dvc_runs(project):

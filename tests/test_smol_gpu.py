@@ -12,10 +12,10 @@ from trdlib import store
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 CHANGES = (
     "lengths.prompt=4096 lengths.reference=4096 seeds=[0,1] "
-    "data.train.0.problems=32 data.validation.0.problems=2 data.validation.1.problems=2 "
+    "data.train.0.problems=16 data.validation.0.problems=2 data.validation.1.problems=2 "
     "data.benchmarks.words.problems=4 data.benchmarks.words_hard.problems=2 "
-    "training.choice_seeds=1 training.batch_size=16 training.learning_rates=[1e-3,3e-3] "
-    "training.micro_batch_size=16 rollout.max_new_tokens=8 refinement.max_new_tokens=8 "
+    "training.choice_seeds=1 training.batch_size=8 training.learning_rates=[1e-3,3e-3] "
+    "training.micro_batch_size=8 rollout.max_new_tokens=8 refinement.max_new_tokens=8 "
     "evaluation.sampling.max_new_tokens=8"
 )
 # The script, with a random model in the package's place.

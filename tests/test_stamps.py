@@ -77,13 +77,8 @@ def test_every_form_of_import_is_followed_and_nothing_else(tmp_path, monkeypatch
     path = tmp_path / "one.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
     unused = {
-        "unused.py",
-        "also_unused.py",
-        "other.html",
-        "read.yaml",
-        "math.py",
-        "inner/unused.py",
-    }
+        "unused.py", "also_unused.py", "other.html", "read.yaml", "math.py", "inner/unused.py",
+    }  # fmt: skip
     used = {f"trdlib/{name}" for name in FORMS.keys() - unused}
     assert {*notebooks.made_of(path)["trdlib"]} == used
     for name in FORMS:
@@ -231,6 +226,7 @@ def stamped(project, package):
     ("path", "value", "stale"),
     [
         ("scales/smoke/lora", {"r": 2, "alpha": 2}, {"smoke"}),
+        ("defaults/training/max_grad_norm", 0.5, {"smoke", "tiny"}),
         ("scales/tiny/pretraining/student/steps", 11, {"models-tiny"}),
         ("scales/smoke/workers", 2, set()),
         ("defaults/tracker", "tensorboard", set()),

@@ -1,6 +1,5 @@
 """Changed scales and sweeps: nothing overwrites the usual run; resumable; honest about the best."""
 
-import os
 import shlex
 import subprocess
 import sys
@@ -253,8 +252,7 @@ def toy(project):
 def test_killed_it_goes_on_and_what_failed_is_said(toy, project, capsys):
     given = ["rate=3,7,13"]
     command = [sys.executable, "-m", "trdlib", "sweep", "toy", "-p", *given, "--name", "s"]
-    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     folder, deadline = project / "runs" / "sweeps" / "s", time.monotonic() + 120
     while not (finished := list(folder.glob("rate=3*.ipynb"))):
         assert process.poll() is None and time.monotonic() < deadline

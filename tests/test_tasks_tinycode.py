@@ -43,26 +43,16 @@ problems = st.builds(
 @pytest.mark.parametrize(
     ("clause", "expected"),
     [
-        ("add 3", [7, 0, 10, 5, 5, 9]),
-        ("subtract 2", [2, -5, 5, 0, 0, 4]),
-        ("times 2", [8, -6, 14, 4, 4, 12]),
-        ("keep over 2", [4, 7, 6]),
-        ("keep under 4", [-3, 2, 2]),
-        ("keep multiples of 3", [-3, 6]),
-        ("take 2", [4, -3]),
-        ("skip 4", [2, 6]),
-        ("every 4", [4, 2]),
-        ("reverse", [6, 2, 2, 7, -3, 4]),
-        ("sort up", [-3, 2, 2, 4, 6, 7]),
-        ("sort down", [7, 6, 4, 2, 2, -3]),
-        ("square", [16, 9, 49, 4, 4, 36]),
-        ("negate", [-4, 3, -7, -2, -2, -6]),
-        ("absolute", [4, 3, 7, 2, 2, 6]),
-        ("keep odd", [-3, 7]),
-        ("twice", [4, -3, 7, 2, 2, 6, 4, -3, 7, 2, 2, 6]),
-        ("drop last", [4, -3, 7, 2, 2]),
+        ("add 3", [7, 0, 10, 5, 5, 9]), ("subtract 2", [2, -5, 5, 0, 0, 4]),
+        ("times 2", [8, -6, 14, 4, 4, 12]), ("keep over 2", [4, 7, 6]),
+        ("keep under 4", [-3, 2, 2]), ("keep multiples of 3", [-3, 6]), ("take 2", [4, -3]),
+        ("skip 4", [2, 6]), ("every 4", [4, 2]), ("reverse", [6, 2, 2, 7, -3, 4]),
+        ("sort up", [-3, 2, 2, 4, 6, 7]), ("sort down", [7, 6, 4, 2, 2, -3]),
+        ("square", [16, 9, 49, 4, 4, 36]), ("negate", [-4, 3, -7, -2, -2, -6]),
+        ("absolute", [4, 3, 7, 2, 2, 6]), ("keep odd", [-3, 7]),
+        ("twice", [4, -3, 7, 2, 2, 6, 4, -3, 7, 2, 2, 6]), ("drop last", [4, -3, 7, 2, 2]),
     ],
-)
+)  # fmt: skip
 def test_each_clause_by_hand(clause, expected):
     problem = f"f(x): a {clause}"
     xs = [4, -3, 7, 2, 2, 6]
@@ -183,17 +173,14 @@ def test_programs_are_graded_by_what_they_do(project):
         RIGHT.replace("    b =", "    b = sorted(a)\n    # Wait\n    b ="),
     ]
     wrong = [
-        RIGHT.replace("+ 3", "+ 4"),
-        RIGHT.replace("    return c", "    return b"),
-        RIGHT.replace("return c", "return tuple(c)"),
-        RIGHT.replace("b = a[::-1]", "b = a[::-1"),
-        RIGHT.replace("return c", "return d"),
-        "",
+        RIGHT.replace("+ 3", "+ 4"), RIGHT.replace("    return c", "    return b"),
+        RIGHT.replace("return c", "return tuple(c)"), RIGHT.replace("b = a[::-1]", "b = a[::-1"),
+        RIGHT.replace("return c", "return d"), "",
         f"print({answer})\nimport os\nos.remove('/etc/hostname')",
         "def f(x):\n    import os\n    os._exit(0)",
         "def f(x):\n    while True:\n        x = x * 2",
         "import builtins\nbuiltins.print = lambda *a: None\n" + RIGHT,
-    ]
+    ]  # fmt: skip
     texts = [*wrong, *right, *wrong]
     verdicts = tinycode.grade(None, [(text, {"answer": answer}) for text in texts])
     assert verdicts == [False] * len(wrong) + [True] * len(right) + [False] * len(wrong)
@@ -213,16 +200,11 @@ def test_programs_that_share_a_process_are_graded_as_alone(project, monkeypatch)
     answer = {"answer": tinycode.solved(PROBLEM)[1]}
     right = [RIGHT, RIGHT.replace("b = a[::-1]", "b = list(reversed(a))"), f"{RIGHT} # Wait"]
     wrong = [
-        RIGHT.replace("+ 3", "+ 4"),
-        "sorted = len = list = map = f = 7",
+        RIGHT.replace("+ 3", "+ 4"), "sorted = len = list = map = f = 7",
         "def list(x):\n    return x\ndef reversed(x):\n    return x\n" + RIGHT[:-1],
-        "def f(x):\n    return f(x)",
-        "def f(x):\n    return [v ** v ** v for v in x]",
-        "def f(x):\n    for v in x:\n        x += x",
-        RIGHT[:-1] + "[c",
-        RIGHT + "[",
-        "",
-    ]
+        "def f(x):\n    return f(x)", "def f(x):\n    return [v ** v ** v for v in x]",
+        "def f(x):\n    for v in x:\n        x += x", RIGHT[:-1] + "[c", RIGHT + "[", "",
+    ]  # fmt: skip
     monkeypatch.setattr(tinycode, "SECONDS", 1)
     ran, run = [], sandbox.run
     monkeypatch.setattr(sandbox, "run", lambda text, **how: ran.append(text) or run(text, **how))
@@ -275,7 +257,8 @@ def test_sets_are_disjoint_and_as_ordered():
 
 def test_it_runs_from_the_problems_to_the_tables(project):
     """Every step, in this process; test_pipeline.py and test_notebooks.py run the notebooks."""
-    runs = [get_run("smoke-code", "none", "base"), get_run("smoke-code", "opd", "trd")]
+    one = "smoke-code seeds=[0] training.learning_rates=[6e-3]"
+    runs = [get_run(one, "none", "base"), get_run(one, "opd", "trd")]
     task = tasks.of(runs[1])
     found = task.sets()
     (trained,) = distill(runs[1:], task, found, sampled(runs[1:], task, found["train"]))

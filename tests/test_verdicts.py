@@ -1,6 +1,5 @@
 """The file of verdicts: shared by processes, whole whatever is killed, out of a program's reach."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -8,7 +7,6 @@ import time
 
 import attacks
 import pytest
-from conftest import REPOSITORY
 
 from trdlib import sandbox
 from trdlib.sandbox import Verdict, verdicts
@@ -100,8 +98,8 @@ for start in range(0, {many}, 5):
 
 
 def worker(many):
-    how = {"env": {**os.environ, "PYTHONPATH": str(REPOSITORY)}, "stdout": subprocess.PIPE}
-    return subprocess.Popen([sys.executable, "-c", WORKER.format(many=many)], **how)
+    command = [sys.executable, "-c", WORKER.format(many=many)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE)
 
 
 def test_processes_share_it_and_one_that_is_killed_leaves_it_whole(file):

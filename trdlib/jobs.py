@@ -73,11 +73,9 @@ def places() -> int:
 
 
 def run_jobs(function, jobs: list[tuple], *, workers: float = 1, label: str = "") -> list:
-    """[function(*job) for job in jobs], in that order, with a progress bar on stderr.
-
-    A job that raises ends the run with its error. workers: processes here, or jobs that share a GPU
-    of a Ray cluster (1/2: a job takes two).
-    """
+    """[function(*job) for job in jobs], in that order, with a progress bar on stderr. A job that
+    raises ends the run with its error. workers: processes here, or jobs that share a GPU of a Ray
+    cluster (1/2: a job takes two)."""
     inside = multiprocessing.parent_process() is not None  # of a job: the outer bar tells enough
     bar = {"total": len(jobs), "disable": not jobs or inside}
     torch, away = sys.modules.get("torch"), jobs and not inside and places()

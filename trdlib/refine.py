@@ -22,10 +22,8 @@ def rows_of(problems: pd.DataFrame, table: pd.DataFrame) -> list[dict]:
 
 
 def refine(run: Run, task, problems: pd.DataFrame, y_o: pd.DataFrame) -> pd.DataFrame:
-    """y_r for every attempt, right or wrong, of every base seed; read if it is there.
-
-    problems: the train set. The rows and columns of y_o, plus y_o_correct and prompt_truncated.
-    """
+    """y_r for every attempt, right or wrong, of every base seed; read if it is there. problems: the
+    train set. The rows and columns of y_o, plus y_o_correct and prompt_truncated."""
     requests = [_rewriting(run, s, problems, y_o[y_o["seed"] == s]) for s in run.settings.seeds]
     columns = {"sample": y_o["sample"].tolist(), "y_o_correct": y_o["correct"].tolist()}
     columns["prompt_truncated"] = [p.truncated for r in requests for p in r.prompts]

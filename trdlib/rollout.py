@@ -141,9 +141,7 @@ def pool(run: Run, function, todo: list[tuple], label: str, *, training: bool = 
 
 
 def rollout(run: Run, task, problems: pd.DataFrame) -> pd.DataFrame:
-    """y_o of every base seed: read if it is there, sampled if not.
-
-    problems: the train set. One row per attempt, with the columns of `table` and seed.
-    """
+    """y_o of every base seed: read if it is there, sampled if not. problems: the train set. One row
+    per attempt, with the columns of `table` and seed."""
     requests = [ask(run, seed, problems) for seed in run.settings.seeds]
     return tables_of_seeds(run, task, run.attempts, requests, run.settings.rollout)
