@@ -83,7 +83,7 @@ def test_equal_trainings_leave_equal_files(trained):
 
 
 def test_what_is_exported_is_the_same_model_elsewhere(copy, tmp_path, monkeypatch, capsys):
-    run, places = get_run("smoke", "opd", "sft"), []
+    run, places, text = get_run("smoke", "opd", "sft"), [], "0o-1p"
     name, how = run.model_path("student", 1), run.settings.models
     for merged in (False, True):
         words = ["trdlib", "export", "smoke/opd/sft", "--seed", "1", *["--merged"] * merged]
@@ -104,7 +104,7 @@ def test_what_is_exported_is_the_same_model_elsewhere(copy, tmp_path, monkeypatc
     import torch
 
     model = models.with_adapter(models.load(name, how, run.context_length)[0], run.adapter(1))
-    alone, whole = elsewhere("0o-1p", *places)
+    alone, whole = elsewhere(text, *places)
     (ids,), greedy, logits = alone
     ours = generate.decode(model, [ids], max_new_tokens=12, temperature=0.0, top_p=1.0, top_k=0,
                            seed=0, stop_ids=[])  # fmt: skip
