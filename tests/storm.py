@@ -45,9 +45,9 @@ def spent(process: psutil.Process) -> tuple[float, list[psutil.Process]]:
     return total, family
 
 
-def run(folder: Path, targets=(), after: float = 0.0, clock=None) -> str | None:
+def run(folder: Path, targets: dict[str, float], clock=None) -> str | None:
     """All commands; None if they ended well, else the stage that was killed: the first of `targets`
-    that was met, after so many CPU seconds of it. clock: {stage: CPU seconds} to be filled."""
+    that took so many CPU seconds. clock: {stage: CPU seconds} to be filled."""
     for name, command in COMMANDS.items():
         log = folder / "storm.log"
         seen, stage, since = log.stat().st_size if log.exists() else 0, name, 0.0
@@ -62,7 +62,7 @@ def run(folder: Path, targets=(), after: float = 0.0, clock=None) -> str | None:
                 stage, since = said[-1], now
             if clock is not None:
                 clock[stage] = max(clock.get(stage, 0), now - since)
-            if stage in targets and now - since > after:
+            if stage in targets and now - since > targets[stage]:
                 for member in family:
                     with contextlib.suppress(psutil.Error):
                         member.kill()
@@ -100,7 +100,7 @@ def main() -> None:
         clock: dict[str, float] = {}
         place.mkdir(exist_ok=True)
         calm = checkout(place / "calm")
-        assert run(calm, clock=clock) is None
+        assert run(calm, {}, clock) is None
         note.write_text(json.dumps({"clock": clock, "files": files(calm), "kills": []}))
     known = json.loads(note.read_text())
     clock, expected, kills = known["clock"], known["files"], known["kills"]
@@ -116,12 +116,12 @@ def main() -> None:
         todo = sorted(list(clock)[i % len(clock)] for i in range(left))
         stages = list(clock)
         for stage in sorted(todo, key=stages.index):  # or, where it has ended, of a later one
-            after, later = rng.uniform(0, clock[stage]), stages[stages.index(stage) :]
-            if hit := run(folder, later, after):
+            moment, later = rng.random(), stages[stages.index(stage) :]
+            if hit := run(folder, {one: moment * clock[one] for one in later}):
                 kills.append(hit)
                 note.write_text(json.dumps(known))
                 print(f"kill {len(kills)}: {hit}", flush=True)
-        assert run(folder) is None
+        assert run(folder, {}) is None
         found = files(folder)
         differ = sorted(n for n in {*found, *expected} if found.get(n) != expected.get(n))
         if differ:
