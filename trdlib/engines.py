@@ -223,6 +223,9 @@ class Vllm:
         room = {"max_model_len": run.context_length, "gpu_memory_utilization": how.gpu_share}
         if not torch.cuda.is_available():  # what it would compile takes longer than these models
             room |= {"kv_cache_memory_bytes": 2**30, "enforce_eager": True}
+            # 0.32 fails there when it cuts a prompt whose response has a seed.
+            room["max_num_batched_tokens"] = max(4096, run.context_length)
+            room["enable_chunked_prefill"] = False
         rank = max(8, 1 << (run.settings.lora.r - 1).bit_length())  # a power of two, at most 512
         # Few are mixed: only while the last long responses of one end do those of the next begin.
         lora = {"enable_lora": True, "max_loras": 4, "max_lora_rank": rank}
