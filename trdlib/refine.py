@@ -128,11 +128,9 @@ class TrainingSet(NamedTuple):
 
 
 def training_sets(runs: list[Run], problems: pd.DataFrame, tables: dict) -> list[TrainingSet]:
-    """For each run its trajectory in its contexts, for every base seed.
-
-    problems: the train set; tables: {mode: {"y_o": ..., "y_r": ..., "y_t": ...}}, of which the
-    runs' trajectories are needed. Raises ValueError if a subset leaves a seed nothing to train on.
-    """
+    """For each run its trajectory in its contexts, for every base seed. problems: the train set;
+    tables: {mode: {"y_o": ..., "y_r": ..., "y_t": ...}}, of which runs need their trajectories.
+    ValueError if a subset leaves a seed nothing to train on."""
     found, whole = [], {}  # what methods share is rendered once
     for run in runs:
         recipe, teacher = run.recipe, run.recipe.divergence != "cross_entropy"
