@@ -40,7 +40,6 @@ class Map(Section):
     oracles: tuple[str, ...] = ()  # methods only for the knob `locality`
     steps: tuple[Count, ...] = Field(min_length=1)
     test_problems: Count
-    samples: Count  # of each, at the first temperature
     learning_rate: Positive
 
     def faults(self) -> dict:
@@ -101,8 +100,6 @@ def _run(run: Run, name: str, at: dict[str, float]) -> Run:
     rates = ("learning_rates", "variant_learning_rates")
     turned["training"] = dict.fromkeys(rates, (plan.learning_rate,))
     changes = {key: getattr(usual, key).model_copy(update=new) for key, new in turned.items()}
-    sampling = usual.evaluation.sampling.model_copy(update={"samples": plan.samples})
-    changes["evaluation"] = usual.evaluation.model_copy(update={"sampling": sampling})
     changes["data"] = usual.data | {"train": [train], "benchmarks": {BENCHMARK: test}}
     changes["workers"] = 1  # a job is a whole cell
     if at["rounds"] > 1:
