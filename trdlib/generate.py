@@ -58,7 +58,7 @@ def _attention(module, query, key, value, attention_mask, **how):
 
 
 def _attend(model) -> None:
-    """Let a model on a CPU use `_attention`; Unsloth has its own."""
+    """Let a model on a CPU use `_attention`; Unsloth has its own. (Not for a position bias.)"""
     import transformers as t
     from transformers.masking_utils import sdpa_mask
 
