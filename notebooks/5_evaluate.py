@@ -34,6 +34,7 @@ seed: int = None  # this base seed alone; None: those of the scale
 
 # %%
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 
 from trdlib import tasks
@@ -93,29 +94,42 @@ pd.DataFrame(
 # %% [markdown]
 # ## Where is the accuracy?
 #
-# The share of problems by how many of their k samples are right, a line per base model, at the
-# first temperature. Two hills, at 0 and at k, are a model that knows or does not; a hill in the
+# The share of problems by how many of their k samples are right, a row per base model, the methods
+# apart, at the first temperature. Dark at 0 and at k is a model that knows or does not; dark in the
 # middle is one that guesses.
 
 # %%
 for one in dict.fromkeys(run.mode for run in runs):
     rows = [(run, found) for run, found in zip(runs, metrics, strict=True) if run.mode == one]
-    size = (2.6 * len(benchmarks), 1.5 * len(rows) + 1)
-    fig, axes = plt.subplots(len(rows), len(benchmarks), figsize=size, sharey=True, squeeze=False)
-    for i, (row, (run, found)) in enumerate(zip(axes, rows, strict=True)):
-        measured = found["benchmarks"][temperatures[0]]
-        for axis, (benchmark, m) in zip(row, measured.items(), strict=True):
-            for base, right in zip(m["seeds"], m["correct"], strict=True):
-                right = (m["k"] * pd.Series(right) / m.get("of", m["k"])).round()  # of k
-                share = right.value_counts(normalize=True).reindex(range(m["k"] + 1))
-                style = {"drawstyle": "steps-mid", "color": f"C{base}", "label": f"seed {base}"}
-                axis.plot(share.fillna(0), **style)
-            axis.set(title=benchmark if i == 0 else "")
-            axis.set(xlabel=f"right of {m['k']}" if i == len(axes) - 1 else "")
-        row[0].set_ylabel(run.method)
-    axes[0][0].legend(fontsize=7)
+    ends = np.cumsum(
+        [
+            0,
+            *(
+                len(found["benchmarks"][temperatures[0]][benchmarks[0]]["seeds"])
+                for _, found in rows
+            ),
+        ]
+    )
+    size = (2.0 * len(benchmarks) + 2, 0.12 * ends[-1] + 1.5)
+    fig, axes = plt.subplots(1, len(benchmarks), figsize=size, sharey=True, squeeze=False)
+    for axis, benchmark in zip(axes[0], benchmarks, strict=True):
+        measured = [found["benchmarks"][temperatures[0]][benchmark] for _, found in rows]
+        k = round(measured[0]["k"])
+        shares = [
+            np.bincount(
+                np.round(k * np.divide(right, m.get("of", m["k"]))).astype(int), minlength=k + 1
+            )
+            / m["n"]
+            for m in measured
+            for right in m["correct"]
+        ]
+        image = axis.imshow(shares, aspect="auto", vmin=0, vmax=1, cmap="Blues")
+        axis.set(title=benchmark, xlabel=f"right of {k}", xticks=range(k + 1))
+        axis.hlines(ends[1:-1] - 0.5, -0.5, k + 0.5, color="grey", linewidth=0.8)
+    axes[0][0].set_yticks((ends[1:] + ends[:-1] - 1) / 2, [run.method for run, _ in rows])
     fig.suptitle(f"{runs[0].scale}, {one}: share of problems")
     fig.tight_layout()
+    fig.colorbar(image, ax=axes)
     plt.show()
 
 # %%
