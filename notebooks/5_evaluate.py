@@ -101,15 +101,8 @@ pd.DataFrame(
 # %%
 for one in dict.fromkeys(run.mode for run in runs):
     rows = [(run, found) for run, found in zip(runs, metrics, strict=True) if run.mode == one]
-    ends = np.cumsum(
-        [
-            0,
-            *(
-                len(found["benchmarks"][temperatures[0]][benchmarks[0]]["seeds"])
-                for _, found in rows
-            ),
-        ]
-    )
+    first = [found["benchmarks"][temperatures[0]][benchmarks[0]] for _, found in rows]
+    ends = np.cumsum([0, *(len(m["seeds"]) for m in first)])
     size = (2.0 * len(benchmarks) + 2, 0.12 * ends[-1] + 1.5)
     fig, axes = plt.subplots(1, len(benchmarks), figsize=size, sharey=True, squeeze=False)
     for axis, benchmark in zip(axes[0], benchmarks, strict=True):

@@ -57,9 +57,7 @@ _packages = functools.cache(importlib.metadata.packages_distributions)  # of eac
 
 def identity(settings: Models) -> list:
     """What of an engine shapes samples, for fingerprints: no address, no key, no other engine.
-
-    SettingsError if the engine's packages are not here; nothing is loaded or imported.
-    """
+    SettingsError if its packages are not here; nothing is loaded or imported."""
     kind = settings.engine
     for package in ENGINES[kind]:
         if importlib.util.find_spec(package) is None:

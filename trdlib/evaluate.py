@@ -1,5 +1,6 @@
 """The trained students on the benchmarks: their samples, graded. analysis/measure.py counts."""
 
+import functools
 import itertools
 from pathlib import Path
 
@@ -24,11 +25,12 @@ def evaluate(
     how, base, shares = runs[0].settings.evaluation, runs[0].with_("none", "base"), {}
     places = [*itertools.product(how.temperatures, benchmarks)]
 
+    asked = functools.cache(lambda role, s, name: ask(runs[0], s, benchmarks[name], role))
+
     def cell(run: Run, adapter: Path | None, temperature: float, name: str, seed: int) -> tuple:
         """The arguments of `table`."""
         again = int(run.method == "base_again") if run.mode == "none" else run.recipe.again
-        role = "teacher" if run.method == "teacher" else "student"
-        what = ask(run, seed, benchmarks[name], role)
+        what = asked("teacher" if run.method == "teacher" else "student", seed, name)
         what, sampling = what._replace(adapter=adapter, stream=again), how.at(temperature)
         if how.base_samples and (run.mode, run.method) == ("none", "base"):
             # random numbers of its own: else its luck were that of those it decides on
