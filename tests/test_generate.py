@@ -1,6 +1,7 @@
 """The decode loop against transformers' own generate; files that are whole or absent."""
 
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -84,21 +85,44 @@ def test_top_p_keeps_the_nucleus(small_model, tokenizer):
     assert {c.token_ids[0] for c in done} == nucleus
 
 
-def test_a_seed_fixes_the_samples(small_model, tokenizer):
-    asked = prompts(tokenizer, [3, 5, 5])
+def test_a_response_depends_on_its_seed_and_not_on_its_company(small_model, tokenizer):
+    asked = prompts(tokenizer, [3, 5, 5, 2, 7])
     how = {"max_new_tokens": 12, "stop_ids": [tokenizer.eos_token_id]}
-    first = generate.decode(small_model, asked, seed=1, **how)
-    assert generate.decode(small_model, asked, seed=1, **how) == first
-    assert generate.decode(small_model, asked, seed=2, **how) != first
+    seeds = [4, 1, 1, 2, 3]
+    together = generate.decode(small_model, asked, seeds=seeds, **how)
+    for prompt, seed, found in zip(asked, seeds, together, strict=True):
+        assert generate.decode(small_model, [prompt], seeds=[seed], **how) == [found]
+    assert generate.decode(small_model, asked, seeds=[s + 9 for s in seeds], **how) != together
 
 
-def test_batches_hold_every_prompt_once_and_rarely_pad(tokenizer):
-    asked = prompts(tokenizer, [2] * 40 + [5] * 30 + [7])
+def test_batches_hold_every_prompt_once_and_like_lengths_together(tokenizer):
+    asked = prompts(tokenizer, [5] * 30 + [2] * 40 + [7])
     found = generate.batches(asked, 16)
     assert sorted(i for b in found for i in b) == list(range(71))
-    assert all(len(b) <= 16 for b in found)
-    padded = [b for b in found if len({len(asked[i]) for i in b}) > 1]
-    assert len(padded) <= 1
+    assert max(len(b) for b in found) == 15  # five of at most 16
+    lengths = [len(asked[i]) for b in found for i in b]
+    assert lengths == sorted(lengths)
+    assert generate.batches([], 16) == []
+
+
+def test_a_position_bias_or_another_mask_is_left_to_transformers():
+    """Against its own function, at one new token, two query heads for each of keys and values."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    module = SimpleNamespace(num_key_value_groups=2)
+    draw = torch.Generator().manual_seed(0)
+    q, k, v, bias = (
+        torch.randn(3, heads, length, size, generator=draw)
+        for heads, length, size in [(4, 1, 8), (2, 5, 8), (2, 5, 8), (4, 1, 5)]
+    )
+    seen = torch.rand(3, 1, 1, 5, generator=draw) < 0.7
+    seen[..., -1] = True
+    added = torch.zeros(3, 1, 1, 5).masked_fill(~seen, -1e9)
+    for mask in (None, seen, added):
+        for how in ({"scaling": 0.3}, {}, {"scaling": 0.3, "position_bias": bias}):
+            ours, _ = generate._attention(module, q, k, v, mask, **how)
+            theirs, _ = sdpa_attention_forward(module, q, k, v, mask, **how)
+            torch.testing.assert_close(ours, theirs)
 
 
 def test_half_written_files_are_never_seen(tmp_path):
@@ -129,6 +153,6 @@ def test_generate_decodes_in_the_same_way(small_model, tokenizer, monkeypatch):
     theirs = generate.decode(small_model, asked, temperature=0, **how)
     assert theirs == ours and {one.finished for one in ours} == {True, False}
     before = torch.get_rng_state()
-    drawn = [generate.decode(small_model, asked, seed=seed, **how) for seed in (1, 1, 2)]
+    drawn = [generate.decode(small_model, asked, seeds=[seed], **how) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert torch.equal(torch.get_rng_state(), before) and small_model.generation_config is usual

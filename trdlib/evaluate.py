@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from trdlib.rollout import ask, pool, table
+from trdlib.rollout import ask, tables
 from trdlib.run import Run
 from trdlib.stats import allocate, avg_at_k, pass_at_k  # noqa: F401 - looked for here
 
@@ -45,20 +45,20 @@ def evaluate(
 
     if how.base_samples:
         first = [cell(base, None, *place, base.seeds[0]) for place in places]
-        for place, found in zip(places, pool(base, table, first, "evaluate: base"), strict=True):
+        for place, found in zip(places, tables(base, first, "evaluate: base"), strict=True):
             right, (at, _) = found.groupby("id", sort=False)["correct"].sum(), place
             shares[place] = allocate(right, how.base_samples, how.at(at).samples, how.least(at))
-    cells = [  # those of an adapter in a row: it is loaded once
+    cells = [
         cell(run, found and found[seed], *place, seed)
         for run, found in zip(runs, adapters, strict=True)
         for seed in run.seeds
         for place in places
     ]
-    made = pool(runs[0], table, cells, "evaluate")
-    tables = {path: found for (_, _, path, *_), found in zip(cells, made, strict=True)}
+    made = tables(runs[0], cells, "evaluate")
+    made = {path: found for (_, _, path, *_), found in zip(cells, made, strict=True)}
 
     def whole(run: Run, *place) -> pd.DataFrame:
-        found = [tables[run.samples(seed, *place)].assign(seed=seed) for seed in run.seeds]
+        found = [made[run.samples(seed, *place)].assign(seed=seed) for seed in run.seeds]
         return pd.concat(found, ignore_index=True)
 
     return [

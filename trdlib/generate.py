@@ -1,10 +1,11 @@
 """`decode`: prompts in, sampled token ids out, by a model in this process.
 
 Our loop around the stock `forward` of a transformers model is faster than `model.generate` on a
-CPU: prompts of one length share a batch, so no padding and no mask, and samples of one prompt its
-prefill; the key-value cache is a buffer, read where it is; finished rows leave the batch.
+CPU: samples of one prompt share its prefill; the key-value cache is a buffer, read where it is;
+finished rows leave the batch; a row has random numbers of its own, so any may share a batch.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -43,22 +44,24 @@ def fixed_cache(rows: int, capacity: int):
     return Cache(layer_class_to_replicate=FixedLayer)
 
 
-def _attention(module, query, key, value, attention_mask, **how):
+def _attention(module, query, key, value, mask, *, scaling=None, position_bias=None, **how):
     """transformers' "sdpa", faster at one new token: the query heads that share keys and values
     are rows of one matrix. (Under a mask it would copy keys and values for each of them.)"""
     rows, heads, new, size = query.shape
-    if new > 1:
+    plain = scaling and position_bias is None and (mask is None or mask.dtype == torch.bool)
+    if new > 1 or not plain:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **how)
-    scores = (query * how["scaling"]).reshape(rows, key.shape[1], -1, size) @ key.transpose(2, 3)
-    if attention_mask is not None:  # True where a token is seen
-        scores.masked_fill_(~attention_mask, -torch.inf)
+        how |= {"scaling": scaling, "position_bias": position_bias}
+        return sdpa_attention_forward(module, query, key, value, mask, **how)
+    scores = (query * scaling).reshape(rows, key.shape[1], -1, size) @ key.transpose(2, 3)
+    if mask is not None:  # True where a token is seen
+        scores.masked_fill_(~mask, -torch.inf)
     return (scores.softmax(-1) @ value).view(rows, 1, heads, -1), None
 
 
 def _attend(model) -> None:
-    """Let a model on a CPU use `_attention`; Unsloth has its own. (Not for a position bias.)"""
+    """Let a model on a CPU use `_attention`; Unsloth has its own."""
     import transformers as t
     from transformers.masking_utils import sdpa_mask
 
@@ -82,17 +85,18 @@ def warpers(temperature: float, top_p: float = 1.0, top_k: int = 0):
 @torch.inference_mode()
 def decode(
     model, prompts: list[list[int]], *, max_new_tokens: int, stop_ids: list[int],
-    temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, seed: int = 0,
+    temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, seeds: list[int] | None = None,
 ) -> list[Completion]:  # fmt: skip
     """Sample one response for each prompt, all in one batch; temperature 0 is greedy.
 
-    Prompts of different lengths are padded on the left; one stream of random numbers serves all. On
-    a GPU, Unsloth's forward is left to `model.generate`: it replays its steps as CUDA graphs.
+    Prompts of different lengths are padded on the left. seeds: of each row's random numbers; None:
+    0, 1, 2 ... On a GPU, Unsloth's forward is left to `model.generate`, which replays its steps as
+    CUDA graphs: there the first seed is that of the whole batch.
     """
     filters = {"temperature": temperature, "top_p": top_p, "top_k": top_k} if temperature else {}
     graphs = model.device.type == "cuda" and model.forward.__module__.startswith("unsloth")
-    run = _generate if graphs else _loop
-    found = run(model.eval(), prompts, max_new_tokens, stop_ids, filters, seed).tolist()
+    run, seeds = _generate if graphs else _loop, seeds or list(range(len(prompts)))
+    found = run(model.eval(), prompts, max_new_tokens, stop_ids, filters, seeds).tolist()
     ends = [next((i for i, t in enumerate(row, 1) if t in stop_ids), None) for row in found]
     return [Completion(row[:end], end is not None) for row, end in zip(found, ends, strict=True)]
 
@@ -104,7 +108,14 @@ def _padded(prompts, device) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, torch.tensor([[longest - len(p)] for p in prompts], device=device)
 
 
-def _loop(model, prompts, max_new_tokens, stop_ids, filters: dict, seed: int) -> torch.Tensor:
+def _draws(seeds: list[int], count: int, device) -> torch.Tensor:
+    """Uniform random numbers (B, count), below 1 by a float32's precision at least."""
+    stream = torch.Generator()
+    rows = [torch.rand(count, generator=stream.manual_seed(seed)) for seed in seeds]
+    return torch.stack(rows).to(device)
+
+
+def _loop(model, prompts, max_new_tokens, stop_ids, filters: dict, seeds) -> torch.Tensor:
     """-> the tokens (B, max_new_tokens); what is behind the first stop token of a row is none."""
     _attend(model)
     device, rows = model.device, len(prompts)
@@ -113,8 +124,8 @@ def _loop(model, prompts, max_new_tokens, stop_ids, filters: dict, seed: int) ->
     chosen = torch.tensor([distinct[tuple(prompt)] for prompt in prompts], device=device)
     ids, start = _padded(distinct, device)
     longest, padded = ids.shape[1], bool(start.any())
-    generator = torch.Generator(device=device).manual_seed(seed)
     warp, stops = warpers(**filters) if filters else None, torch.tensor(stop_ids, device=device)
+    draws = _draws(seeds, max_new_tokens, device) if filters else None
     cache = fixed_cache(rows, longest + max_new_tokens)
     out = torch.zeros(rows, max_new_tokens, dtype=torch.long, device=device)
     active = torch.arange(rows, device=device)
@@ -133,8 +144,10 @@ def _loop(model, prompts, max_new_tokens, stop_ids, filters: dict, seed: int) ->
         if warp is None:
             token = logits.argmax(-1)
         else:
-            probabilities = warp(None, logits).softmax(-1)
-            token = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+            # The inverse of the distribution function, in doubles: no token of probability 0.
+            below = warp(None, logits).softmax(-1).double().cumsum(-1)
+            drawn = draws[active, step, None] * below[:, -1:]
+            token = torch.searchsorted(below, drawn, right=True)[:, 0]
         out[active, step] = token
         alive &= ~torch.isin(token, stops)
         count, ids = int(alive.sum()), token[:, None]
@@ -147,7 +160,7 @@ def _loop(model, prompts, max_new_tokens, stop_ids, filters: dict, seed: int) ->
     return out
 
 
-def _generate(model, prompts, max_new_tokens, stop_ids, filters: dict, seed: int) -> torch.Tensor:
+def _generate(model, prompts, max_new_tokens, stop_ids, filters: dict, seeds) -> torch.Tensor:
     """The same by `model.generate`; what the model's folder says of sampling is overruled."""
     from transformers import GenerationConfig
 
@@ -157,7 +170,7 @@ def _generate(model, prompts, max_new_tokens, stop_ids, filters: dict, seed: int
     model.generation_config = GenerationConfig(**how, **filters)
     try:
         with torch.random.fork_rng(range(torch.cuda.device_count())):
-            torch.manual_seed(seed)
+            torch.manual_seed(seeds[0])
             out = model.generate(input_ids=ids, attention_mask=kept, max_new_tokens=max_new_tokens)
     finally:
         model.generation_config = usual
@@ -165,18 +178,13 @@ def _generate(model, prompts, max_new_tokens, stop_ids, filters: dict, seed: int
 
 
 def batches(prompts: list[list[int]], size: int) -> list[list[int]]:
-    """Indices of the prompts in batches of at most `size`, prompts of one length together; until it
-    is an eighth full, a batch takes in its longer neighbours, and is padded."""
-    result: list[list[int]] = []
-    for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
-        last = result[-1] if result else []
-        like = last and (len(prompts[last[-1]]) == len(prompts[i]) or len(last) < size // 8)
-        if like and len(last) < size:
-            last.append(i)
-        else:
-            result.append([i])
-    return result
+    """Indices of the prompts in even batches of at most `size`, those of like lengths together."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    even = math.ceil(len(order) / math.ceil(len(order) / size)) if order else size
+    return [order[start : start + even] for start in range(0, len(order), even)]
 
 
 # What shapes samples here: their fingerprints name this code.
-CODE = (fixed_cache, _attention, _attend, warpers, decode, _padded, _loop, _generate, batches)
+CODE = (
+    fixed_cache, _attention, _attend, warpers, decode, _padded, _draws, _loop, _generate, batches
+)  # fmt: skip

@@ -134,6 +134,16 @@ def context(
 
 # Every step asks again, and rendering was half a minute of each: those of a run are remembered.
 _remembered = functools.lru_cache(2**15)(context)
+_first: dict[tuple, object] = {}
+
+
+@functools.lru_cache(maxsize=32)
+def _alike(tokenizer):
+    """The first tokenizer that renders as this one: the base models of a scale have the same."""
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        return tokenizer
+    state = tokenizer.backend_tokenizer.to_str(), str(tokenizer.chat_template)
+    return _first.setdefault((*state, str(tokenizer.special_tokens_map)), tokenizer)
 
 
 def student_prompts(run: Run, seed: int, rows: list[dict], role="student", **how) -> list[Prompt]:
@@ -164,8 +174,9 @@ def _prompts(run: Run, role: str, weights: str, kind: str, limit: int, rows, att
     from trdlib import models  # it brings torch along, and tasks use this module without
 
     of, found, faults = run.settings.models, [], []
-    how |= {"style": of.style, "date": of.date, "thinking": getattr(of, f"{role}_thinking")}
-    how["tokenizer"] = models.load_tokenizer(weights)
+    how = {"style": of.style, "date": of.date, "raw": False} | how
+    how["thinking"] = getattr(of, f"{role}_thinking")
+    how["tokenizer"] = _alike(models.load_tokenizer(weights))
     for row, attempt in zip(rows, attempts or [None] * len(rows), strict=True):
         parts = {"problem": row["problem"], "attempt": attempt, "reference": row.get("solution")}
         try:

@@ -147,8 +147,8 @@ def training_sets(runs: list[Run], problems: pd.DataFrame, tables: dict) -> list
             if not chosen[seed]:
                 raise ValueError(f"{run}: the subset {recipe.subset!r} is empty for seed {seed}")
         responses = responses[kept]
-        solutions = [row["solution"] for row in rows_of(problems, responses)]
-        same = float((responses["text"] == solutions).mean())
+        solutions = problems.set_index("id")["solution"].loc[responses["id"]]
+        same = float((responses["text"].to_numpy() == solutions.to_numpy()).mean())
         found.append(TrainingSet(chosen, float(responses["correct"].mean()), same))
     return found
 

@@ -4,6 +4,7 @@ Also the one way in which prompts become a graded table of sampled token ids, `t
 steps behind this one use too: refine.py, distill.py (validation) and evaluate.py."""
 
 import importlib
+import itertools
 import shutil
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -108,32 +109,52 @@ def tables_of_seeds(
             return found
         folder = path.with_name(f"{path.name}.seeds")
         todo = [(run, task, folder / f"{r.seed}.parquet", r, sampling) for r in requests]
-        tables = pool(run, table, todo, path.stem)
-        frames = [t.assign(seed=r.seed) for r, t in zip(requests, tables, strict=True)]
+        made = tables(run, todo, path.stem)
+        frames = [t.assign(seed=r.seed) for r, t in zip(requests, made, strict=True)]
         found = pd.concat(frames, ignore_index=True).assign(**columns)
         store.save(found, path, stamp)
         shutil.rmtree(folder, ignore_errors=True)
         return found
 
 
-def pool(run: Run, function, todo: list[tuple], label: str, *, training: bool = False) -> list:
-    """`jobs.run_jobs` with the workers of the run's scale.
+def _fill(todo: list[tuple], label: str, mine: int = 0, of: int = 1) -> None:
+    """Sample what these tables (the arguments of `table`) lack, or an engine's share of it."""
+    lacking: dict[str, list] = {}
+    for run, _, path, request, sampling in todo:
+        stamp = fingerprint(run, request, sampling)
+        if (store.fingerprint_of(path) or "").split("/")[0] != stamp:
+            name = run.model_name(request.role, request.seed)
+            lacking.setdefault(name, []).append(_asked(path, stamp, request, sampling))
+    for name, asked in lacking.items():
+        engines.fill(todo[0][0], name, asked, label, mine, of)
 
-    Before they are forked, the imports and a first load are made, once instead of in each worker.
-    An engine that has a queue (engines.fill) samples what all tables lack before they are made.
-    """
-    settings, how = run.settings, run.settings.models
-    if function is table and how.engine != "transformers":
-        lacking: dict[str, list] = {}
-        for one, _, path, request, sampling in todo:
-            stamp = fingerprint(one, request, sampling)
-            if (store.fingerprint_of(path) or "").split("/")[0] != stamp:
-                name = one.model_name(request.role, request.seed)
-                lacking.setdefault(name, []).append(_asked(path, stamp, request, sampling))
+
+def _tables(todo: list[tuple], label: str) -> list[pd.DataFrame]:
+    _fill(todo, label)
+    return [table(*one) for one in todo]
+
+
+def tables(run: Run, todo: list[tuple], label: str) -> list[pd.DataFrame]:
+    """`table` of each of these arguments, in jobs of one pool: a job has all those of a model and
+    adapter, which share batches; an engine that has a queue takes all in one, before."""
+    how, groups = run.settings.models, {}
+    for number, (one, _, _, request, _) in enumerate(todo):
+        key = one.model_name(request.role, request.seed), request.adapter
+        groups.setdefault(key, []).append(number)
+    if todo and how.engine != "transformers":
         places = jobs.places() // how.gpus or 1  # an engine for each, with its share
-        for name, asked in lacking.items():
-            shares = [(run, name, asked, label, mine, places) for mine in range(places)]
-            jobs.run_jobs(engines.fill, shares, workers=1 / how.gpus, label=f"{label}: engines")
+        shares = [(todo, label, mine, places) for mine in range(places)]
+        jobs.run_jobs(_fill, shares, workers=1 / how.gpus, label=f"{label}: engines")
+    asked = [([todo[number] for number in group], label) for group in groups.values()]
+    made = pool(run, _tables, asked, label)
+    found = dict(zip(itertools.chain(*groups.values()), itertools.chain(*made), strict=True))
+    return [found[number] for number in range(len(todo))]
+
+
+def pool(run: Run, function, todo: list[tuple], label: str, *, training: bool = False) -> list:
+    """`jobs.run_jobs` with the workers of the run's scale. Before they are forked, the imports and
+    a first load are made, once instead of in each worker."""
+    settings, how = run.settings, run.settings.models
     if todo and settings.workers > 1 and (training or how.engine == "transformers"):
         importlib.import_module("transformers.trainer" if training else "peft")  # brings peft too
         models.load(run.model_path("student", settings.seeds[0]), how, run.context_length)

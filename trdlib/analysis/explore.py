@@ -185,7 +185,7 @@ def live(loaded: Loaded, task, row: dict, *, trained: bool = False, draw: int = 
         how = sampling.model_dump(include={"max_new_tokens", "temperature", "top_p", "top_k"})
         with _model(loaded, role, trained) as model, jobs.model_compute():
             stop = models.stop_ids(model.generation_config, loaded.tokenizer)
-            (done,) = generate.decode(model, [prompt.ids], stop_ids=stop, seed=draw, **how)
+            (done,) = generate.decode(model, [prompt.ids], stop_ids=stop, seeds=[draw], **how)
         text = loaded.tokenizer.decode(done.token_ids, skip_special_tokens=True)
         about = {"id": row["id"], "sample": 0, "seed": seed, "text": text}
         said = pd.DataFrame([about | done._asdict()])
