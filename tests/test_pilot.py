@@ -46,7 +46,7 @@ def test_a_pilot_says_what_its_responses_are_and_plan_uses_it(project, monkeypat
     how, works, ones = run.settings, [], np.ones(2)
     for name, part in found["parts"].items():
         sampling = how.rollout if name == "y_o" else how.refinement
-        sizes = part["rows"], part["prompt"] * ones, part["tokens"] * ones, part
+        sizes = part["rows"], part["prompt"] * ones, part["tokens"] * ones, part["variation"]
         works.append(plan.sampling(run, "", [], student, sampling, *sizes))
     assert sum(w.seconds(on)[0] for w in works) * 3**0.5 == pytest.approx(seconds)
 

@@ -164,16 +164,16 @@ def test_by_hand():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("kinds", [1, 10, 40])
-def test_batches_are_as_large_as_those_of_the_loop(project, kinds):
+@pytest.mark.parametrize("rows", [40, 64, 65, 256, 300])
+def test_batches_are_as_large_as_those_of_the_loop(project, rows):
     run = get_run("smoke rollout.batch_size=64")
-    real = generate.batches([[0] * (9 + i % kinds) for i in range(256)], 64)
-    seen, sizes = {"lengths": kinds, "variation": 0.2}, (256, np.full(2, 9.0), np.full(2, 5.0))
-    who = plan.model(run, "student")
-    work = plan.sampling(run, "", [], who, run.settings.rollout, *sizes, seen)
-    assert work.together == pytest.approx(256 / len(real), rel=0.15)
-    tables = plan.sampling(run, "", [], who, run.settings.rollout, *sizes, seen, 64)
-    assert tables.together == 4  # rows of a table
+    real = generate.batches([[0] * 9] * rows, 64)
+    sizes = np.full(2, 9.0), np.full(2, 5.0), 0.2
+    how = run, "", [], plan.model(run, "student"), run.settings.rollout
+    assert plan.sampling(*how, rows, *sizes).together == pytest.approx(len(real[0]), abs=1)
+    assert plan.sampling(*how, 64 * rows, *sizes, 64).together == pytest.approx(
+        len(real[0]), abs=1
+    )  # of a job's
 
 
 def test_vllm_holds_what_its_cache_holds_and_needs_less_time(project):

@@ -63,7 +63,6 @@ def _sampled(run: Run, request, sampling, path: Path) -> tuple[list[str], dict]:
     }).mean()  # fmt: skip
     about = {"rows": len(table), "longest": int(table["n_tokens"].max()), **means}
     about["variation"] = table["n_tokens"].std(ddof=0) / means["tokens"]
-    about["lengths"] = len({len(prompt.ids) for prompt in request.prompts})
     return text.tolist(), about | {"seconds": (seconds or None) if known else None}
 
 
@@ -75,12 +74,13 @@ def measure(run: Run, rows: int) -> dict:
 
     seed, how, (place, memory) = run.settings.seeds[0], run.settings, device()
     train = tasks.of(run).sets()["train"].to_dict("records")
-    every = [len(train) * i // min(rows, len(train)) for i in range(min(rows, len(train)))]
-    if (found := read(run)).get("rows") == len(every):
+    rows = min(rows, len(train))
+    every = [len(train) * i // rows for i in range(rows)]
+    if (found := read(run)).get("rows") == rows:
         return found
     folder, parts = root() / "runs" / "pilot" / run.scale, {}
-    asked, problems = prompts.student_prompts(run, seed, train), [train[i] for i in every]
-    request = Request("student", seed, problems, [asked[i] for i in every])
+    problems = [train[i] for i in every]
+    request = Request("student", seed, problems, prompts.student_prompts(run, seed, problems))
     # before it counts: the first tokens of a process take longer
     first = request._replace(rows=problems[:1], prompts=request.prompts[:1])
     short = how.rollout.model_copy(update={"max_new_tokens": 8})
@@ -92,7 +92,6 @@ def measure(run: Run, rows: int) -> dict:
         request = Request("teacher", seed, problems, told)
         _, parts[f"y_r {mode}"] = _sampled(of, request, how.refinement, folder / f"{mode}.parquet")
     found = {"settings": _stamp(run), "rows": len(problems), "device": place, "memory": memory}
-    found["lengths"] = len({len(prompt.ids) for prompt in asked})  # of all prompts
     found["variation"] = parts["y_o"]["variation"]
     return store.read_json(store.write_json(folder / "pilot.json", found | {"parts": parts}))
 

@@ -164,9 +164,9 @@ def queue(rows, most, variation, room, cap, ahead, prompt, new, compute, weights
     return spent
 
 
-def sampling(run: Run, stage, outs, who: Model, how: Sampling, rows, prompt, new, seen, tables=1):
-    """`rows` responses in so many tables, `how.samples` from each prompt; prompt, new: lengths;
-    seen: `variation` of the responses' lengths, how many `lengths` the prompts have."""
+def sampling(run: Run, stage, outs, who: Model, how: Sampling, rows, prompt, new, vary, jobs=1):
+    """`rows` responses in so many jobs, `how.samples` from each prompt; prompt, new: lengths; vary:
+    standard deviation over mean of the responses' lengths."""
     engine, layers, weights = run.settings.models, who.config.num_hidden_layers, who.matrices
     flops = (2 * weights * prompt + who.attention(prompt)) / how.samples
     flops, weights = flops + new * 2 * (weights + who.head), weights + who.head
@@ -177,13 +177,12 @@ def sampling(run: Run, stage, outs, who: Model, how: Sampling, rows, prompt, new
         prefill = prompt / how.samples * (who.working + prompt)
         each = each + np.maximum(prefill, 32 * who.config.vocab_size)
     launches = layers * (0.1 if paged or engine.backend == "unsloth" else 1)  # graphs of CUDA
-    group = rows / tables / seen["lengths"]  # as in generate.batches: prompts of one length,
-    group *= np.ceil(how.batch_size / 8 / group)  # but so many lengths that it is an eighth full
-    together = round(rows if paged else min(group, how.batch_size, rows / tables))
+    batches = np.ceil(rows / jobs / how.batch_size)  # as in generate.batches: even ones
+    together = round(rows if paged else rows / jobs / batches)
     return Work(
         stage, outs, True, rows, flops, launches, who.parameters * who.item, each,
         min(rows, how.batch_size), together, paged * engine.gpu_share, weights * who.item, cache,
-        prompt, new, how.max_new_tokens, seen["variation"],
+        prompt, new, how.max_new_tokens, vary,
     )  # fmt: skip
 
 
@@ -243,10 +242,11 @@ def work(run: Run, by_role: dict[str, Model]) -> list[Work]:
     attempts = train * scale.rollout.samples
     draws = sum(evaluation.at(temperature).samples for temperature in evaluation.temperatures)
     asked, once = sum(sizes.values()) * draws, evaluation.base_samples
-    tests = len(sizes) * len(evaluation.temperatures) * seeds
+    tests = len(evaluation.temperatures) * seeds  # an adapter's tables share batches
+    vary = pilot.read(run).get("variation", ASSUMED["variation"])
 
-    def sample(stage, outs, who: Model, how, rows, prompt="x", new="eval", tables=seeds) -> None:
-        sizes = rows, tokens[prompt], tokens[new], ASSUMED | pilot.read(run), tables
+    def sample(stage, outs, who: Model, how, rows, prompt="x", new="eval", jobs=seeds) -> None:
+        sizes = rows, tokens[prompt], tokens[new], vary, jobs
         todo.append(sampling(run, stage, outs, who, how, *sizes))
 
     sample("rollout", [run.attempts], student, scale.rollout, attempts, new="y_o")
@@ -254,7 +254,7 @@ def work(run: Run, by_role: dict[str, Model]) -> list[Work]:
         rows, who = asked * len(cell.seeds), by_role.get(cell.method, student)
         if once and cell.method == "base":
             rows = sum(sizes.values()) * once * len(evaluation.temperatures)
-        sample("references", [cell.metrics], who, evaluation.sampling, rows, tables=tests)
+        sample("references", [cell.metrics], who, evaluation.sampling, rows, jobs=tests)
     for mode in scale.modes:
         cells = get_runs(run.scale, mode, "all", run.all_settings)
         tokens, other = lengths(cells[0]), student if mode == "opsd" else by_role["teacher"]
@@ -286,7 +286,7 @@ def work(run: Run, by_role: dict[str, Model]) -> list[Work]:
                 rows = held_out * evaluation.validation_samples * len(cell.rates)
                 sample(stage, [], student, evaluation.validation, rows)
             how = f"evaluate {mode}", [cell.metrics], student, evaluation.sampling, asked * seeds
-            sample(*how, tables=tests)
+            sample(*how, jobs=tests)
     return todo
 
 
