@@ -28,6 +28,7 @@ $(VENV)/.ready: pyproject.toml
 	python -m pip install --quiet "$$(grep -o 'torch==[0-9.]*' pyproject.toml | head -1)"
 	python -m pip install --quiet -e '.[test]'
 	python -m pip install --quiet --no-deps $$(grep -o 'unsloth[_a-z]*==[0-9.]*' pyproject.toml)
+	python -m pip uninstall --quiet --yes rfc3987-syntax  # optional: it checks nothing here, and papermill imports it for 2 s
 	@touch $@
 
 repro: setup

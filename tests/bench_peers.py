@@ -164,7 +164,7 @@ def decode(peer: str, scale: str, rows: int, new: int) -> dict:
         stop_ids = models.stop_ids(model.generation_config, tokenizer)
         if peer == "generate":
             generate._loop = generate._generate  # model.generate
-        complete = functools.partial(generate.decode, model, stop_ids=stop_ids, seed=0)
+        complete = functools.partial(generate.decode, model, stop_ids=stop_ids)
     greedy = complete(asked[:16], max_new_tokens=new, temperature=0, top_p=1.0, top_k=0)
     how, stop = rollout.model_dump(include={"temperature", "top_p", "top_k"}), meter()
     tokens = sum(len(one.token_ids) for one in complete(asked, max_new_tokens=new, **how))

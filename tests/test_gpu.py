@@ -88,8 +88,8 @@ def test_decoding_is_that_of_transformers(project):
         )  # fmt: skip
         assert theirs[0, len(prompt) :].tolist() == completion.token_ids
     again = [
-        generate.decode(model, PROMPTS, max_new_tokens=40, stop_ids=stops, seed=seed)
-        for seed in (1, 1, 2)
+        generate.decode(model, PROMPTS, max_new_tokens=40, stop_ids=stops, seeds=seeds)
+        for seeds in ([1] * len(PROMPTS), [1] * len(PROMPTS), [2] * len(PROMPTS))
     ]
     assert again[0] == again[1] != again[2]
 
@@ -119,7 +119,7 @@ for model in (fast, plain):
     same = sum(a == b for a, b in zip(found, stock_greedy))
     assert same == len(found) or dtype == "bfloat16" and same, (found, stock_greedy)
 how = dict(max_new_tokens=40, stop_ids=[2], temperature=1.0)
-drawn = [generate.decode(fast, test_gpu.PROMPTS, seed=seed, **how) for seed in (1, 1, 2)]
+drawn = [generate.decode(fast, test_gpu.PROMPTS, seeds=[seed], **how) for seed in (1, 1, 2)]
 assert drawn[0] == drawn[1] != drawn[2]
 print("decoded")
 lora = settings.Lora(r=4, alpha=4, dropout=0.05)

@@ -104,7 +104,7 @@ from trdlib.analysis import compare, diagnose, explore, tables
 from trdlib.run import get_run
 run = get_run()
 model, _ = models.load(run.model_path("student", 0), run.settings.models, run.context_length)
-generate.decode(model, [[1]], max_new_tokens=2, temperature=1.0, top_p=1.0, top_k=0, seed=0,
+generate.decode(model, [[1]], max_new_tokens=2, temperature=1.0, top_p=1.0, top_k=0,
                 stop_ids=[])
 os.chdir("notebooks")
 for name in sys.argv[1:]:

@@ -131,7 +131,7 @@ def accuracy(language: ModuleType, model, tokenizer, name: str, decode, batches)
     how = {"max_new_tokens": 100, "stop_ids": [tokenizer.eos_token_id], "temperature": 0.6}
     right = 0
     for indices in batches(contexts, 256):
-        done = decode(model, [contexts[i] for i in indices], **how)
+        done = decode(model, [contexts[i] for i in indices], seeds=indices, **how)
         texts = tokenizer.batch_decode([ids for ids, _ in done], skip_special_tokens=True)
         right += sum(map(language.is_right, [asked[i] for i in indices], texts))
     return right / len(asked)
