@@ -322,11 +322,9 @@ def distill(
 ) -> list[Trained]:
     """Train the runs (of one scale) for every base seed; one adapter each, in its place.
 
-    sets: {"train": ..., "validation": ...}, problem sets; tables: as in `training_sets`, whose
-    result may be given as `training`. The learning rate is the one of the shared grid
-    (training.learning_rates; variants may have one of their own) that does best on the validation
-    set, averaged over the first training.choice_seeds base seeds. All candidates are jobs of one
-    pool; finished work is not done again.
+    tables: as in `training_sets`, whose result may be given as `training`. The learning rate is the
+    one of `Run.rates` that does best on the validation set, averaged over the first
+    training.choice_seeds base seeds. Finished work is not done again.
     """
     training = training or training_sets(runs, sets["train"], tables)
     seeds, trained = runs[0].settings.seeds, []
@@ -365,8 +363,7 @@ def _choose(runs: list[Run], task, sets: dict, training: list[TrainingSet]) -> l
     """For each run the choice on file if it was made from the same settings, else a new one."""
     choices, todo = [], []
     for run, found in zip(runs, training, strict=True):
-        rates, seeds = list(dict.fromkeys(run.rates)), run.settings.seeds
-        seeds = seeds[: run.settings.training.choice_seeds]
+        rates, seeds = list(run.rates), run.settings.seeds[: run.settings.training.choice_seeds]
         stamp, choice = _choice_stamp(run, seeds, sets), store.read_json(run.choice, {})
         if choice.get("fingerprint") != stamp:
             if choice:

