@@ -306,8 +306,6 @@ def _train_round(candidate: Candidate, number: int, folder: Path, before: Path |
 
 
 class Trained(NamedTuple):
-    """What distillation leaves of a run."""
-
     choice: dict  # as in the file `run.choice`: grid, accuracies by seed, choice
     adapters: dict[int, Path]  # of each base seed
 
@@ -327,7 +325,7 @@ def distill(
     training.choice_seeds base seeds. Finished work is not done again.
     """
     training = training or training_sets(runs, sets["train"], tables)
-    seeds, trained = runs[0].settings.seeds, []
+    seeds = runs[0].settings.seeds
     with contextlib.ExitStack() as locks:
         for path in sorted({run.choice for run in runs}):
             locks.enter_context(store.locked(path))
@@ -344,8 +342,7 @@ def distill(
             store.write_json(run.choice, choice)  # last: it says that the adapters are there
             for seed in seeds:
                 shutil.rmtree(run.folder(seed) / "candidates", ignore_errors=True)
-            trained.append(Trained(choice, {seed: run.adapter(seed) for seed in seeds}))
-    return trained
+    return [Trained(c, {seed: r.adapter(seed) for seed in seeds}) for r, c, _ in found]
 
 
 def _choice_stamp(run: Run, seeds: tuple[int, ...], sets: dict[str, pd.DataFrame]) -> str:

@@ -17,8 +17,7 @@ def evaluate(
     """Sample and grade every benchmark with every base seed at every temperature of the scale:
     {temperature: {benchmark: samples}} for each run.
 
-    The runs are of one scale, all their samples jobs of one pool (with evaluation.base_samples the
-    base's first). adapters: of each run by seed, None for rows that are not trained.
+    The runs are of one scale. adapters: of each run by seed, None for rows that are not trained.
     """
     benchmarks = {name: sets[name] for name in sets if name not in ("train", "validation")}
     how, base, shares = runs[0].settings.evaluation, runs[0].with_("none", "base"), {}

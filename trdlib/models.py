@@ -78,8 +78,7 @@ def free_gpu() -> None:
 def load(name: str, settings: Models, context_length: int):
     """-> (model, tokenizer), on the GPU if there is one, in evaluation mode, weights frozen.
 
-    context_length: the longest sequence it will see, in tokens (Run.context_length). SettingsError
-    if `hidden_states` and `head` do not make the logits that the model itself makes.
+    SettingsError if `hidden_states` and `head` do not make the logits that the model itself makes.
     """
     (folder, commit), four = source(name), settings.load_in_4bit
     bits = importlib.util.find_spec("bitsandbytes")

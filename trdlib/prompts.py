@@ -155,8 +155,7 @@ def student_prompts(run: Run, seed: int, rows: list[dict], role="student", **how
 def teacher_prompts(run: Run, seed: int, rows: list[dict], attempts=None, **how) -> list[Prompt]:
     """The teacher's refine context of each attempt (a text), or without attempts its vanilla one.
 
-    mode "opd": x, or (x, y_o). mode "opsd": the reference solution y* as well. Nothing else says
-    what the teacher sees: the prompt that makes a rewrite is, token for token, the one that scores.
+    mode "opd": x, or (x, y_o). mode "opsd": the reference solution y* as well.
     """
     kind = "solve" if attempts is None else "refine"
     kind += "_given_reference" if run.mode == "opsd" else ""

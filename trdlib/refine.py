@@ -48,9 +48,8 @@ def solve(run: Run, task, problems: pd.DataFrame) -> pd.DataFrame:
 def trajectory(run: Run, problems: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """The text that the run's method trains on, for every base seed.
 
-    tables: the one of the trajectory's name, and of y_r that of y_o too. Columns: id, seed,
-    token_ids, text, correct; y_o_correct where there are attempts; attempt (the text of y_o) where
-    the teacher is to score y_r in its refine context.
+    tables: the one of the trajectory's name, and of y_r that of y_o too. Columns are added:
+    y_o_correct; attempt (the text of y_o) where the teacher is to score y_r in its refine context.
     """
     name, settings = run.recipe.trajectory, run.settings
     if name == "y_star":

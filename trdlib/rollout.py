@@ -53,9 +53,7 @@ def _reuse(path: Path, generation: str, rows: list[dict], task, **columns: list)
     `correct` too: graded by other rules, or of other answers, a table is graded again."""
     verdicts = task.grader, [(row["id"], row["answer"]) for row in rows], [columns] * bool(columns)
     found, stamp = store.fingerprint_of(path), f"{generation}/{store.content_hash(*verdicts)}"
-    if found is not None and found.split("/")[0] != generation:
-        return store.is_stale(path), stamp
-    table = store.load(path)
+    table = store.load(path, generation)
     if table is not None and found != stamp:
         table = table.assign(correct=grade(task, table, rows), **columns)
         store.save(table, path, stamp)
@@ -157,7 +155,6 @@ def pool(run: Run, function, todo: list[tuple], label: str, *, training: bool = 
 
 
 def rollout(run: Run, task, problems: pd.DataFrame) -> pd.DataFrame:
-    """y_o of every base seed: read if it is there, sampled if not. problems: the train set. One row
-    per attempt, with the columns of `table` and seed."""
+    """y_o of every base seed, with the columns of `table` and seed. problems: the train set."""
     requests = [ask(run, seed, problems) for seed in run.settings.seeds]
     return tables_of_seeds(run, task, run.attempts, requests, run.settings.rollout)

@@ -27,8 +27,8 @@ _SHAPES_NOTHING = {"workers", "tracker", "only", "variants"}  # no result, that 
 class Run:
     """One cell of the pipeline; mode is "none" for the rows that are not trained (REFERENCES).
 
-    settings: of the scale; all_settings: of the file. results: where small files go, results/, which
-    is in git, or a changed run's own place. SettingsError if there is no such run.
+    settings: of the scale; all_settings: of the file. results: where small files go, results/ (in
+    git) or a changed run's own place. SettingsError if there is no such run.
     """
 
     def __init__(self, scale: str, mode: str | None, method: str, settings: Settings):

@@ -221,9 +221,9 @@ class Diagnosis(Section):
     gradient_problems: Count  # of each source, in a summed gradient
 
 
-# engine -> packages that it needs beyond the pinned ones, and how to get them
-ENGINES = {"transformers": (), "vllm": ("vllm",), "openai": ("openai",)}
-ENGINE_INSTALL = {"vllm": "pip install -e '.[vllm]'", "openai": "pip install -e '.[server]'"}
+# engine, by the name of its package -> how to get that
+ENGINES = {"transformers": "", "vllm": "pip install -e '.[vllm]'"}
+ENGINES |= {"openai": "pip install -e '.[server]'"}
 
 
 class Server(Section):

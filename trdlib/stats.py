@@ -15,10 +15,9 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 def allocate(right, of: int, mean: int, least: int) -> np.ndarray:
     """How many samples each problem gets, `mean` of them on average: n_i ~ sqrt(p (1 - p) + 0.01),
-    as whole numbers, at least so many each. p: the share of `of` samples of *another* model that
-    are right. The mean of the problems' means stays unbiased, and varies less than with equal n_i;
-    by a model's own samples it would be biased.
-    """
+    as whole numbers, at least so many each. p: the share of `of` samples that are right, of
+    *another* model: by a model's own the mean of the problems' means would be biased. So
+    shared, the samples give it less variance than with equal n_i."""
     p = np.asarray(right) / of
     counts = np.full(len(p), least)
     for _ in range((mean - least) * len(p)):  # where one more lessens the variance most
