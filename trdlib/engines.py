@@ -60,8 +60,8 @@ def identity(settings: Models) -> list:
     SettingsError if its packages are not here; nothing is loaded or imported."""
     kind = settings.engine
     if importlib.util.find_spec(kind) is None:
-        instead = "or set models.engine to transformers"
-        raise SettingsError(f"the engine needs the package {kind}: {ENGINES[kind]}, {instead}")
+        mend = f"pip install -e '.[{ENGINES[kind]}]', or set models.engine to transformers"
+        raise SettingsError(f"the engine needs the package {kind}: {mend}")
     # On a CPU vLLM's package has another name.
     version = importlib.metadata.version(_packages()["vllm"][0]) if kind == "vllm" else None
     ours = (*generate.CODE, Loop) if kind == "transformers" else (_queue, _KINDS[kind])

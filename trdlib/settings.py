@@ -221,9 +221,8 @@ class Diagnosis(Section):
     gradient_problems: Count  # of each source, in a summed gradient
 
 
-# engine, by the name of its package -> how to get that
-ENGINES = {"transformers": "", "vllm": "pip install -e '.[vllm]'"}
-ENGINES |= {"openai": "pip install -e '.[server]'"}
+# engine, which is the name of its package -> the extra of ours that brings it
+ENGINES = {"transformers": "", "vllm": "vllm", "openai": "server"}
 
 
 class Server(Section):

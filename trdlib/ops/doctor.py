@@ -45,7 +45,8 @@ def verdict(scale: str, settings: Settings, where: str, memory: int, reach: str)
     if how.backend == "unsloth" and not find_spec("unsloth"):
         faults.append("the backend unsloth is missing: pip install -e '.[gpu]'")
     if not find_spec(how.engine):
-        faults.append(f"the engine {how.engine} is missing: {ENGINES[how.engine]}")
+        extra = ENGINES[how.engine]
+        faults.append(f"the engine {how.engine} is missing: pip install -e '.[{extra}]'")
     try:
         found = plan.models(run)
     except (SettingsError, ImportError) as error:
@@ -80,8 +81,8 @@ def command(*, of_project: bool, as_json: bool) -> int:
         "git": "here" if any((folder / ".git").exists() for folder in (root(), *root().parents))
         else "none here (a copy without .git): for dvc `git init`, or dvc config core.no_scm true",
         "sandbox": f"{guard}{'' if guard.safe else ' (no code tasks here: they need Linux)'}",
-        **{f"engine {name}": "here" if find_spec(name) else f"missing: {how}"
-           for name, how in ENGINES.items() if how},
+        **{f"engine {name}": "here" if find_spec(name) else f"missing: pip install -e '.[{extra}]'"
+           for name, extra in ENGINES.items() if extra},
         "packages": "; ".join(faults) + "; so: make setup" if faults else "as pinned",
     }  # fmt: skip
     for name in settings.scales:
