@@ -156,24 +156,37 @@ def test_an_interrupted_queue_goes_on(project, server, asked, monkeypatch):
 
 
 def test_an_interrupted_loop_goes_on_by_whole_batches(project, asked, monkeypatch):
+    """Of three tables: two share their batches, one is sampled at another temperature."""
     run, decode, calls = run_with("transformers"), generate.decode, []
-    how = {"temperature": 1.0, "max_new_tokens": 6, "samples": 3, "batch_size": 2}
-    whole = respond(run, asked, **how)
+    usual = Sampling(temperature=1.0, max_new_tokens=6, samples=3, batch_size=4)
+    hot = usual.model_copy(update={"temperature": WILD})
+    rows = ("a", asked[:2], usual, 0), ("b", asked[2:], usual, 1), ("c", asked[:1], hot, 0)
 
-    def interrupted(model, prompts, **more):
-        calls.append(prompts)
-        if len(calls) == 3:
+    def tables(folder):
+        wanted = [engines.Asked(x, how, Path(folder) / n, (seed,)) for n, x, how, seed in rows]
+        engines.fill(run, NAME, wanted, "test")
+        return [engines._kept(one.parts) for one in wanted]
+
+    def recorded(model, prompts, **more):
+        calls.append((prompts, more["seeds"]))
+        if len(calls) == interrupted:
             raise KeyboardInterrupt
         return decode(model, prompts, **more)
 
-    monkeypatch.setattr(generate, "decode", interrupted)
+    interrupted = 0
+    monkeypatch.setattr(generate, "decode", recorded)
+    whole, batches = tables("whole"), calls.copy()
+    assert [len(table) for table in whole] == [6, 6, 3] and len(batches) == 4
+    calls, interrupted = [], 3
     with pytest.raises(KeyboardInterrupt):
-        respond(run, asked, parts="parts", **how)
-    (kept,) = Path("parts").iterdir()
+        tables("parts")
+    (kept,) = Path("parts/b").iterdir()
     kept.write_text(kept.read_text()[:-4])  # a kill cut off the last row of the second batch
-    assert respond(run, asked, parts="parts", **how) == whole
-    assert len(calls) == 3 + 5  # of six batches the first was whole
-    assert respond(run, asked, parts="parts", **how) == whole and len(calls) == 3 + 5
+    calls, interrupted = [], 0
+    assert tables("parts") == whole
+    assert calls == batches[1:]  # the first was whole
+    calls = []
+    assert tables("parts") == whole and not calls
 
 
 def test_a_stage_is_one_queue(smoke, task, sets, server, adapter, monkeypatch):

@@ -311,7 +311,7 @@ def here(run: Run, by_role: dict[str, Model]) -> Machine | None:
         if part["seconds"]:
             who = by_role["teacher" if name == "y_r opd" else "student"]
             how = run.settings.rollout if name == "y_o" else run.settings.refinement
-            sizes = part["rows"], part["prompt"] * ones, part["tokens"] * ones, part
+            sizes = part["rows"], part["prompt"] * ones, part["tokens"] * ones, part["variation"]
             ours += sampling(run, "", [], who, how, *sizes).seconds(like)[0]
             theirs += part["seconds"]
     return like._replace(factor=theirs / ours) if ours else None
