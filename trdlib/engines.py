@@ -61,7 +61,7 @@ def identity(settings: Models) -> list:
     kind = settings.engine
     if importlib.util.find_spec(kind) is None:
         mend = f"pip install -e '.[{ENGINES[kind]}]', or set models.engine to transformers"
-        raise SettingsError(f"the engine needs the package {kind}: {mend}")
+        raise SettingsError(f"the engine {kind} needs the package {kind}: {mend}")
     # On a CPU vLLM's package has another name.
     version = importlib.metadata.version(_packages()["vllm"][0]) if kind == "vllm" else None
     ours = (*generate.CODE, Loop) if kind == "transformers" else (_queue, _KINDS[kind])
