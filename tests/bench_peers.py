@@ -158,7 +158,7 @@ def decode(peer: str, scale: str, rows: int, new: int) -> dict:
         def complete(asked, **how):
             sampling = rollout.model_copy(update=how | {"samples": 1})
             wanted = engines.Asked(asked, sampling, Path(tempfile.mkdtemp()), (0,))
-            return [one for (one,) in engines.sample(run, name, wanted, peer)]
+            return engines.sample(run, name, wanted, peer)
     else:
         model, tokenizer = models.load(name, run.settings.models, run.context_length)
         stop_ids = models.stop_ids(model.generation_config, tokenizer)

@@ -6,6 +6,7 @@ A stand-in speaks vLLM's dialect around a real model (stand_ins.py); vLLM itself
 import random
 import shutil
 import socket
+import sys
 import tempfile
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def respond(run, prompts, adapter=None, parts=None, **how):
     sampling = Sampling(**{"temperature": 0, "max_new_tokens": 20} | how)
     parts = Path(parts or tempfile.mkdtemp(dir="."))
     asked = engines.Asked(prompts, sampling, parts, (0,), adapter)
-    return [one for group in engines.sample(run, NAME, asked, "test") for one in group]
+    return engines.sample(run, NAME, asked, "test")
 
 
 @pytest.fixture(params=["transformers", "openai"])
@@ -395,14 +396,10 @@ def test_an_adapter_that_does_nothing_is_noticed(project, server, asked, adapter
 
 def test_what_is_missing_is_said_before_anything_loads(smoke, task, sets, monkeypatch):
     monkeypatch.setattr(models, "load", lambda *a: pytest.fail("loaded a model"))
-    monkeypatch.setitem(settings.ENGINES, "openai", ("no_such_package",))
-    with pytest.raises(
-        settings.SettingsError, match=r"needs the package no_such_package.*\[server\]"
-    ):
-        rollout.rollout(run_with("openai"), task, sets["train"])
-    monkeypatch.setitem(settings.ENGINES, "vllm", ("no_such_package",))
-    with pytest.raises(settings.SettingsError, match=r"vllm needs the package .*\[vllm\]"):
-        rollout.rollout(run_with("vllm"), task, sets["train"])
+    for engine, extra in (("openai", "server"), ("vllm", "vllm")):
+        monkeypatch.setitem(sys.modules, engine, None)  # as if it were not installed
+        with pytest.raises(settings.SettingsError, match=rf"package {engine}: .*\[{extra}\]"):
+            rollout.rollout(run_with(engine), task, sets["train"])
 
 
 def test_four_bits_need_a_gpu_and_bitsandbytes(smoke, task, sets, monkeypatch):

@@ -258,8 +258,7 @@ def test_four_bits(project):
     found = []
     for adapter in (None, project / "adapter"):
         asked = engines.Asked(PROMPTS, how, project / f"parts{len(found)}", (0,), adapter)
-        groups = engines.sample(run, "models/tiny/0/student", asked, "test")
-        found.append([response for (response,) in groups])
+        found.append(engines.sample(run, "models/tiny/0/student", asked, "test"))
     assert found[0] != found[1]
     stop_ids = models.stop_ids(student.generation_config, tokenizer)
     same = generate.decode(student.eval(), PROMPTS, max_new_tokens=20, stop_ids=stop_ids,

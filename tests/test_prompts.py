@@ -91,14 +91,6 @@ def test_the_thinking_switch_reaches_the_template(tokenizer):
         tokenizer.chat_template = original
 
 
-def test_without_generate_there_is_no_header(tokenizer):
-    ask = [{"role": "user", "content": "Solve"}]
-    closed = prompts.render(ask, tokenizer, generate=False)
-    opened = prompts.render(ask, tokenizer, generate=True)
-    assert opened[: len(closed)] == closed
-    assert tokenizer.decode(opened[len(closed) :]) == "<|im_start|>assistant\n"
-
-
 @given(room=st.integers(15, 140), steps=st.integers(3, 8), seed=st.integers(0, 50))
 @settings(max_examples=60, deadline=None)
 def test_a_long_prompt_is_cut_in_the_attempt_then_in_the_reference(tokenizer, room, steps, seed):

@@ -223,11 +223,11 @@ def test_cut_prompts_are_seen_and_counted(chat, qwen3):
 def test_an_evaluated_teacher_is_asked_in_its_own_way(chat, qwen3, monkeypatch):
     run, asked = chat("opd"), []
 
-    def pool(run, function, todo, label):
+    def tables(run, todo, label):
         asked.extend(request for _, _, _, request, _ in todo)
-        return [pd.DataFrame() for _ in todo]
+        return {path: pd.DataFrame() for _, _, path, *_ in todo}
 
-    monkeypatch.setattr(evaluate, "pool", pool)
+    monkeypatch.setattr(evaluate, "tables", tables)
     problems = {"chain": tasks.of(run).sets()["chain"]}
     for method, tail in (("base", TURN), ("teacher", TURN + EMPTY)):
         evaluate.evaluate([run.with_("none", method)], None, problems, [None])

@@ -145,10 +145,6 @@ def prompts(tokenizer):
     return [rng.choices(words, k=n) for n in (3, 3, 17, 16, 33, 1400)]
 
 
-def flat(groups):
-    return [response for group in groups for response in group]
-
-
 def asked(prompts, folder, adapter=None, **how):
     sampling = Sampling(**{"temperature": 0, "max_new_tokens": BUDGET} | how)
     return engines.Asked(prompts, sampling, Path(folder), (0,), adapter)
@@ -200,8 +196,7 @@ def test_greedy_is_our_loops_with_every_adapter_in_one_call(who, home, prompts, 
     found = []
     for one in wanted:
         assert [*one.parts.glob("*.jsonl")]
-        rows = engines.sample(who, NAME, one, "test")  # of what is there
-        found.append([response for (response,) in rows])
+        found.append(engines.sample(who, NAME, one, "test"))  # of what is there
         assert found[-1] == ours(prompts, one.adapter)
     assert len({str(one) for one in found}) == len(adapters)
 
@@ -216,9 +211,9 @@ def test_mixed_adapters_are_those_of_separate_calls(who, home, prompts, tmp_path
         alone = engines.sample(
             who, NAME, one._replace(parts=tmp_path / "alone" / one.parts.name), "test"
         )
-        same = [a == b for a, b in zip(flat(mixed), flat(alone), strict=True)]
+        same = [a == b for a, b in zip(mixed, alone, strict=True)]
         assert np.mean(same) > 0.9  # last bits differ with the company, and may tip a draw
-        assert len({tuple(r.token_ids) for r in mixed[0]}) > 4  # each has its own random numbers
+        assert len({tuple(r.token_ids) for r in mixed[:8]}) > 4  # each has its own random numbers
 
 
 def test_log_probabilities_are_pefts(engine, home, prompts):
@@ -261,7 +256,7 @@ def test_stop_tokens_and_budgets(who, home, prompts, tmp_path):
         patch.setattr(models, "stop_ids", lambda *a: [2, stop])
         for budget in (1, BUDGET):
             one = asked(prompts, tmp_path / str(budget), max_new_tokens=budget)
-            found = [response for (response,) in engines.sample(who, NAME, one, "test")]
+            found = engines.sample(who, NAME, one, "test")
             assert found == ours(prompts, None, (2, stop), budget)
             assert {len(r.token_ids) == budget for r in found if not r.finished} == {True}
         assert {r.finished for r in found} == {True, False}
@@ -275,7 +270,7 @@ def test_samples_have_the_models_own_distribution(who, home, prompts, tmp_path):
         logits = model(torch.tensor([prompts[1]])).logits[:, -1]
     exact = generate.warpers(**how)(None, logits).softmax(-1)[0].double().numpy()
     one = asked(prompts[1:2], tmp_path, samples=1000, max_new_tokens=1, **how)
-    ((*rows,),) = engines.sample(who, NAME, one, "test")
+    rows = engines.sample(who, NAME, one, "test")
     seen = np.bincount([row.token_ids[0] for row in rows], minlength=len(exact))
     assert seen[exact == 0].sum() == 0 and (exact > 0).sum() > 3
     expected = exact[exact > 0] / exact.sum() * seen.sum()
@@ -314,7 +309,7 @@ def test_killed_and_resumed(server, home, prompts):
     assert 18 <= len(kept) < 200
     how = {"temperature": 1.0, "samples": 40, "max_new_tokens": 200}
     one = asked(prompts[:5], parts, **how)
-    rows = flat(engines.sample(found, NAME, one, "test"))
+    rows = engines.sample(found, NAME, one, "test")
     assert len(rows) == 200 and [rows[row] for row in kept] == list(kept.values())
     assert len([*filter(None, lines())]) == 200 + 1  # nothing twice; the torn line
 

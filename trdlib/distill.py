@@ -306,8 +306,6 @@ def _train_round(candidate: Candidate, number: int, folder: Path, before: Path |
 
 
 class Trained(NamedTuple):
-    """What distillation leaves of a run."""
-
     choice: dict  # as in the file `run.choice`: grid, accuracies by seed, choice
     adapters: dict[int, Path]  # of each base seed
 
@@ -322,14 +320,12 @@ def distill(
 ) -> list[Trained]:
     """Train the runs (of one scale) for every base seed; one adapter each, in its place.
 
-    sets: {"train": ..., "validation": ...}, problem sets; tables: as in `training_sets`, whose
-    result may be given as `training`. The learning rate is the one of the shared grid
-    (training.learning_rates; variants may have one of their own) that does best on the validation
-    set, averaged over the first training.choice_seeds base seeds. All candidates are jobs of one
-    pool; finished work is not done again.
+    tables: as in `training_sets`, whose result may be given as `training`. The learning rate is the
+    one of `Run.rates` that does best on the validation set, averaged over the first
+    training.choice_seeds base seeds. Finished work is not done again.
     """
     training = training or training_sets(runs, sets["train"], tables)
-    seeds, trained = runs[0].settings.seeds, []
+    seeds = runs[0].settings.seeds
     with contextlib.ExitStack() as locks:
         for path in sorted({run.choice for run in runs}):
             locks.enter_context(store.locked(path))
@@ -346,8 +342,7 @@ def distill(
             store.write_json(run.choice, choice)  # last: it says that the adapters are there
             for seed in seeds:
                 shutil.rmtree(run.folder(seed) / "candidates", ignore_errors=True)
-            trained.append(Trained(choice, {seed: run.adapter(seed) for seed in seeds}))
-    return trained
+    return [Trained(c, {seed: r.adapter(seed) for seed in seeds}) for r, c, _ in found]
 
 
 def _choice_stamp(run: Run, seeds: tuple[int, ...], sets: dict[str, pd.DataFrame]) -> str:
@@ -365,8 +360,7 @@ def _choose(runs: list[Run], task, sets: dict, training: list[TrainingSet]) -> l
     """For each run the choice on file if it was made from the same settings, else a new one."""
     choices, todo = [], []
     for run, found in zip(runs, training, strict=True):
-        rates, seeds = list(dict.fromkeys(run.rates)), run.settings.seeds
-        seeds = seeds[: run.settings.training.choice_seeds]
+        rates, seeds = list(run.rates), run.settings.seeds[: run.settings.training.choice_seeds]
         stamp, choice = _choice_stamp(run, seeds, sets), store.read_json(run.choice, {})
         if choice.get("fingerprint") != stamp:
             if choice:

@@ -183,10 +183,9 @@ def _products(hidden: torch.Tensor, weight: torch.Tensor):
         yield rows, _product(hidden[rows], weight)
 
 
-def logits_in_chunks(hidden: torch.Tensor, head: Head | torch.Tensor):
+def logits_in_chunks(hidden: torch.Tensor, head: Head):
     """(rows, logits) of hidden states (N, H) and head (V, H), a few rows at a time, float32 at
     least: rows is a slice of the N positions, logits (len(rows), V)."""
-    head = as_head(head)
     return ((rows, head.logits(product)) for rows, product in _products(hidden, head.weight))
 
 
@@ -208,9 +207,8 @@ DIVERGENCES = _Marked()
 def divergence(function):
     """Marks a function as a divergence that params.yaml may name.
 
-    function(log_s, log_t, beta) -> (value, gradient): log-probabilities of student and teacher,
-    (N, V), which it may overwrite; the divergence, (N,), and its gradient with respect to the
-    student's logits, (N, V). A test compares every marked function's gradient with autograd's.
+    function(log_s, log_t, beta) -> (value, gradient): from log-probabilities (N, V), which it may
+    overwrite, the divergence (N,) and its gradient with respect to the student's logits (N, V).
     """
     DIVERGENCES[function.__name__] = function
     return function

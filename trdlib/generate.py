@@ -89,9 +89,8 @@ def decode(
 ) -> list[Completion]:  # fmt: skip
     """Sample one response for each prompt, all in one batch; temperature 0 is greedy.
 
-    Prompts of different lengths are padded on the left. seeds: of each row's random numbers; None:
-    0, 1, 2 ... On a GPU, Unsloth's forward is left to `model.generate`, which replays its steps as
-    CUDA graphs: there the first seed is that of the whole batch.
+    seeds: of each row's random numbers; None: 0, 1, 2 ... On a GPU, Unsloth's forward is left to
+    `model.generate`, which replays its steps as CUDA graphs: there the first seed is that of all.
     """
     filters = {"temperature": temperature, "top_p": top_p, "top_k": top_k} if temperature else {}
     graphs = model.device.type == "cuda" and model.forward.__module__.startswith("unsloth")

@@ -9,19 +9,19 @@ import os
 import sys
 import threading
 import time
+import types
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
 from tqdm import tqdm
 
 compute = {"seconds": 0.0}  # of this process and its finished jobs
-cluster = None  # ops/cluster.py, once it is imported
+cluster = types.SimpleNamespace(places=lambda: 0)  # ops/cluster.py, once it is imported
 
 
 @contextlib.contextmanager
 def model_compute(clock=time.process_time):
-    """Clock the enclosed work as model compute (sampling, scoring, training), in core-seconds: CPU
-    time, so that jobs side by side do not count each other; who waits for a GPU spins. clock:
-    another one, where other processes do the work."""
+    """Clock the enclosed work as model compute, in core-seconds: CPU time, so that jobs count none
+    but their own; who waits for a GPU spins. clock: another, where other processes do the work."""
     started = clock()
     try:
         yield
@@ -38,7 +38,6 @@ def progress(label: str, iterable=None, **how):
 
 
 def _start_worker() -> None:
-    compute["seconds"] = 0.0
     gc.freeze()  # the Trainer collects garbage; what was inherited is none
     parent = multiprocessing.parent_process()
 
@@ -55,36 +54,26 @@ def _timed(function, job):
 
 
 def _here(function, jobs: list[tuple], workers: int):
-    """(number of the job, what `_timed` gives), as they end. Linux forks (imports are paid once),
-    other systems spawn."""
+    """(number of the job, what `_timed` gives), as they end. A fork pays for no import again."""
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
         futures = {pool.submit(_timed, function, job): i for i, job in enumerate(jobs)}
         try:
             yield from ((futures[done], done.result()) for done in as_completed(futures))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def places() -> int:
-    """How many jobs run at a time on a cluster; 0: none is named, they run here."""
-    return cluster.places() if cluster else 0
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def run_jobs(function, jobs: list[tuple], *, workers: float = 1, label: str = "") -> list:
-    """[function(*job) for job in jobs], in that order, with a progress bar on stderr. A job that
-    raises ends the run with its error. workers: processes here, or jobs that share a GPU of a Ray
-    cluster (1/2: a job takes two)."""
+    """[function(*job) for job in jobs], with a progress bar; a job that raises ends them with its
+    error. workers: processes here, or jobs that share a GPU of a cluster (1/2: a job takes two)."""
     inside = multiprocessing.parent_process() is not None  # of a job: the outer bar tells enough
     bar = {"total": len(jobs), "disable": not jobs or inside}
-    torch, away = sys.modules.get("torch"), jobs and not inside and places()
+    torch, away = sys.modules.get("torch"), jobs and not inside and cluster.places()
     holds_gpu = torch and torch.cuda.is_initialized()  # it survives no fork; one job fills it
     if not away and (workers <= 1 or not jobs or holds_gpu):
         return [function(*job) for job in progress(label, jobs, **bar)]
-    results: list = [None] * len(jobs)
     made = (cluster.run if away else _here)(function, jobs, workers)
-    for number, got in progress(label, made, **bar):
-        results[number], seconds = got
-        compute["seconds"] += seconds
-    return results
+    found = dict(progress(label, made, **bar))
+    compute["seconds"] += sum(seconds for _, seconds in found.values())
+    return [found[number][0] for number in range(len(jobs))]

@@ -78,8 +78,7 @@ def free_gpu() -> None:
 def load(name: str, settings: Models, context_length: int):
     """-> (model, tokenizer), on the GPU if there is one, in evaluation mode, weights frozen.
 
-    context_length: the longest sequence it will see, in tokens (Run.context_length). SettingsError
-    if `hidden_states` and `head` do not make the logits that the model itself makes.
+    SettingsError if `hidden_states` and `head` do not make the logits that the model itself makes.
     """
     (folder, commit), four = source(name), settings.load_in_4bit
     bits = importlib.util.find_spec("bitsandbytes")
@@ -250,8 +249,7 @@ def stop_ids(generation_config, tokenizer) -> list[int]:
 def check_same_vocabulary(student_tokenizer, teacher_tokenizer) -> None:
     """ValueError unless both map the same tokens to the same ids (equal sizes do not suffice)."""
     ours, theirs = student_tokenizer.get_vocab(), teacher_tokenizer.get_vocab()
-    if ours != theirs:
-        differ = sorted(t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t))
+    if differ := sorted({token for token, _ in ours.items() ^ theirs.items()}):
         raise ValueError(
             f"student and teacher disagree on {len(differ)} tokens, {differ[0]!r} among them: "
             "token-level distillation needs one vocabulary, choose a teacher of the same family"

@@ -68,19 +68,16 @@ def _as_text(messages, tokenizer, template) -> list[int]:
     raise ValueError(f"this tokenizer cannot read {', '.join(held)} as text: take it out")
 
 
-def render(
-    messages, tokenizer, *, thinking: bool | None = None, generate=True, date: str = DATE
-) -> list[int]:
+def render(messages, tokenizer, *, thinking: bool | None = None, date: str = DATE) -> list[int]:
     """Chat messages -> token ids, through the tokenizer's own chat template.
 
-    messages: [{"role": ..., "content": ...}, ...]; thinking: the template's `enable_thinking`, None
-    leaves it to the template; generate: end with the header of the assistant's turn; date: of today
+    thinking: the template's `enable_thinking`, None leaves it to the template; date: of today
     (year-month-day), for a template that asks. ValueError where there is no template, or no switch.
     """
     if not tokenizer.chat_template:
         raise ValueError("this tokenizer has no chat template: choose a chat model, or set one")
-    how = {"add_generation_prompt": generate}
-    how["strftime_now"] = datetime.fromisoformat(date).strftime  # not the clock: it changes prompts
+    today = datetime.fromisoformat(date).strftime  # not the clock's: it changes prompts
+    how = {"add_generation_prompt": True, "strftime_now": today}
     if thinking is not None:
         how["enable_thinking"] = thinking
         if "enable_thinking" not in str(tokenizer.chat_template):
@@ -98,9 +95,8 @@ def context(
 ) -> Prompt:  # fmt: skip
     """The prompt of one kind (a key of TEMPLATES[style]) for one problem, at most max_tokens long.
 
-    parts: problem, reference and attempt; those that the template does not need may be None.
-    thinking, date: as in `render`; raw: without chat template, a line. ValueError where a part is
-    missing, or cutting cannot make the prompt fit.
+    parts: problem, reference and attempt; those that the template does not need may be None. raw:
+    without chat template, a line. ValueError where a part is missing, or cutting does not suffice.
     """
     template = TEMPLATES[style][kind]
     needed = [part for part in ("problem", "attempt", "reference") if f"{{{part}}}" in template]
@@ -149,9 +145,8 @@ def _alike(tokenizer):
 def student_prompts(run: Run, seed: int, rows: list[dict], role="student", **how) -> list[Prompt]:
     """What the student is asked, in rollout, training and evaluation alike: x alone.
 
-    rows: of a problem set. role: an evaluated teacher is asked the same by its own template and
-    thinking switch. how: `raw` of context. ValueError, with how many, for prompts longer than
-    lengths.prompt.
+    role: an evaluated teacher is asked the same by its own template and thinking switch. how: `raw`
+    of context. ValueError, with how many, for prompts longer than lengths.prompt.
     """
     limit = run.settings.lengths.prompt
     return _prompts(run, role, run.model_path(role, seed), "solve", limit, rows, **how)
@@ -160,8 +155,7 @@ def student_prompts(run: Run, seed: int, rows: list[dict], role="student", **how
 def teacher_prompts(run: Run, seed: int, rows: list[dict], attempts=None, **how) -> list[Prompt]:
     """The teacher's refine context of each attempt (a text), or without attempts its vanilla one.
 
-    mode "opd": x, or (x, y_o). mode "opsd": the reference solution y* as well. Nothing else says
-    what the teacher sees: the prompt that makes a rewrite is, token for token, the one that scores.
+    mode "opd": x, or (x, y_o). mode "opsd": the reference solution y* as well.
     """
     kind = "solve" if attempts is None else "refine"
     kind += "_given_reference" if run.mode == "opsd" else ""

@@ -48,9 +48,8 @@ def solve(run: Run, task, problems: pd.DataFrame) -> pd.DataFrame:
 def trajectory(run: Run, problems: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """The text that the run's method trains on, for every base seed.
 
-    tables: the one of the trajectory's name, and of y_r that of y_o too. Columns: id, seed,
-    token_ids, text, correct; y_o_correct where there are attempts; attempt (the text of y_o) where
-    the teacher is to score y_r in its refine context.
+    tables: the one of the trajectory's name, and of y_r that of y_o too. Columns are added:
+    y_o_correct; attempt (the text of y_o) where the teacher is to score y_r in its refine context.
     """
     name, settings = run.recipe.trajectory, run.settings
     if name == "y_star":
@@ -86,8 +85,7 @@ class Pair(NamedTuple):
 def pairs(run: Run, seed: int, responses, problems, *, teacher: bool = True) -> list[Pair]:
     """A base seed's table of responses (id, token_ids) in the contexts of student and teacher.
 
-    A column `attempt` (the y_o behind each y_r) means the teacher's refine context, else it is the
-    vanilla one. teacher: False leaves the teacher out.
+    A column `attempt` (the y_o behind each y_r) means the teacher's refine context, not vanilla.
     """
     asked, raw = rows_of(problems, responses), "raw_text" in run.settings.training.as_authors
     student = [p.ids for p in prompts.student_prompts(run, seed, asked, raw=raw)]
@@ -109,12 +107,10 @@ def next_round(
     for y_r, the teacher's rewrites of them. The teacher stays what it was, in OPSD the step-0
     student. problems: this round's; adapter: of the round before; folder: for y_o and y_r."""
     settings, request = run.settings, ask(run, seed, problems, adapter=adapter, stream=number)
-    y_o = table(run, task, folder / "y_o.parquet", request, settings.rollout)
-    tables = {"y_o": y_o.assign(seed=seed)}
+    tables = {"y_o": table(run, task, folder / "y_o.parquet", request, settings.rollout)}
     if run.recipe.trajectory == "y_r":
-        request = _rewriting(run, seed, problems, y_o, stream=number)
-        y_r = table(run, task, folder / "y_r.parquet", request, settings.refinement)
-        tables["y_r"] = y_r.assign(seed=seed)
+        request = _rewriting(run, seed, problems, tables["y_o"], stream=number)
+        tables["y_r"] = table(run, task, folder / "y_r.parquet", request, settings.refinement)
     responses = trajectory(run, problems, tables)
     return pairs(run, seed, responses, problems, teacher=run.recipe.divergence != "cross_entropy")
 
@@ -156,8 +152,7 @@ def training_sets(runs: list[Run], problems: pd.DataFrame, tables: dict) -> list
 def _subset(responses: pd.DataFrame, recipe: Method) -> pd.Series:
     """Which rows the recipe trains on."""
     right = responses["correct"].astype(bool)
-    if recipe.subset in ("all", "right"):
-        return right | (recipe.subset == "all")
-    passed = responses["y_o_correct"].astype(bool)
-    rows = {"passed": passed, "failed": ~passed, "failed_then_passed": ~passed & right}
+    passed = responses.get("y_o_correct", right).astype(bool)  # only of attempts and rewrites
+    rows = {"all": right | True, "right": right, "passed": passed, "failed": ~passed}
+    rows["failed_then_passed"] = ~passed & right
     return rows[recipe.subset]

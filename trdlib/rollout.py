@@ -4,7 +4,6 @@ Also the one way in which prompts become a graded table of sampled token ids, `t
 steps behind this one use too: refine.py, distill.py (validation) and evaluate.py."""
 
 import importlib
-import itertools
 import shutil
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -54,20 +53,17 @@ def _reuse(path: Path, generation: str, rows: list[dict], task, **columns: list)
     `correct` too: graded by other rules, or of other answers, a table is graded again."""
     verdicts = task.grader, [(row["id"], row["answer"]) for row in rows], [columns] * bool(columns)
     found, stamp = store.fingerprint_of(path), f"{generation}/{store.content_hash(*verdicts)}"
-    if found is None:
-        return None, stamp
-    if found.split("/")[0] != generation:
-        return store.is_stale(path), stamp
-    table = store.load(path)
+    table = store.load(path, generation)
     if table is not None and found != stamp:
         table = table.assign(correct=grade(task, table, rows), **columns)
         store.save(table, path, stamp)
     return table, stamp
 
 
-def _asked(path: Path, stamp: str, request: Request, sampling: Sampling) -> engines.Asked:
-    """What the table at this path asks of an engine."""
-    parts, ids = path.with_name(f"{path.name}.parts") / stamp, [p.ids for p in request.prompts]
+def _asked(run: Run, path: Path, request: Request, sampling: Sampling) -> engines.Asked:
+    """What the table at this path asks of an engine; its fingerprint names the parts."""
+    parts = path.with_name(f"{path.name}.parts") / fingerprint(run, request, sampling)
+    ids = [p.ids for p in request.prompts]
     return engines.Asked(ids, sampling, parts, (request.seed, request.stream), request.adapter)
 
 
@@ -78,14 +74,13 @@ def table(run: Run, task, path: Path, request: Request, sampling: Sampling) -> p
     task (trdlib/tasks) only `grade` and `grader` are used.
     """
     rows = [row for row in request.rows for _ in range(sampling.samples)]
-    generation = fingerprint(run, request, sampling)
-    found, stamp = _reuse(path, generation, rows, task)
+    asked = _asked(run, path, request, sampling)
+    found, stamp = _reuse(path, asked.parts.name, rows, task)
     if found is not None:
         return found
     name = run.model_name(request.role, request.seed)
-    asked = _asked(path, generation, request, sampling)
-    groups = engines.sample(run, name, asked, f"{request.seed}/{path.stem}")
-    found = pd.DataFrame([done for group in groups for done in group], columns=Completion._fields)
+    done = engines.sample(run, name, asked, f"{request.seed}/{path.stem}")
+    found = pd.DataFrame(done, columns=Completion._fields)
     found.insert(0, "id", [row["id"] for row in rows])
     found.insert(1, "sample", found.groupby("id").cumcount())  # some are asked more often
     text = models.load_tokenizer(name).batch_decode
@@ -110,7 +105,7 @@ def tables_of_seeds(
         folder = path.with_name(f"{path.name}.seeds")
         todo = [(run, task, folder / f"{r.seed}.parquet", r, sampling) for r in requests]
         made = tables(run, todo, path.stem)
-        frames = [t.assign(seed=r.seed) for r, t in zip(requests, made, strict=True)]
+        frames = [made[at].assign(seed=r.seed) for _, _, at, r, _ in todo]
         found = pd.concat(frames, ignore_index=True).assign(**columns)
         store.save(found, path, stamp)
         shutil.rmtree(folder, ignore_errors=True)
@@ -121,34 +116,32 @@ def _fill(todo: list[tuple], label: str, mine: int = 0, of: int = 1) -> None:
     """Sample what these tables (the arguments of `table`) lack, or an engine's share of it."""
     lacking: dict[str, list] = {}
     for run, _, path, request, sampling in todo:
-        stamp = fingerprint(run, request, sampling)
-        if (store.fingerprint_of(path) or "").split("/")[0] != stamp:
-            name = run.model_name(request.role, request.seed)
-            lacking.setdefault(name, []).append(_asked(path, stamp, request, sampling))
+        asked = _asked(run, path, request, sampling)
+        if (store.fingerprint_of(path) or "").split("/")[0] != asked.parts.name:
+            lacking.setdefault(run.model_name(request.role, request.seed), []).append(asked)
     for name, asked in lacking.items():
         engines.fill(todo[0][0], name, asked, label, mine, of)
 
 
-def _tables(todo: list[tuple], label: str) -> list[pd.DataFrame]:
+def _tables(todo: list[tuple], label: str) -> dict[Path, pd.DataFrame]:
     _fill(todo, label)
-    return [table(*one) for one in todo]
+    return {one[2]: table(*one) for one in todo}
 
 
-def tables(run: Run, todo: list[tuple], label: str) -> list[pd.DataFrame]:
-    """`table` of each of these arguments, in jobs of one pool: a job has all those of a model and
-    adapter, which share batches; an engine that has a queue takes all in one, before."""
+def tables(run: Run, todo: list[tuple], label: str) -> dict[Path, pd.DataFrame]:
+    """`table` of each of these arguments, by path, in jobs of one pool: a job has all those of a
+    model and adapter, which share batches; an engine that has a queue takes all in one, before."""
     how, groups = run.settings.models, {}
-    for number, (one, _, _, request, _) in enumerate(todo):
-        key = one.model_name(request.role, request.seed), request.adapter
-        groups.setdefault(key, []).append(number)
+    for one in todo:
+        of, _, _, request, _ = one
+        key = of.model_name(request.role, request.seed), request.adapter
+        groups.setdefault(key, []).append(one)
     if todo and how.engine != "transformers":
-        places = jobs.places() // how.gpus or 1  # an engine for each, with its share
+        places = jobs.cluster.places() // how.gpus or 1  # an engine for each, with its share
         shares = [(todo, label, mine, places) for mine in range(places)]
         jobs.run_jobs(_fill, shares, workers=1 / how.gpus, label=f"{label}: engines")
-    asked = [([todo[number] for number in group], label) for group in groups.values()]
-    made = pool(run, _tables, asked, label)
-    found = dict(zip(itertools.chain(*groups.values()), itertools.chain(*made), strict=True))
-    return [found[number] for number in range(len(todo))]
+    made = pool(run, _tables, [(group, label) for group in groups.values()], label)
+    return {path: found for group in made for path, found in group.items()}
 
 
 def pool(run: Run, function, todo: list[tuple], label: str, *, training: bool = False) -> list:
@@ -162,7 +155,6 @@ def pool(run: Run, function, todo: list[tuple], label: str, *, training: bool = 
 
 
 def rollout(run: Run, task, problems: pd.DataFrame) -> pd.DataFrame:
-    """y_o of every base seed: read if it is there, sampled if not. problems: the train set. One row
-    per attempt, with the columns of `table` and seed."""
+    """y_o of every base seed, with the columns of `table` and seed. problems: the train set."""
     requests = [ask(run, seed, problems) for seed in run.settings.seeds]
     return tables_of_seeds(run, task, run.attempts, requests, run.settings.rollout)

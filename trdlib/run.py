@@ -27,9 +27,8 @@ _SHAPES_NOTHING = {"workers", "tracker", "only", "variants"}  # no result, that 
 class Run:
     """One cell of the pipeline; mode is "none" for the rows that are not trained (REFERENCES).
 
-    settings: of the scale; all_settings: of the file. data, attempts (y_o), choice (learning rates
-    and adapters' hashes), metrics: its files; results: where small ones go, results/, which is in
-    git, or a changed run's own place. SettingsError if there is no such run.
+    settings: of the scale; all_settings: of the file. results: where small files go, results/ (in
+    git) or a changed run's own place. SettingsError if there is no such run.
     """
 
     def __init__(self, scale: str, mode: str | None, method: str, settings: Settings):
@@ -64,7 +63,6 @@ class Run:
         self.metrics = self.results / "metrics" / scale / f"{cell}.json"
 
     def with_(self, mode: str | None = None, method: str | None = None) -> Self:
-        """Another run of the same scale."""
         return Run(self.scale, mode or self.mode, method or self.method, self.all_settings)
 
     @property
@@ -95,14 +93,12 @@ class Run:
         return self.rewritten / f"{name}.parquet"
 
     def folder(self, seed: int) -> Path:
-        """What is trained with this base seed."""
         return self.trained / str(seed)
 
     def adapter(self, seed: int) -> Path:
         return self.trained / str(seed) / "adapter"
 
     def samples(self, seed: int, temperature: float, benchmark: str) -> Path:
-        """What the trained student of this seed answered."""
         return self.sampled / str(seed) / f"{temperature:g}" / f"{benchmark}.parquet"
 
     def model_path(self, role: Literal["student", "teacher"], seed: int) -> str:
@@ -135,9 +131,9 @@ def get_run(
 ) -> Run:  # fmt: skip
     """The run that a notebook's parameters name; SettingsError if there is no such run.
 
-    scale: a name of params.yaml, with changes if there are any: "tiny lora.r=8". mode: None is the
-    first of the scale's, for what does not depend on it, as problems and y_o. learning_rate (the
-    only one tried), seed (the only one run) and tracker are such changes too; None: as usual.
+    scale: a name of params.yaml, with changes if there are any: "tiny lora.r=8"; learning_rate (the
+    only one tried), seed (the only one run) and tracker are such changes too. mode: None is the
+    first of the scale's, for what does not depend on it, as problems and y_o.
     """
     if learning_rate is not None:
         scale += f" training.learning_rates=[{learning_rate}] training.variant_learning_rates=[]"

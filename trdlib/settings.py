@@ -221,9 +221,8 @@ class Diagnosis(Section):
     gradient_problems: Count  # of each source, in a summed gradient
 
 
-# engine -> packages that it needs beyond the pinned ones, and how to get them
-ENGINES = {"transformers": (), "vllm": ("vllm",), "openai": ("openai",)}
-ENGINE_INSTALL = {"vllm": "pip install -e '.[vllm]'", "openai": "pip install -e '.[server]'"}
+# engine, which is the name of its package -> the extra of ours that brings it
+ENGINES = {"transformers": "", "vllm": "vllm", "openai": "server"}
 
 
 class Server(Section):

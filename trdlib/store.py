@@ -123,10 +123,11 @@ def save(frame: pd.DataFrame, path: AnyPath, fingerprint: str = "") -> Path:
 
 
 def load(path: AnyPath, fingerprint: str | None = None) -> pd.DataFrame | None:
-    """The table; None if it is absent, damaged, or (which is said) of another fingerprint."""
+    """The table; None if it is absent, damaged, or (which is said) of another fingerprint. Of one
+    with a / the part before it is enough."""
     if (found := fingerprint_of(path)) is None:
         return None
-    if fingerprint not in (None, found):
+    if fingerprint not in (None, found, found.split("/")[0]):
         return is_stale(path)
     with _else_aside(path):
         return pq.read_table(path, page_checksum_verification=True).to_pandas()

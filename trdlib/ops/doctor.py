@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from trdlib import sandbox
 from trdlib.ops import pilot, plan, project
 from trdlib.run import Run
-from trdlib.settings import ENGINE_INSTALL, ENGINES, Settings, SettingsError, load, root
+from trdlib.settings import ENGINES, Settings, SettingsError, load, root
 
 
 def packages() -> list[str]:
@@ -44,8 +44,9 @@ def verdict(scale: str, settings: Settings, where: str, memory: int, reach: str)
     how, there = run.settings.models, (run.data / "train.parquet").is_file()
     if how.backend == "unsloth" and not find_spec("unsloth"):
         faults.append("the backend unsloth is missing: pip install -e '.[gpu]'")
-    if not all(map(find_spec, ENGINES[how.engine])):
-        faults.append(f"the engine {how.engine} is missing: {ENGINE_INSTALL[how.engine]}")
+    if not find_spec(how.engine):
+        extra = ENGINES[how.engine]
+        faults.append(f"the engine {how.engine} is missing: pip install -e '.[{extra}]'")
     try:
         found = plan.models(run)
     except (SettingsError, ImportError) as error:
@@ -80,8 +81,8 @@ def command(*, of_project: bool, as_json: bool) -> int:
         "git": "here" if any((folder / ".git").exists() for folder in (root(), *root().parents))
         else "none here (a copy without .git): for dvc `git init`, or dvc config core.no_scm true",
         "sandbox": f"{guard}{'' if guard.safe else ' (no code tasks here: they need Linux)'}",
-        **{f"engine {name}": "here" if all(map(find_spec, ENGINES[name])) else f"missing: {how}"
-           for name, how in ENGINE_INSTALL.items()},
+        **{f"engine {name}": "here" if find_spec(name) else f"missing: pip install -e '.[{extra}]'"
+           for name, extra in ENGINES.items() if extra},
         "packages": "; ".join(faults) + "; so: make setup" if faults else "as pinned",
     }  # fmt: skip
     for name in settings.scales:
