@@ -18,7 +18,7 @@ from statsmodels.stats.multitest import multipletests
 from trdlib import stats
 from trdlib.analysis import compare
 from trdlib.analysis.compare import bootstrap
-from trdlib.stats import pass_at_k
+from trdlib.evaluate import avg_at_k, pass_at_k
 
 HOW = {"resamples": 4000, "confidence": 0.95}
 
@@ -61,6 +61,8 @@ def test_shares_are_those_of_the_formula():
 
 
 def test_no_samples_is_an_error_not_a_zero():
+    with pytest.raises(ValueError, match="at least one"):
+        avg_at_k([])
     with pytest.raises(ValueError, match="not defined"):
         bootstrap([], **HOW)
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from trdlib.rollout import ask, tables
 from trdlib.run import Run
-from trdlib.stats import allocate
+from trdlib.stats import allocate, avg_at_k, pass_at_k  # noqa: F401 - looked for here
 
 
 def evaluate(
