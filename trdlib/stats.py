@@ -1,5 +1,5 @@
-"""avg@k and pass@k, as in the paper (section 3), the latter by the unbiased estimator of Chen et al.
-(2021). Their intervals, and those of differences, stand in analysis/compare.py."""
+"""avg@k and pass@k, as in the paper (section 3), the second by the unbiased estimator of Chen et
+al. (2021). Their intervals, and those of differences, stand in analysis/compare.py."""
 
 import math
 import statistics
