@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,6 +40,15 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if not config.getoption("--gpu"):  # the other tests compare with what a CPU computes
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if "WARM" not in os.environ:  # the workers have it of their parent
+        os.environ["WARM"] = f"trd-{os.getpid()}"
+        command = [sys.executable, str(QUICK / "warm.py"), os.environ["WARM"]]
+        config.warm = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+
+
+def pytest_unconfigure(config):
+    if hasattr(config, "warm"):
+        config.warm.communicate()  # it ends with its stdin
 
 
 def pytest_collection_modifyitems(items):

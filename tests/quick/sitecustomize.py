@@ -1,0 +1,35 @@
+"""Python runs this file at its start. A kernel, or `python -m trdlib`, of a test asks warm.py to be
+it instead: it passes signals on and ends as the other ends; if it is killed, so is the other."""
+
+import os
+import sys
+
+WARM = {"ipykernel_launcher", "trdlib"}
+
+
+def ask(module: str) -> None:
+    import json
+    import signal
+    import socket
+
+    with socket.socket(socket.AF_UNIX) as asked:
+        asked.connect("\0" + os.environ["WARM"])
+        about = {"module": module, "argv": sys.argv, "path": [os.getcwd(), *sys.path]}
+        about = json.dumps(about | {"cwd": os.getcwd(), "env": dict(os.environ)}).encode()
+        socket.send_fds(asked, [len(about).to_bytes(4)], [0, 1, 2])
+        asked.sendall(about)
+        if asked.recv(1) == b"n":  # the libraries were imported with other settings
+            return
+        for one in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(one, lambda number, _: asked.send(bytes([number])))
+        code = os.waitstatus_to_exitcode(int.from_bytes(asked.recv(4)))
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code)
+
+
+if "WARM" in os.environ and sys.argv[:1] == ["-m"]:
+    module = sys.orig_argv[sys.orig_argv.index("-m") + 1]
+    if module in WARM:
+        ask(module)
