@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -31,6 +32,15 @@ def copy_models(project: Path) -> None:
     """Those of smoke and smoke-code: of tiny and tiny-code, the seeds 0 and 1."""
     for place in ("tiny/0", "tiny/1", "tiny-code/0", "tiny-code/1"):
         shutil.copytree(REPOSITORY / "models" / place, project / "models" / place)
+
+
+def kill_all_in(folder: Path) -> None:
+    """kill -9 whatever works in this folder, but this process (a child of warm.py is no child of
+    who started it)."""
+    for one in psutil.process_iter(["cwd"]):
+        works = one.info["cwd"] and Path(one.info["cwd"]).is_relative_to(folder)
+        if works and one.pid != os.getpid():
+            one.kill()
 
 
 def pytest_addoption(parser):

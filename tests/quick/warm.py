@@ -20,11 +20,11 @@ transformers.models.qwen3.modeling_qwen3 transformers.trainer"""
 
 def shaping(environment: dict) -> dict:
     """What libraries read while they are imported."""
-    names = ("CUDA", "HF_", "OMP_", "OPENBLAS", "TOKENIZERS", "TORCH", "TRANSFORMERS")
+    names = ("CUDA_", "HF_", "OMP_", "TOKENIZERS_", "TRANSFORMERS_")
     return {name: value for name, value in environment.items() if name.startswith(names)}
 
 
-SHAPING = shaping(os.environ)  # the imports add to it
+SHAPING = shaping(os.environ)
 os.environ["JPY_PARENT_PID"] = str(os.getpid())  # read at import: else a kernel says how to stop it
 
 
