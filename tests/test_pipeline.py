@@ -115,8 +115,8 @@ defined("6_diagnose").write(found, plt.figure())
 @pytest.mark.xdist_group("pipeline")
 def test_killed_three_times_it_ends_in_the_bytes_of_one_process_without_dvc(tmp_path):
     plain, cut = checkout(tmp_path / "plain"), checkout(tmp_path / "cut")
-    (plain / "by_hand.py").write_text(BY_HAND)
-    command = [sys.executable, "-m", "by_hand"]
+    (plain / "script.py").write_text(BY_HAND)
+    command = [sys.executable, "-m", "script"]
     by_hand = subprocess.Popen(command, cwd=plain, env=environment())
 
     kill_when(cut, "runs/smoke/y_o.parquet.seeds/*.parts/*/*.jsonl")

@@ -1,10 +1,10 @@
-"""Python runs this file at its start. A kernel, or `python -m trdlib`, of a test asks warm.py to be
-it instead: it passes signals on and ends as the other ends; if it is killed, so is the other."""
+"""Python runs this file at its start. In a test a kernel, `python -m trdlib` and a script.py of the
+test's own ask warm.py to be them: they pass signals on and end as that ends, and that with them."""
 
 import os
 import sys
 
-WARM = {"ipykernel_launcher", "trdlib", "by_hand"}
+WARM = {"ipykernel_launcher", "trdlib", "script"}
 
 
 def ask(module: str) -> None:
