@@ -1,10 +1,10 @@
-"""Python runs this file at its start. In a test a kernel, `python -m trdlib` and a script.py of the
-test's own ask warm.py to be them: they pass signals on and end as that ends, and that with them."""
+"""Python runs this file at its start. In a test these modules ask warm.py to be them: they pass
+signals on and end as that ends, and that ends with them."""
 
 import os
 import sys
 
-WARM = {"ipykernel_launcher", "trdlib", "script"}
+WARM = {"ipykernel_launcher", "trdlib", "script", "tests.bench_peers"}
 
 
 def ask(module: str) -> None:
