@@ -19,6 +19,8 @@ os.environ |= {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 os.environ["PYTHONPATH"] = f"{REPOSITORY}{os.pathsep}{QUICK}"
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 sys.path.insert(0, str(QUICK))
+LONGEST = """pipeline notebooks recipes smol_gpu tasks_math distill explore map sandbox sweep
+project doctor diagnose models tasks_hub tasks_code stamps engines report settings"""
 SMALL = {  # a Qwen3 model by its Qwen3Config names
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -62,9 +64,9 @@ def pytest_unconfigure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """The longest tests first: else one core waits for them at the end."""
-    long = ("test_killed_three_times", "test_each_runs_alone", "test_the_whole_experiment_runs")
-    items.sort(key=lambda item: not item.name.startswith(long))
+    """The files that take longest first: else one core waits for them at the end."""
+    place = {f"test_{name}": number for number, name in enumerate(LONGEST.split())}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
 import yaml
 from conftest import QUICK, REPOSITORY, copy_models, kill_all_in
 
@@ -112,7 +111,6 @@ defined("6_diagnose").write(found, plt.figure())
 """
 
 
-@pytest.mark.xdist_group("pipeline")
 def test_killed_three_times_it_ends_in_the_bytes_of_one_process_without_dvc(tmp_path):
     plain, cut = checkout(tmp_path / "plain"), checkout(tmp_path / "cut")
     (plain / "script.py").write_text(BY_HAND)
