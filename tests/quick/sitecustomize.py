@@ -16,10 +16,11 @@ def ask(module: str) -> None:
     with socket.socket(socket.AF_UNIX) as asked:
         asked.connect("\0" + os.environ["WARM"])
         about = {"module": module, "argv": sys.argv, "path": [os.getcwd(), *sys.path]}
-        about = json.dumps(about | {"cwd": os.getcwd(), "env": dict(os.environ)}).encode()
+        about |= {"cwd": os.getcwd(), "env": dict(os.environ), "python": sys.executable}
+        about = json.dumps(about).encode()
         socket.send_fds(asked, [len(about).to_bytes(4)], [0, 1, 2])
         asked.sendall(about)
-        if asked.recv(1) == b"n":  # the libraries were imported with other settings
+        if asked.recv(1) == b"n":  # it is another Python, or has other settings
             return
         for one in (signal.SIGINT, signal.SIGTERM):
             signal.signal(one, lambda number, _: asked.send(bytes([number])))

@@ -44,7 +44,7 @@ def become(asked: socket.socket) -> dict:
     """Returns in the child alone: what it is to run."""
     size, files, *_ = socket.recv_fds(asked, 4, 3)
     about = json.loads(asked.recv(int.from_bytes(size), socket.MSG_WAITALL))
-    if shaping(about["env"]) != SHAPING:
+    if about["python"] != sys.executable or shaping(about["env"]) != SHAPING:
         asked.send(b"n")
         os._exit(0)
     asked.send(b"y")
