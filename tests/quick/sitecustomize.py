@@ -28,7 +28,8 @@ def ask(module: str) -> None:
         while not select.select([asked], [], [], 1)[0]:
             if os.getppid() != parent:  # a kernel ends with who started it
                 os._exit(1)
-        code = os.waitstatus_to_exitcode(int.from_bytes(asked.recv(4)))
+        ended = asked.recv(4)
+    code = os.waitstatus_to_exitcode(int.from_bytes(ended)) if ended else 1
     if code < 0:
         signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
