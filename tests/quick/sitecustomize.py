@@ -30,9 +30,8 @@ def ask(module: str) -> None:
                 os._exit(1)
         ended = asked.recv(4)
     code = os.waitstatus_to_exitcode(int.from_bytes(ended)) if ended else 1
-    if code < 0:
-        signal.signal(-code, signal.SIG_DFL)
-        os.kill(os.getpid(), -code)
+    if code < 0:  # by a signal
+        os.kill(os.getpid(), signal.SIGKILL)
     os._exit(code)
 
 
