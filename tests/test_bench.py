@@ -8,7 +8,8 @@ from conftest import REPOSITORY
 
 def test_every_kernel_has_a_row_and_the_values_agree():
     """Of the divergence alone: each case is a process that imports its peer."""
-    command = [sys.executable, "tests/bench_peers.py", "--quick", "--pairs", "1", "--only", "kl"]
+    words = ["tests.bench_peers", "--quick", "--pairs", "1", "--only", "kl"]
+    command = [sys.executable, "-m", *words]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     cells = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]

@@ -59,7 +59,6 @@ def in_float64(run, role, seed, prompt, response, merged=None):
     return logits[len(prompt) - 1 : -1, : len(tokenizer)].log_softmax(-1)
 
 
-@pytest.mark.xdist_group("explore")
 @pytest.mark.parametrize("mode", ["opd", "opsd"])
 def test_numbers_are_those_of_a_full_softmax_in_float64(project, made, mode):
     run = get_run("smoke", mode, "reverse_kl")
@@ -100,7 +99,6 @@ def test_numbers_are_those_of_a_full_softmax_in_float64(project, made, mode):
     assert found[True]["values"]["student_logp"] != found[False]["values"]["student_logp"]
 
 
-@pytest.mark.xdist_group("explore")
 def test_a_view_shows_what_training_sees(project, made):
     tables, problems = made.tables["opd"], made.sets["train"]
     for method, name in (("trd", "y_r"), ("forward_kl_clip", "y_o"), ("trd_plain", "y_r"),
@@ -175,7 +173,6 @@ def test_each_filter_keeps_what_it_says():
     }
 
 
-@pytest.mark.xdist_group("explore")
 def test_answers_before_and_after_training(project, made):
     run, base = get_run("smoke", "opd", "trd"), get_run("smoke", "none", "base")
     task, adapters = tasks.of(run), {}
@@ -203,7 +200,6 @@ def test_answers_before_and_after_training(project, made):
 # -------------------------------------------------------------------------- a problem of one's own
 
 
-@pytest.mark.xdist_group("explore")
 def test_a_live_problem_is_attempted_rewritten_and_graded(project):
     run = get_run("smoke", "opsd", "trd")
     task, loaded = tasks.of(run), explore.load(run, 0)
@@ -379,7 +375,6 @@ def by_keyboard(browser, root) -> None:
     at_cursor(right)
 
 
-@pytest.mark.xdist_group("browser")
 def test_the_export_works_from_disk(browser, tmp_path):
     page = store.write_text(tmp_path / "hostile.html", explore.page(a_view(HOSTILE)))
     browser.get(page.as_uri())
@@ -487,7 +482,6 @@ def lab(project):
         log.close()
 
 
-@pytest.mark.xdist_group("browser")
 def test_the_notebook_works_in_jupyterlab_by_keyboard(browser, lab):
     browser.get(f"{lab}/lab/tree/notebooks/0_explore.ipynb")
     run = wait(browser, lambda: [n for n in find(browser, ".lm-MenuBar-item") if n.text == "Run"])

@@ -93,36 +93,9 @@ def test_the_engine_refuses_before_a_kernel_starts(project, monkeypatch):
         papermill.execute_notebook(source, "out.ipynb", {"learning_rate": 1e-5}, **how)
 
 
-# A process that has imported what takes long; each notebook runs in a child of it, as IPython runs
-# it in notebooks/, with no names but its own.
-ALONE = """
-import os, sys
-import matplotlib.pyplot, nbformat, transformers.trainer
-from IPython.core.interactiveshell import InteractiveShell
-from trdlib import generate, models
-from trdlib.analysis import compare, diagnose, explore, tables
-from trdlib.run import get_run
-run = get_run()
-model, _ = models.load(run.model_path("student", 0), run.settings.models, run.context_length)
-generate.decode(model, [[1]], max_new_tokens=2, temperature=1.0, top_p=1.0, top_k=0,
-                stop_ids=[])
-os.chdir("notebooks")
-for name in sys.argv[1:]:
-    print(name, flush=True)
-    if (child := os.fork()) == 0:
-        shell = InteractiveShell.instance()
-        cells = nbformat.read(name + ".ipynb", 4).cells
-        right = all(shell.run_cell(c.source).success for c in cells if c.cell_type == "code")
-        sys.stdout.flush()
-        os._exit(not right)
-    if os.waitpid(child, 0)[1]:
-        sys.exit(name + " fails")
-"""
-
-
 def test_each_runs_alone(tmp_path):
-    """As where a user opens it and presses "run all"; the later ones find nothing prepared but what
-    the ones before left. On a real kernel too: those that no other test starts on one."""
+    """Where a user opens it and presses "run all"; the later ones find nothing prepared but what
+    the ones before left."""
     shutil.copytree(REPOSITORY / "notebooks", tmp_path / "notebooks")
     copy_models(tmp_path)
     shutil.copytree(REPOSITORY / "results" / "published", tmp_path / "results" / "published")
@@ -137,18 +110,13 @@ def test_each_runs_alone(tmp_path):
     (tmp_path / "params.yaml").write_text(params)
     # 4 first: it must make its own attempts and rewrites
     order = ["4_distill", "1_prepare", "2_rollout", "3_refine", "5_evaluate", "6_diagnose"]
-    order += ["7_tables", "0_explore", "10_report"]
-    kernels = ["6_map", "8_audit", "9_sweep"]
-    assert {*order, *kernels} == {path.stem for path in NOTEBOOKS}
-    how = {"cwd": tmp_path, "capture_output": True, "text": True}
+    order += ["7_tables", "0_explore", "10_report", "6_map", "8_audit", "9_sweep"]
+    assert {*order} == {path.stem for path in NOTEBOOKS}
     env = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
-    drawn = {"MPLBACKEND": "agg", "IPYTHONDIR": str(tmp_path / "ipython")}
-    done = subprocess.run([sys.executable, "-c", ALONE, *order], env=env | drawn, **how)
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-cell-timeout=300", "-q",
-         "-p", "no:cacheprovider", "-p", "no:xdist", *(f"notebooks/{n}.ipynb" for n in kernels)],
-        env=env, **how,
+        [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-cell-timeout=300", "-xq",
+         "-p", "no:cacheprovider", "-p", "no:xdist", *(f"notebooks/{n}.ipynb" for n in order)],
+        cwd=tmp_path, env=env, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     for name in (

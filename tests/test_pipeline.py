@@ -9,10 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
-import pytest
 import yaml
-from conftest import QUICK, REPOSITORY, copy_models
+from conftest import QUICK, REPOSITORY, copy_models, kill_all_in
 
 
 def checkout(folder: Path) -> Path:
@@ -70,9 +68,8 @@ def kill_when(folder: Path, pattern: str) -> None:
         assert process.poll() is None, f"it ended before {pattern}: {process.stdout.read()[-3000:]}"
         assert time.monotonic() < deadline, f"{pattern} never appeared"
         time.sleep(0.01)
-    family = [process, *psutil.Process(process.pid).children(recursive=True)]
-    for member in family:
-        member.kill()
+    process.kill()
+    kill_all_in(folder)
     process.wait()
 
 
@@ -114,10 +111,11 @@ defined("6_diagnose").write(found, plt.figure())
 """
 
 
-@pytest.mark.xdist_group("pipeline")
 def test_killed_three_times_it_ends_in_the_bytes_of_one_process_without_dvc(tmp_path):
     plain, cut = checkout(tmp_path / "plain"), checkout(tmp_path / "cut")
-    by_hand = subprocess.Popen([sys.executable, "-c", BY_HAND], cwd=plain, env=environment())
+    (plain / "script.py").write_text(BY_HAND)
+    command = [sys.executable, "-m", "script"]
+    by_hand = subprocess.Popen(command, cwd=plain, env=environment())
 
     kill_when(cut, "runs/smoke/y_o.parquet.seeds/*.parts/*/*.jsonl")
     assert not (cut / "runs/smoke/y_o.parquet").exists()

@@ -299,6 +299,7 @@ def test_help_needs_neither_torch_nor_the_hub():
     command = [sys.executable, "-X", "importtime", "-m", "trdlib", "doctor", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
+    assert "argparse" in imported
     assert not imported & {"torch", "transformers", "huggingface_hub"}
 
 

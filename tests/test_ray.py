@@ -19,7 +19,6 @@ from trdlib.run import get_run
 from trdlib.settings import SettingsError
 
 ray = pytest.importorskip("ray", reason="pip install -e '.[cluster]'")
-pytestmark = pytest.mark.xdist_group("ray")
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ CHANGES = (
 )
 # The script, with a random model in the package's place.
 START = """
-import runpy, sys, torch, transformers
+import multiprocessing, runpy, sys, torch, transformers
 sys.path.append(sys.argv[3])
 import smol_models
 
@@ -35,6 +35,9 @@ def base():
 
 smol_models.base, letters = base, sys.argv[1]
 smol_models.merged = lambda model, adapter: model
+if sys.argv[-1] != "15":  # the second time no process has to import everything again
+    forked = multiprocessing.get_context("fork")
+    multiprocessing.get_context = lambda _: forked
 sys.argv = [sys.argv[2], *sys.argv[4:]]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -44,7 +47,8 @@ def test_the_whole_experiment_runs_and_goes_on_where_it_stopped(project, byte_to
     byte_tokenizer.save_pretrained("letters")
     shutil.copytree(SCRIPTS.parent / "models" / "smol-pair", "models/smol-pair")
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    how = [sys.executable, "-c", START, "letters", str(SCRIPTS / "smol_gpu.py"), str(SCRIPTS)]
+    Path("script.py").write_text(START)
+    how = [sys.executable, "-m", "script", "letters", str(SCRIPTS / "smol_gpu.py"), str(SCRIPTS)]
     how += ["out", "--workers", "1", "--scale", f"smol-full {CHANGES}", "--seconds"]
     for seconds in ("15", "3000"):  # the first call stops somewhere
         done = subprocess.run([*how, seconds], capture_output=True, text=True, env=environment)

