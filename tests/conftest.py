@@ -18,7 +18,6 @@ QUICK = REPOSITORY / "tests" / "quick"
 os.environ |= {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 os.environ["PYTHONPATH"] = f"{REPOSITORY}{os.pathsep}{QUICK}"
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-sys.path.insert(0, str(QUICK))
 LONGEST = """pipeline notebooks recipes smol_gpu tasks_math distill explore map sandbox sweep
 project doctor diagnose models tasks_hub tasks_code stamps engines report settings"""
 SMALL = {  # a Qwen3 model by its Qwen3Config names
