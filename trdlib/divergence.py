@@ -183,9 +183,10 @@ def _products(hidden: torch.Tensor, weight: torch.Tensor):
         yield rows, _product(hidden[rows], weight)
 
 
-def logits_in_chunks(hidden: torch.Tensor, head: Head):
+def logits_in_chunks(hidden: torch.Tensor, head: Head | torch.Tensor):
     """(rows, logits) of hidden states (N, H) and head (V, H), a few rows at a time, float32 at
     least: rows is a slice of the N positions, logits (len(rows), V)."""
+    head = as_head(head)
     return ((rows, head.logits(product)) for rows, product in _products(hidden, head.weight))
 
 
