@@ -36,7 +36,7 @@ def ask(module: str) -> None:
 
 
 # `-X importtime` asks what a process of its own imports
-if "WARM" in os.environ and sys.argv[:1] == ["-m"] and "importtime" not in sys._xoptions:
+if os.environ.get("WARM") and sys.argv[:1] == ["-m"] and "importtime" not in sys._xoptions:
     module = sys.orig_argv[sys.orig_argv.index("-m") + 1]
     if module in WARM:
         ask(module)
