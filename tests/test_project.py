@@ -271,7 +271,7 @@ def test_a_lock_that_is_cut_off_is_mended(copy, monkeypatch, capsys):
     path.write_bytes(whole)
     git("add", "-f", "dvc.lock")
     git("commit", "-m", "x")
-    for left in (0, 1, *np.random.default_rng(0).integers(2, len(whole), 12)):
+    for left in (0, 1, *np.random.default_rng(0).integers(2, len(whole), 40)):
         path.write_bytes(whole[:left])
         said, now = mend(), path.read_bytes()
         assert len(said.splitlines()) == (now == whole), left

@@ -61,7 +61,7 @@ def test_shares_are_those_of_the_formula():
 
 
 def test_no_samples_is_an_error_not_a_zero():
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match="not defined"):
         avg_at_k([])
     with pytest.raises(ValueError, match="not defined"):
         bootstrap([], **HOW)

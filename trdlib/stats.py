@@ -2,14 +2,16 @@
 al. (2021). Their intervals, and those of differences, stand in analysis/compare.py."""
 
 import math
-import statistics
 
 import numpy as np
 
 
 def avg_at_k(correct) -> float:
     """Mean accuracy; correct: booleans, any shape, at least one."""
-    return statistics.fmean(np.ravel(correct))
+    correct = np.asarray(correct, dtype=float)
+    if correct.size == 0:
+        raise ValueError("avg@k of no samples is not defined")
+    return float(correct.mean())
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
